@@ -1,0 +1,1 @@
+"""One file per attack library; nothing else in the package knows that library."""

@@ -1,0 +1,118 @@
+"""What every wrapped attack shares: finding and checking the map, reaching the attack's attributes, one by one."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+import weakref
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sip_plugin.constraint import SalienceMap, as_salience_map, project
+from sip_plugin.salience_source import MaskSource, call_mask_source, check_mask_source
+
+_OWN = frozenset({"wrapped", "mask_fn", "one_by_one"})
+_locks: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+class SalienceAttack:
+    """An attack of another library whose every step leaves salient elements alone.
+
+    Attributes of the wrapped attack are read and set through this object; its own are ``wrapped``, ``mask_fn`` and
+    ``one_by_one``. See :class:`sip_plugin.SIPWrapper` for the arguments.
+    """
+
+    wrapped: Any
+    mask_fn: MaskSource
+    one_by_one: bool
+
+    def __init__(self, attack: Any, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> None:
+        self.wrapped = attack
+        self.mask_fn = check_mask_source(mask_fn)
+        self.one_by_one = one_by_one
+        # The attack's model is swapped during a call, so calls of one attack take turns, whichever wrapper they go through.
+        self.__dict__["_lock"] = _locks.setdefault(id(attack), threading.RLock())
+
+    # --- the attack's own attributes ---
+
+    def __getattr__(self, name: str) -> Any:
+        # Only reached for what this object lacks. Not for dunders, nor before __init__ (copy and pickle build us bare).
+        if (name.startswith("__") and name.endswith("__")) or "wrapped" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.wrapped, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OWN:
+            self.__dict__[name] = value
+        else:
+            setattr(self.wrapped, name, value)
+
+    def __copy__(self) -> SalienceAttack:
+        return type(self)(copy.copy(self.wrapped), self.mask_fn, one_by_one=self.one_by_one)
+
+    def __reduce__(self) -> Any:
+        return _rebuild, (type(self), self.wrapped, self.mask_fn, self.one_by_one)
+
+    def __repr__(self) -> str:
+        source = self.mask_fn
+        if isinstance(source, (Tensor, np.ndarray)):
+            shown = f"map of shape {tuple(source.shape)}"
+        else:
+            shown = getattr(source, "__qualname__", None) or repr(source)
+        return f"SIPWrapper({self.wrapped!r}, mask_fn={shown}{', one_by_one=True' if self.one_by_one else ''})"
+
+    # --- one call ---
+
+    def _attack(self, images: Tensor, labels: Tensor | None, salience: Tensor, args: Any, kwargs: Any) -> Tensor:
+        """Run the wrapped attack on one batch with its checked map."""
+        raise NotImplementedError  # each library's adapter has its own
+
+    def _attack_rows(self, images: Tensor, labels: Tensor | None, salience: Tensor, args: Any, kwargs: Any) -> Tensor:
+        """Run the wrapped attack on the batch, or on each of its images in turn."""
+        if not self.one_by_one:
+            return self._attack(images, labels, salience, args, kwargs)
+        maps = salience.expand(len(images), *salience.shape[1:]).split(1)
+        each = [None] * len(images) if labels is None else labels.split(1)
+        rows = zip(images.split(1), each, maps, strict=True)
+        return torch.cat([self._attack(image, label, row, args, kwargs) for image, label, row in rows])
+
+    def salience(self, images: Tensor, labels: Tensor | None, mask: SalienceMap | None = None) -> Tensor:
+        """The binary map for a batch: ``mask`` if given, else what ``mask_fn`` says.
+
+        Returns:
+            A ``bool`` tensor broadcastable to ``(N, C, H, W)``.
+
+        Raises:
+            TypeError: If the map is not a tensor or array.
+            ValueError: If there is no map, or :func:`sip_plugin.constraint.as_salience_map` refuses it.
+        """
+        return as_salience_map(call_mask_source(self.mask_fn if mask is None else mask, images, labels), images)
+
+    def _project_result(self, adversarial: Any, images: Tensor, salience: Tensor) -> Tensor:
+        """The attack's result with the clean values on salient elements."""
+        if not isinstance(adversarial, Tensor) or adversarial.shape != images.shape:
+            got = tuple(adversarial.shape) if isinstance(adversarial, Tensor) else type(adversarial).__name__
+            raise RuntimeError(
+                f"{self.wrapped!r} returned {got} where adversarial images of shape {tuple(images.shape)} were expected."
+            )
+        result = project(adversarial.detach(), images, salience)
+        broken = ~result.isfinite().flatten(1).all(1) & salience.flatten(1).any(1)
+        if bool(broken.any()):
+            # Attacks that divide by the gradient's norm give NaN where it is zero on all the elements left to them.
+            warnings.warn(
+                f"{type(self.wrapped).__name__} gave NaN or infinity for {int(broken.sum())} of {len(images)} images "
+                f"(indices {broken.nonzero().flatten().tolist()[:10]}), most likely because the gradient is zero on all "
+                "their non-salient elements; their clean images are returned.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            result = torch.where(broken[:, None, None, None], images, result)
+        return result
+
+
+def _rebuild(kind: type[SalienceAttack], attack: Any, mask_fn: MaskSource, one_by_one: bool) -> SalienceAttack:
+    return kind(attack, mask_fn, one_by_one=one_by_one)

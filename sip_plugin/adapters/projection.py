@@ -1,0 +1,159 @@
+"""The two mechanisms that project every step of somebody else's attack. This file knows no attack library.
+
+*Query projection* puts a model in place of the attack's own that projects each query before the network sees it: the
+attack then works on ``f∘P_x``, and gradients on salient elements are zero by the chain rule. It needs to know nothing of
+the attack.
+
+*Iterate projection* is for attacks whose optimisation variable is the image itself while the network sees a transform of
+it (DI-, TI-FGSM), or where salient elements would eat a norm budget (PGDL2). Every gradient attack marks its iterate with
+``requires_grad``; that moment is caught, the clean values are selected into the iterate, and its gradient is zeroed on
+salient elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
+
+from sip_plugin.constraint import project
+
+
+class Mechanism(Enum):
+    """Where an attack's steps are projected."""
+
+    QUERY = "query"
+    ITERATE = "iterate"
+
+
+class BatchProjection:
+    """``P_x`` for one batch: clean images, their map, and which query belongs to which image.
+
+    A query of as many rows as the batch has its order. Any other number (only the images still robust, a population, a
+    sample of noise) takes, row by row, the nearest clean image; two near-identical images that carry different maps
+    cannot be told apart that way.
+
+    Args:
+        images: The clean images as the attack's queries see them, ``(N, C, H, W)``.
+        salience: Their binary map, broadcastable to the images.
+    """
+
+    def __init__(self, images: Tensor, salience: Tensor) -> None:
+        self.images = images
+        self.salience = salience
+
+    def covers(self, tensor: Tensor) -> bool:
+        """Whether ``tensor`` is a batch of such images."""
+        return tensor.dim() == 4 and tensor.is_floating_point() and tensor.shape[1:] == self.images.shape[1:]
+
+    def rows(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Clean images and map for each row of ``queries``."""
+        count = len(self.images)
+        if len(queries) == count or count == 1:
+            return self.images, self.salience
+        nearest = _nearest(queries.detach(), self.images)
+        return self.images[nearest], self.salience if len(self.salience) == 1 else self.salience[nearest]
+
+    def __call__(self, queries: Tensor) -> Tensor:
+        """Queries with their clean values on salient elements; differentiable."""
+        images, salience = self.rows(queries)
+        return project(queries, images, salience)
+
+
+def _nearest(queries: Tensor, images: Tensor) -> Tensor:
+    """For each query the index of the nearest image in L2, the first one on a tie."""
+    with torch.autocast(queries.device.type, enabled=False):
+        # Not by matrix product: reduced precision (TF32, bf16) confuses images that are close to each other.
+        distances = torch.cdist(
+            queries.flatten(1).float(), images.flatten(1).float(), compute_mode="donot_use_mm_for_euclid_dist"
+        )
+    return distances.argmin(1)
+
+
+class ProjectedModel(nn.Module):
+    """``f∘P_x``, standing in for the network ``f`` for the length of one call; everything else reaches ``f``.
+
+    Args:
+        model: The network, shared with the caller and never hooked.
+        projection: ``P_x``, or None where the iterate is projected instead.
+        iterates: The mode that projects iterates, which must not see the network's own operations.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        projection: Callable[[Tensor], Tensor] | None,
+        iterates: IterateProjection | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.training = False  # an attack puts a training model back itself; the caller's modes are restored for it
+        self._projection = projection
+        self._iterates = iterates
+
+    def forward(self, queries: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The network's output at the projected queries."""
+        if self._projection is not None:
+            queries = self._projection(queries)
+        if self._iterates is None:
+            return self.model(queries, *args, **kwargs)
+        with self._iterates.suspended():
+            return self.model(queries, *args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("model"), name)
+
+
+class IterateProjection(TorchFunctionMode):
+    """While active, projects every tensor that is marked with ``requires_grad`` and is a batch of the images' shape.
+
+    Active for the current thread only. The tensor is written in place, before it becomes a leaf of the graph.
+
+    Args:
+        projection: ``P_x`` in the space of the attack's iterate.
+    """
+
+    def __init__(self, projection: BatchProjection) -> None:
+        super().__init__()
+        self.projection = projection
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Project first where ``func`` marks an iterate; then run ``func`` as it is."""
+        kwargs = kwargs or {}
+        # == and not `is`: the setter's slot wrapper is a new object each time it is looked up.
+        marks = func == torch.Tensor.requires_grad_ or func == torch.Tensor.requires_grad.__set__  # type: ignore[attr-defined]
+        if not (marks and all(args[1:]) and all(kwargs.values()) and self.projection.covers(args[0])):
+            return func(*args, **kwargs)
+        iterate: Tensor = args[0]
+        images, salience = self.projection.rows(iterate)
+        with torch.no_grad():
+            iterate.copy_(project(iterate, images, salience))
+        result = func(*args, **kwargs)
+        iterate.register_hook(lambda gradient: gradient.masked_fill(salience, 0))
+        return result
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Out of the way of the network's own operations, each of which would pay for the mode."""
+        if _get_current_function_mode() is not self:
+            yield
+            return
+        self.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            self.__enter__()

@@ -1,0 +1,299 @@
+"""Which perturbations are allowed: the feasible set Δ'(x) of SIP-AT (eq. 9) and the projections onto it.
+
+One idea covers every method, a *budget per element*: element ``i`` of the image ``x`` may change by at most ``ε_i``.
+SIP-AT's budget is ``ε·(1 − M)``, so salient elements (``M = 1``) may not change at all; Madry's is ``ε`` everywhere.
+
+Shapes and ranges throughout: images are floating point, ``(N, C, H, W)``, in ``[0, 1]``; a salience map is broadcastable
+to that shape; a budget is non-negative and broadcastable to that shape. Pure tensor functions; this module knows no
+attack library and no network.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Norm = Literal["Linf", "L2"]
+SalienceMap = Tensor | np.ndarray
+
+
+# --- what goes in -----------------------------------------------------------------------------------------------------
+
+
+def check_images(images: Tensor, *, name: str = "images", tolerance: float = 0.0) -> None:
+    """Refuse anything but a non-empty floating-point batch ``(N, C, H, W)`` in ``[0, 1]``.
+
+    Args:
+        images: The batch.
+        name: What the error calls it.
+        tolerance: How far outside ``[0, 1]`` a value may lie (for images that were normalised and back).
+
+    Raises:
+        TypeError: If ``images`` is not a floating-point tensor.
+        ValueError: If its shape is not ``(N, C, H, W)``, it is empty, or a value is NaN or outside ``[0, 1]``.
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor of shape (N, C, H, W), got {type(images).__name__}.")
+    if not images.is_floating_point():
+        raise TypeError(
+            f"{name} must be floating point in [0, 1], got {images.dtype}. For uint8 images: {name}.float() / 255."
+        )
+    if images.dim() != 4:
+        raise ValueError(
+            f"{name} must have the four dimensions (N, C, H, W), got shape {tuple(images.shape)}. "
+            f"For a single image: {name}[None]."
+        )
+    if images.numel() == 0:
+        raise ValueError(f"{name} must hold at least one image, got an empty batch of shape {tuple(images.shape)}.")
+    low, high = (bound.item() for bound in images.detach().aminmax())
+    if not (low >= -tolerance and high <= 1 + tolerance):  # also catches NaN, which aminmax hands on
+        if math.isnan(low) or math.isnan(high):
+            bad = images.detach().isnan().flatten(1).any(1).nonzero().flatten().tolist()
+            raise ValueError(f"{name} must be finite, got NaN in image(s) {bad[:10]} of the batch.")
+        raise ValueError(
+            f"{name} must lie in [0, 1], got values from {low:g} to {high:g}. Scale them first (x / 255), and put "
+            "mean/std normalisation inside the model, so that eps keeps its meaning."
+        )
+
+
+def check_labels(labels: Tensor, images: Tensor, *, name: str = "labels") -> Tensor:
+    """Refuse anything but class indices ``(N,)``; give them as int64 on the images' device.
+
+    Raises:
+        TypeError: If ``labels`` is not an integer tensor.
+        ValueError: If its shape is not ``(N,)`` or an index is negative.
+    """
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor of class indices (N,), got {type(labels).__name__}.")
+    if labels.dtype == torch.bool or labels.is_floating_point() or labels.is_complex():
+        raise TypeError(
+            f"{name} must be integer class indices (torch.int64), got {labels.dtype}. "
+            f"For indices: {name}.long(); for one-hot rows: {name}.argmax(1)."
+        )
+    if labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{name} must hold one class index per image, shape ({len(images)},), got {tuple(labels.shape)}."
+        )
+    if int(labels.min()) < 0:
+        raise ValueError(f"{name} must be class indices from 0, got {int(labels.min())}.")
+    return labels.detach().to(images.device, torch.int64)
+
+
+def as_salience_map(mask: SalienceMap, images: Tensor, *, soft: bool = False) -> Tensor:
+    """Turn any legal form of salience map into one tensor that broadcasts against ``images``.
+
+    Legal are ``bool`` or {0, 1} of any real dtype, as a tensor or NumPy array, either ``(H, W)`` (one map for every image
+    and channel) or four-dimensional and broadcastable to ``(N, C, H, W)``. 1 marks a salient element.
+
+    Args:
+        mask: The map.
+        images: The batch that it belongs to, ``(N, C, H, W)``.
+        soft: Whether values between 0 and 1 are legal (as budgets in training they are: ``ε·(1 − M)``).
+
+    Returns:
+        A four-dimensional ``bool`` tensor on the images' device, or, for a soft map, one of the images' dtype.
+
+    Raises:
+        TypeError: If ``mask`` is no tensor or array, or not of a real dtype.
+        ValueError: If its shape does not fit or is ambiguous (3-D), or a value is NaN, outside ``[0, 1]`` or, unless
+            ``soft``, strictly between 0 and 1.
+    """
+    return _fit(_values(_tensor(mask), soft), images)
+
+
+def _tensor(mask: SalienceMap) -> Tensor:
+    if isinstance(mask, np.ndarray):
+        if mask.dtype.kind not in "biuf":
+            raise TypeError(f"A salience map must be bool or {{0, 1}} numbers, got a NumPy array of {mask.dtype}.")
+        mask = torch.from_numpy(np.ascontiguousarray(mask))
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"A salience map must be a torch.Tensor or NumPy array, got {type(mask).__name__}.")
+    if mask.is_complex():
+        raise TypeError(f"A salience map must be bool or {{0, 1}} numbers, got {mask.dtype}.")
+    return mask.detach()
+
+
+def _values(mask: Tensor, soft: bool) -> Tensor:
+    if mask.dtype == torch.bool:
+        return mask
+    marked = mask != 0
+    if bool(((mask == 1) | ~marked).all()):
+        return marked
+    if bool(mask.isnan().any()):
+        raise ValueError("The salience map holds NaN. It must be bool or {0, 1}; 1 marks a salient element.")
+    low, high = mask.min().item(), mask.max().item()
+    if low < 0 or high > 1:
+        raise ValueError(f"The salience map must hold only 0 and 1 (or bool), got values from {low:g} to {high:g}.")
+    if not soft:
+        raise ValueError(
+            f"The salience map is soft (values from {low:g} to {high:g}), which a wrapped attack cannot take: "
+            "projecting every step by (1 - M) would shrink the perturbation with the number of steps. Binarise it "
+            "(mask > threshold), or use it as budgets in AdversarialTrainer, where eps * (1 - M) is well defined."
+        )
+    return mask
+
+
+def _fit(mask: Tensor, images: Tensor) -> Tensor:
+    shape = tuple(images.shape)
+    if mask.dim() == 3:
+        raise ValueError(
+            f"A 3-D salience map of shape {tuple(mask.shape)} is ambiguous for images of shape {shape}. Write mask[None] "
+            "if it is one (C, H, W) map for every image, or mask[:, None] if it is one (H, W) map per image."
+        )
+    if mask.dim() == 2 and mask.shape == images.shape[2:]:
+        mask = mask[None, None]
+    if mask.dim() != 4 or any(m not in (1, s) for m, s in zip(mask.shape, shape, strict=True)):
+        raise ValueError(
+            f"A salience map must be (H, W) = {shape[2:]} or four-dimensional and broadcastable to the images' shape "
+            f"{shape}, got shape {tuple(mask.shape)}."
+        )
+    mask = mask.to(images.device) if mask.dtype == torch.bool else mask.to(images.device, images.dtype)
+    # One layout for map and images: a select between different layouts is slower and would change the result's layout.
+    if mask.shape == images.shape and images.is_contiguous(memory_format=torch.channels_last):
+        mask = mask.contiguous(memory_format=torch.channels_last)
+    return mask
+
+
+def check_eps(eps: float, norm: Norm = "Linf", *, name: str = "eps") -> float:
+    """Refuse a radius that is negative, not finite, or given in units of 1/255.
+
+    Raises:
+        TypeError: If ``eps`` is not a number.
+        ValueError: If it is negative, NaN or infinite, or above 1 for L∞.
+    """
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+        raise TypeError(f"{name} must be a number, got {type(eps).__name__}.")
+    if not math.isfinite(eps) or eps < 0:
+        raise ValueError(f"{name} must be finite and not negative, got {eps}.")
+    if norm == "Linf" and eps > 1:
+        raise ValueError(f"{name} is in units of images in [0, 1], got {eps:g}. Did you mean {eps:g}/255?")
+    return float(eps)
+
+
+# --- the projection ---------------------------------------------------------------------------------------------------
+
+
+def project(candidate: Tensor, images: Tensor, salience: Tensor) -> Tensor:
+    """Put a candidate back into Δ'(x) on its salient elements: ``P_x(z) = x + (z − x)·(1 − M)``.
+
+    For a binary map this is a select, never arithmetic, so salient elements equal the clean image bit for bit. The
+    gradient with respect to the candidate is exactly zero there.
+
+    Args:
+        candidate: ``z``, of the images' shape.
+        images: The clean images ``x``.
+        salience: ``M`` as :func:`as_salience_map` gives it.
+    """
+    if salience.dtype == torch.bool:
+        return torch.where(salience, images, candidate)
+    return images + (candidate - images) * (1 - salience)
+
+
+def element_budget(images: Tensor, eps: float, salience: Tensor | None = None) -> Tensor:
+    """The budget of each element: ``ε`` without a map, ``ε·(1 − M)`` with one (exactly 0 on salient elements).
+
+    Returns:
+        A tensor of the images' dtype and device, broadcastable to their shape.
+    """
+    if salience is None:
+        return images.new_full((1, 1, 1, 1), eps)
+    if salience.dtype == torch.bool:
+        # where() over two scalars would be of the default dtype, whatever the images' is.
+        return torch.where(salience, images.new_zeros(()), images.new_full((), eps))
+    return eps * (1 - salience)
+
+
+# --- the set that a search moves in -----------------------------------------------------------------------------------
+
+
+class FeasibleSet(Protocol):
+    """What an inner maximisation asks of Δ'(x): a random start, and one projected ascent step."""
+
+    def random_start(self) -> Tensor:
+        """A random point of the set, ``(N, C, H, W)``. Draws from torch's global generator."""
+        ...
+
+    def ascend(self, point: Tensor, gradient: Tensor, alpha: float) -> Tensor:
+        """``point`` after one step of size ``alpha`` up the gradient, back in the set."""
+        ...
+
+
+class LinfBox:
+    """``{x' in [0, 1] : |x' − x| ≤ budget}``, kept as two bounds per element, so that projecting is one clamp.
+
+    Args:
+        images: Clean images, ``(N, C, H, W)`` in ``[0, 1]``.
+        budget: Largest change per element, broadcastable to the images.
+    """
+
+    def __init__(self, images: Tensor, budget: Tensor) -> None:
+        self.images = images
+        self.budget = budget
+        self.lower = (images - budget).clamp_(min=0)
+        self.upper = (images + budget).clamp_(max=1)
+
+    def random_start(self) -> Tensor:
+        """Uniform in the box before it is cut to ``[0, 1]`` (Madry et al. 2018)."""
+        noise = torch.empty_like(self.images).uniform_(-1, 1)
+        return noise.mul_(self.budget).add_(self.images).clamp_(self.lower, self.upper)
+
+    def ascend(self, point: Tensor, gradient: Tensor, alpha: float) -> Tensor:
+        """A signed gradient step."""
+        return point.add(gradient.sign(), alpha=alpha).clamp_(self.lower, self.upper)
+
+
+class L2Ball:
+    """``{x' in [0, 1] : ‖(x' − x) / budget‖₂ ≤ 1}``, with no change where the budget is 0.
+
+    With the budget ``ε·(1 − M)`` and binary ``M`` this is the L2 ball of radius ε over the non-salient elements; with
+    unequal budgets it is the ellipsoid whose half-axes they are. The search moves in the coordinates ``u = δ / w``, where
+    ``w`` is the budget over its largest value in the image, in which the ellipsoid is a ball.
+
+    Args:
+        images: Clean images, ``(N, C, H, W)`` in ``[0, 1]``.
+        budget: Largest change per element, broadcastable to the images.
+    """
+
+    def __init__(self, images: Tensor, budget: Tensor) -> None:
+        self.images = images
+        self.radius = budget.amax((1, 2, 3), keepdim=True)
+        self.weight = budget / self.radius.clamp(min=torch.finfo(budget.dtype).tiny)
+        self.inverse = torch.where(self.weight > 0, 1 / self.weight, torch.zeros_like(self.weight))
+
+    def random_start(self) -> Tensor:
+        """Uniform in the ball (in the coordinates ``u``) before it is cut to ``[0, 1]``."""
+        free = (self.weight > 0).to(self.images.dtype)
+        dimensions = free.expand_as(self.images).sum((1, 2, 3), keepdim=True).clamp_(min=1)
+        direction = torch.randn_like(self.images).mul_(free)
+        length = torch.rand_like(dimensions).pow_(1 / dimensions).mul_(self.radius)
+        return direction.mul_(self.weight * length / _norms(direction)).add_(self.images).clamp_(0, 1)
+
+    def ascend(self, point: Tensor, gradient: Tensor, alpha: float) -> Tensor:
+        """A step of length ``alpha`` along the normalised gradient, scaled back into the ball."""
+        gradient = gradient * self.weight
+        delta = (point - self.images).add_(gradient.mul_(self.weight * alpha / _norms(gradient)))
+        length = _norms(delta * self.inverse)
+        return delta.mul_((self.radius / length).clamp_(max=1)).add_(self.images).clamp_(0, 1)
+
+
+def _norms(batch: Tensor) -> Tensor:
+    """The L2 norm of each image, ``(N, 1, 1, 1)``, never 0 (a zero image divided by it stays zero)."""
+    norms: Tensor = torch.linalg.vector_norm(batch, dim=(1, 2, 3), keepdim=True)
+    return norms.clamp_(min=torch.finfo(norms.dtype).tiny)
+
+
+def feasible_set(images: Tensor, budget: Tensor, norm: Norm) -> FeasibleSet:
+    """The feasible set of ``norm`` around ``images`` with a budget per element.
+
+    Raises:
+        ValueError: If ``norm`` is neither ``"Linf"`` nor ``"L2"``.
+    """
+    if norm == "Linf":
+        return LinfBox(images, budget)
+    if norm == "L2":
+        return L2Ball(images, budget)
+    raise ValueError(f'norm must be "Linf" or "L2", got {norm!r}.')

@@ -1,0 +1,126 @@
+"""Salience from a teacher's input gradient (SIP-AT, eq. 7-8)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sip_plugin.constraint import check_images, check_labels
+from sip_plugin.state import evaluating
+
+Target = Literal["predicted", "true", "loss"]
+
+
+def smallest_mass(scores: Tensor, mass: float = 0.5) -> Tensor:
+    """Mark, for each image, the fewest elements that hold at least ``mass`` of its summed scores (eq. 8).
+
+    The ``k`` largest elements are marked, with the smallest ``k`` whose sum reaches ``mass`` of the total; sums are taken
+    in float64, and of equal elements the first in memory order is marked first. An image without any score gets an empty
+    map (``k = 0`` satisfies eq. 8).
+
+    Args:
+        scores: Non-negative and finite, ``(N, ...)``.
+        mass: The share, in ``[0, 1]``.
+
+    Returns:
+        ``bool``, of the scores' shape.
+    """
+    flat = scores.flatten(1)
+    ordered, order = flat.sort(dim=1, descending=True, stable=True)
+    reached = ordered.cumsum(1, dtype=torch.float64)
+    # An element is needed as long as those before it do not reach the share. The total is the same running sum, so that
+    # mass=1 stops at the last element that is not zero.
+    needed = torch.empty_like(order, dtype=torch.bool)
+    needed[:, :1] = reached[:, -1:] * mass > 0
+    needed[:, 1:] = reached[:, :-1] < mass * reached[:, -1:]
+    return torch.zeros_like(needed).scatter_(1, order, needed).view(scores.shape)
+
+
+class GradientSalience:
+    """Salience maps from the gradient of a teacher: the fewest elements that hold half of its magnitude.
+
+    With ``g = |∇_x T(x)|``, the map marks the ``k`` largest elements of ``g`` for the smallest ``k`` whose sum is at least
+    ``mass · Σg`` (eq. 7 and 8). Adversarially trained teachers give maps that follow the object; SIP-S uses a Madry-trained
+    WideResNet-34 for CIFAR. One forward and one backward pass to the input per batch.
+
+    Args:
+        teacher: A classifier, images ``(N, C, H, W)`` to logits ``(N, classes)``. Runs in eval mode, and is left as it was.
+        mass: The share of the gradient's magnitude that the map holds, in ``(0, 1]``.
+        target: ``T``: the logit of the ``"predicted"`` class, of the ``"true"`` class, or the cross-entropy ``"loss"``; the
+            last two need labels.
+        per_pixel: Sum ``g`` over the channels first, so that a pixel is salient in all of them or in none.
+
+    Raises:
+        TypeError: If ``teacher`` is not an ``nn.Module``.
+        ValueError: If ``mass`` or ``target`` is not one of the above.
+
+    Example:
+        >>> mask_fn = GradientSalience(teacher)
+        >>> salience = mask_fn(images)  # bool, the images' shape
+    """
+
+    def __init__(
+        self, teacher: nn.Module, mass: float = 0.5, *, target: Target = "predicted", per_pixel: bool = False
+    ) -> None:
+        if not isinstance(teacher, nn.Module):
+            raise TypeError(f"teacher must be a torch.nn.Module, got {type(teacher).__name__}.")
+        if isinstance(mass, bool) or not isinstance(mass, (int, float)) or not 0 < mass <= 1:
+            raise ValueError(f"mass must be a share of the gradient's magnitude in (0, 1], got {mass!r}.")
+        if target not in ("predicted", "true", "loss"):
+            raise ValueError(f'target must be "predicted", "true" or "loss", got {target!r}.')
+        self.teacher = teacher
+        self.mass = mass
+        self.target = target
+        self.per_pixel = per_pixel
+
+    def __call__(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The maps of a batch.
+
+        Args:
+            images: ``(N, C, H, W)`` in ``[0, 1]``.
+            labels: Class indices ``(N,)``; only used where ``target`` needs them.
+
+        Returns:
+            ``bool``, ``(N, C, H, W)``; 1 marks a salient element.
+
+        Raises:
+            TypeError: If ``images`` or ``labels`` are of the wrong type.
+            ValueError: If their shapes or values do not fit, labels are missing, or a gradient is NaN or infinite.
+        """
+        check_images(images)
+        magnitude = self._gradient(images, labels).abs()
+        finite = magnitude.isfinite().flatten(1).all(1)
+        if not bool(finite.all()):
+            bad = (~finite).nonzero().flatten().tolist()
+            raise ValueError(
+                f"The teacher's gradient is NaN or infinite for image(s) {bad[:10]} of the batch, so they have no salience "
+                "map. Check the teacher's weights and output on them."
+            )
+        if self.per_pixel:
+            return smallest_mass(magnitude.sum(1, keepdim=True), self.mass).expand_as(images)
+        return smallest_mass(magnitude, self.mass)
+
+    def __repr__(self) -> str:
+        return (
+            f"GradientSalience({type(self.teacher).__name__}, mass={self.mass:g}, target={self.target!r}, "
+            f"per_pixel={self.per_pixel})"
+        )
+
+    def _gradient(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        if self.target != "predicted":
+            if labels is None:
+                raise ValueError(f"target={self.target!r} needs labels: call with (images, labels).")
+            labels = check_labels(labels, images)
+        # A caller may be inside no_grad or inference_mode (a validation step); a map needs its gradient all the same.
+        with torch.inference_mode(False), torch.enable_grad(), evaluating(self.teacher):
+            inputs = images.detach().clone().requires_grad_()
+            logits = self.teacher(inputs)
+            if self.target == "loss":
+                score = F.cross_entropy(logits, labels, reduction="sum")  # type: ignore[arg-type]
+            else:
+                classes = logits.argmax(1) if labels is None or self.target == "predicted" else labels
+                score = logits.gather(1, classes[:, None]).sum()
+            return torch.autograd.grad(score, inputs)[0]

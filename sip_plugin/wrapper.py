@@ -1,0 +1,69 @@
+"""``SIPWrapper``: finds the adapter that knows an attack's library."""
+
+from __future__ import annotations
+
+from abc import ABC
+from typing import Any
+
+from sip_plugin.adapters.base import SalienceAttack
+from sip_plugin.salience_source import MaskSource
+
+_SUPPORTED = (
+    "Supported are attacks of torchattacks (FGSM, PGD, CW, ...), and any object that is called as attack(images, labels) "
+    "and keeps its network in the attribute .model."
+)
+
+
+class SIPWrapper(ABC):  # noqa: B024  (abstract only so that adapters can register as its subclasses)
+    """Turn an attack into one whose every step leaves salient elements alone: ``δ' = δ·(1 − M)`` (SIP-AT, eq. 9).
+
+    The result is an object of the attack's own library (``isinstance(w, torchattacks.attack.Attack)`` holds) and is called
+    as the bare attack is. Its attributes are the attack's: ``w.eps = 4/255`` reaches it. Where the map is 0 everywhere the
+    result equals the bare attack's bit for bit under the same seed; where it is 1 everywhere it is the clean images.
+
+    Queries of another number of rows than the batch (attacks that go on with the images still robust, or with several
+    samples an image) are matched to their images by distance. Two near-identical images with different maps can be taken
+    for each other then; ``one_by_one=True`` excludes it.
+
+    Args:
+        attack: The attack. It, its model and the caller's tensors are as before after a call, also when the call raises.
+        mask_fn: A callable ``(images, labels) -> map`` or ``(images) -> map``, or a map itself: ``bool`` or {0, 1} of any
+            dtype, ``(H, W)`` or four-dimensional and broadcastable to ``(N, C, H, W)``; 1 marks a salient element. None if
+            each call brings its own: ``attack(images, labels, mask=...)``.
+        one_by_one: Attack each image in a batch of its own. Exact for any attack, slower, and not the bare attack's
+            random draws on the batch.
+
+    Raises:
+        TypeError: If the attack is not of a supported kind, or ``mask_fn`` is neither callable nor a map.
+
+    Example:
+        >>> attack = SIPWrapper(torchattacks.PGD(model, eps=8/255, alpha=2/255, steps=10), mask_fn)
+        >>> adversarial = attack(images, labels)
+    """
+
+    def __new__(cls, attack: Any, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> Any:
+        """The wrapped attack, an instance of the adapter's class."""
+        if isinstance(attack, type):
+            raise TypeError(f"attack must be an attack object, got the class {attack.__name__}. {_SUPPORTED}")
+        return _adapter(attack)(attack, mask_fn, one_by_one=one_by_one)
+
+
+SIPWrapper.register(SalienceAttack)
+
+
+def _adapter(attack: Any) -> type[SalienceAttack]:
+    if isinstance(attack, SalienceAttack):
+        raise TypeError("The attack is wrapped already. Combine the maps (logical or) and wrap the bare attack once.")
+    # By the names of the classes' modules, so that no library is imported that the caller has not imported.
+    libraries = {kind.__module__.partition(".")[0] for kind in type(attack).__mro__}
+    if "torchattacks" in libraries:
+        from sip_plugin.adapters.torchattacks import SalienceTorchAttack
+
+        return SalienceTorchAttack
+    if callable(attack) and callable(getattr(attack, "model", None)):
+        from sip_plugin.adapters.generic import SalienceCallable
+
+        return SalienceCallable
+    raise TypeError(
+        f"Cannot wrap an object of type {type(attack).__module__}.{type(attack).__qualname__}. {_SUPPORTED}"
+    )
