@@ -1,0 +1,1 @@
+"""Scripts whose results are quoted, with those results beside them."""

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where `benchmarks` is
 
@@ -120,9 +120,9 @@ def load_cifar10(root: str, *, download: bool, unofficial: str | None) -> Data:
 
         class CIFAR10(CIFAR10):  # type: ignore[no-redef]
             base_folder = unofficial
-            train_list = [[f"data_batch_{k}", None] for k in range(1, 6)]
-            test_list = [["test_batch", None]]
-            meta = {"filename": "batches.meta", "key": "label_names", "md5": None}
+            train_list: ClassVar = [[f"data_batch_{k}", None] for k in range(1, 6)]
+            test_list: ClassVar = [["test_batch", None]]
+            meta: ClassVar = {"filename": "batches.meta", "key": "label_names", "md5": None}
 
     def tensors(train: bool) -> tuple[Tensor, Tensor]:
         part = CIFAR10(root, train=train, download=download)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -60,7 +60,7 @@ class _Snapshot:
         self.modes = [(module, module.training) for module in modules]
         self.hooks = [(module, name, set(getattr(module, name))) for module in modules for name in _HOOKS]
         self.buffers = [
-            (module, name, buffer, _version(buffer), buffer.detach().clone())
+            (module, name, buffer, buffer.detach().clone())
             for module in modules
             for name, buffer in module.named_buffers(recurse=False)
         ]
@@ -75,20 +75,17 @@ class _Snapshot:
             registry = getattr(module, name)
             for key in [key for key in registry if key not in before]:
                 del registry[key]
-        for module, name, buffer, version, values in self.buffers:
+        for module, name, buffer, values in self.buffers:
             module._buffers[name] = buffer  # a module may have assigned another tensor instead of writing into it
-            if version is None or buffer._version != version:
+            # Compared by value: BatchNorm writes without counting a version. Written only if need be: a graph that the
+            # caller holds may have saved the buffer.
+            if not torch.equal(buffer, values):
                 with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                     buffer.copy_(values)
         for parameter, grad, requires_grad in self.parameters:
             if parameter.requires_grad != requires_grad:
                 parameter.requires_grad_(requires_grad)
             parameter.grad = grad
-
-
-def _version(tensor: Tensor) -> int | None:
-    """How often a tensor was written to in place; None where torch does not count (inference tensors)."""
-    return None if tensor.is_inference() else tensor._version
 
 
 _lock = threading.Lock()

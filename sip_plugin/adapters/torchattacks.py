@@ -7,7 +7,11 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor
-from torchattacks.attack import Attack
+
+try:
+    from torchattacks.attack import Attack
+except ImportError as error:
+    raise ImportError("torchattacks is not installed: pip install 'sip-plugin[torchattacks]'") from error
 
 from sip_plugin.adapters.base import SalienceAttack
 from sip_plugin.adapters.projection import BatchProjection, IterateProjection, Mechanism, ProjectedModel

@@ -1,0 +1,271 @@
+"""The contract of a wrapped attack, one property after the other, over the one table of attacks."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from sip_plugin import SIPWrapper
+from tests.adapters.loops import LOOPS
+from tests.adapters.table import TABLE, distance
+from tests.conftest import small_network
+
+every_attack = pytest.mark.parametrize("row", TABLE, ids=str)
+
+
+def run(attack, images, labels, seed=0, **options):
+    torch.manual_seed(seed)
+    return attack(images, labels, **options)
+
+
+class Counter(nn.Module):
+    """A network that counts the rows it is asked about, call by call."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.calls = []
+
+    def forward(self, x):
+        self.calls.append(len(x))
+        return self.network(x)
+
+
+@every_attack
+def test_salient_elements_equal_the_clean_image_bit_for_bit_and_others_change(row, network, images, labels, salience):
+    adversarial = run(SIPWrapper(row.build(network), salience), images, labels)
+    assert torch.equal(adversarial[salience], images[salience])
+    assert not torch.equal(adversarial, images)
+    assert not adversarial.requires_grad
+
+
+@every_attack
+def test_the_attacks_own_ball_and_01_hold(row, network, images, labels, salience):
+    adversarial = run(SIPWrapper(row.build(network), salience), images, labels)
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    if row.norm is not None:
+        assert (distance(row.norm, adversarial - images) <= row.arguments["eps"] * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("row", [row for row in TABLE if row.loop], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_every_step_is_projected_as_in_a_plain_loop_bit_for_bit(row, layout, network, images, labels, salience):
+    if row.name == "PGDL2" and layout is torch.channels_last:
+        with pytest.raises(RuntimeError, match="view"):  # torchattacks' own, on the bare attack
+            row.build(network)(images.contiguous(memory_format=layout), labels)
+        return
+    images = images.contiguous(memory_format=layout)
+    attack = row.build(network)
+    torch.manual_seed(5)
+    expected = LOOPS[row.name](attack, network, images, labels, salience).detach()
+    adversarial = run(SIPWrapper(attack, salience), images, labels, seed=5)
+    assert torch.equal(adversarial, expected)
+    assert adversarial.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("row", [r for r in TABLE if r.loop and r.name != "FGSM"], ids=str)
+def test_masking_only_the_final_result_is_not_the_plain_loop(row, network, images, labels, salience):
+    attack = row.build(network)
+    torch.manual_seed(5)
+    expected = LOOPS[row.name](attack, network, images, labels, salience).detach()
+    late = torch.where(salience, images, run(attack, images, labels, seed=5))
+    assert not torch.equal(late, expected)
+
+
+@every_attack
+@pytest.mark.parametrize("form", ["(H, W)", "(N, C, H, W)"])
+def test_a_map_of_zeros_gives_the_bare_attacks_result_bit_for_bit(row, form, network, images, labels):
+    mask = torch.zeros(16, 16) if form == "(H, W)" else torch.zeros_like(images, dtype=torch.bool)
+    attack = row.build(network)
+    bare = run(attack, images, labels, seed=3)
+    after_bare = torch.rand(4)
+    assert torch.equal(run(SIPWrapper(attack, mask), images, labels, seed=3), bare)
+    assert torch.equal(torch.rand(4), after_bare)  # as many random draws
+
+
+@every_attack
+def test_a_map_of_ones_gives_the_clean_images(row, network, images, labels):
+    assert torch.equal(run(SIPWrapper(row.build(network), torch.ones(16, 16)), images, labels), images)
+
+
+@every_attack
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_queries_and_random_draws_are_the_bare_attacks(row, share, network, images, labels, salience):
+    if share and not row.fixed_steps:
+        pytest.skip("how long this attack runs depends on what the network answers")
+    counter = Counter(network).eval()
+    attack = row.build(counter)
+    run(attack, images, labels)
+    bare, after_bare = list(counter.calls), torch.rand(4)
+    counter.calls.clear()
+    run(SIPWrapper(attack, salience if share else torch.zeros(16, 16)), images, labels)
+    assert counter.calls == bare
+    assert torch.equal(torch.rand(4), after_bare)
+
+
+def everything(network):
+    """All that an attack may leave behind in a network."""
+    return (
+        [module.training for module in network.modules()],
+        {name: buffer.clone() for name, buffer in network.named_buffers()},
+        [(p.grad, None if p.grad is None else p.grad.clone(), p.requires_grad) for p in network.parameters()],
+        [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in network.modules()],
+    )
+
+
+def same(before, after):
+    modes, buffers, gradients, hooks = before
+    assert modes == after[0]
+    assert all(torch.equal(buffers[name], buffer) for name, buffer in after[1].items())
+    for (grad, value, flag), (now, _, flag_now) in zip(gradients, after[2], strict=True):
+        assert grad is now
+        assert flag == flag_now
+        assert grad is None or torch.equal(value, now)
+    assert hooks == after[3]
+
+
+class Fails(nn.Module):
+    """A network that fails at its second query."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.left = 1
+
+    def forward(self, x):
+        if not self.left:
+            raise RuntimeError("the network failed")
+        self.left -= 1
+        return self.network(x)
+
+
+@every_attack
+@pytest.mark.parametrize("ends", ["well", "in the attack", "in mask_fn"])
+def test_nothing_is_left_behind(row, ends, network, images, labels, salience):
+    fails = ends != "well"
+    model = Fails(network) if ends == "in the attack" else network
+    network.train()
+    network[4].eval()  # a frozen BatchNorm in a network that is in training
+    for index, parameter in enumerate(network.parameters()):
+        parameter.grad = torch.ones_like(parameter) if index % 2 else None
+
+    def mask_fn(x):
+        if ends == "in mask_fn":
+            network.eval()
+            network(x).sum().backward()
+            raise RuntimeError("mask_fn failed")
+        return salience
+
+    images.requires_grad_()
+    clean, state = images.detach().clone(), everything(model)
+    attack = row.build(model)
+    wrapper = SIPWrapper(attack, mask_fn)
+    if fails and not (row.name == "FGSM" and ends == "in the attack"):  # FGSM makes one query only
+        with pytest.raises(RuntimeError, match="failed"):
+            run(wrapper, images, labels)
+    else:
+        run(wrapper, images, labels)
+    same(state, everything(model))
+    assert attack.model is model
+    assert torch.equal(images.detach(), clean)
+    assert images.requires_grad
+    assert images.grad is None
+    assert torch.overrides._get_current_function_mode() is None
+
+
+def test_a_training_mode_attack_leaves_no_batchnorm_statistics_behind(network, images, labels, salience):
+    attack = TABLE[2].build(network)
+    attack.set_model_training_mode(model_training=True, batchnorm_training=True)
+    state = everything(network)
+    adversarial = run(SIPWrapper(attack, salience), images, labels)
+    same(state, everything(network))
+    bare = run(attack, images, labels)
+    assert any(
+        not torch.equal(state[1][name], buffer) for name, buffer in network.named_buffers()
+    )  # as the bare one does
+    assert torch.equal(adversarial[salience], images[salience])
+    assert not torch.equal(adversarial, bare)
+
+
+def test_a_graph_that_the_caller_holds_survives_a_call(network, images, labels, salience):
+    loss = network(images).sum()
+    run(SIPWrapper(TABLE[2].build(network), salience), images, labels)
+    loss.backward()
+
+
+@every_attack
+def test_a_batch_of_one_and_one_by_one_work(row, network, images, labels, salience):
+    single = run(SIPWrapper(row.build(network), salience[:1]), images[:1], labels[:1])
+    assert torch.equal(single[salience[:1]], images[:1][salience[:1]])
+    each = run(SIPWrapper(row.build(network), salience, one_by_one=True), images, labels)
+    assert each.shape == images.shape
+    assert torch.equal(each[salience], images[salience])
+    assert torch.equal(each[:1], single)  # the first image sees the same random draws
+
+
+def test_two_threads_with_two_wrappers_on_one_model_do_not_see_each_other(network, images, labels):
+    left = torch.zeros(16, 16, dtype=torch.bool)
+    left[:, :8] = True
+    maps = [left, ~left]
+    rows = [row for row in TABLE if row.name in ("FGSM", "BIM", "MIFGSM")]  # without random draws, which threads share
+    expected = [[run(SIPWrapper(r.build(network), m), images, labels) for r in rows] for m in maps]
+    wrong = []
+
+    def work(index):
+        for _ in range(10):
+            for row, result in zip(rows, expected[index], strict=True):
+                adversarial = SIPWrapper(row.build(network), maps[index])(images, labels)
+                if not torch.equal(adversarial, result):
+                    wrong.append(row)
+
+    network.train()
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert all(module.training for module in network.modules())
+
+
+def test_one_attack_in_two_wrappers_takes_turns(network, images, labels, salience):
+    attack = TABLE[1].build(network)
+    wrappers = [SIPWrapper(attack, salience), SIPWrapper(attack, ~salience)]
+    expected = [w(images, labels) for w in wrappers]
+    wrong = []
+
+    def work(index):
+        wrong.extend(i for i in range(10) if not torch.equal(wrappers[index](images, labels), expected[index]))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.parametrize("row", [r for r in TABLE if r.name in ("PGDL2", "CW")], ids=str)
+def test_projecting_every_step_leaves_clearly_fewer_correct_images_than_late_masking(row, trained, digits):
+    x, y = digits[0][1500:1548], digits[1][1500:1548]
+    salience = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    arguments = {"PGDL2": {"eps": 1.5, "alpha": 0.3, "steps": 15}, "CW": {"c": 5, "steps": 60, "lr": 0.05}}[row.name]
+    attack = type(row.build(trained))(trained, **arguments)
+
+    def accuracy(batch):
+        with torch.no_grad():
+            return (trained(batch).argmax(1) == y).float().mean().item()
+
+    late = accuracy(torch.where(salience, x, run(attack, x, y)))
+    projected = accuracy(run(SIPWrapper(attack, salience), x, y))
+    assert accuracy(x) > 0.85
+    assert projected <= late - 0.2
+
+
+def test_wrapping_does_not_depend_on_the_seed_of_the_network_fixture(images, labels, salience):
+    for seed in range(3):
+        other = small_network(seed)
+        adversarial = run(SIPWrapper(TABLE[2].build(other), salience), images, labels)
+        assert torch.equal(adversarial[salience], images[salience])

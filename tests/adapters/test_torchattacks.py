@@ -1,0 +1,185 @@
+"""torchattacks' own features, through the wrapper."""
+
+import gc
+import warnings
+import weakref
+
+import pytest
+import torch
+import torchattacks
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from sip_plugin import SIPWrapper
+from sip_plugin.adapters.torchattacks import MECHANISMS
+from tests.adapters.table import TABLE
+
+
+def test_the_adapters_table_and_the_tests_table_hold_the_same_attacks():
+    assert {row.name for row in TABLE} == set(MECHANISMS)
+    assert set(MECHANISMS) <= set(torchattacks.__all__)
+
+
+@pytest.mark.parametrize("mode", ["random", "least_likely", "by_label", "by_function"])
+def test_targeted_modes_work_and_equal_the_bare_attack_at_a_map_of_zeros(mode, network, images, labels, salience):
+    attack = torchattacks.PGD(network, eps=0.3, alpha=0.05, steps=8)
+    wrapper = SIPWrapper(attack, salience)
+    arguments = [lambda x, y: (y + 1) % 10] if mode == "by_function" else []
+    getattr(wrapper, f"set_mode_targeted_{mode}")(*arguments, quiet=True)
+    assert attack.targeted
+    given = (labels + 1) % 10 if mode == "by_label" else labels
+    torch.manual_seed(0)
+    adversarial = wrapper(images, given)
+    assert torch.equal(adversarial[salience], images[salience])
+    torch.manual_seed(0)
+    bare = attack(images, given)
+    torch.manual_seed(0)
+    assert torch.equal(wrapper(images, given, mask=torch.zeros(16, 16)), bare)
+    if mode.startswith("by"):
+        with torch.no_grad():
+            towards = [network(x).gather(1, (labels[:, None] + 1) % 10).sum() for x in (images, adversarial)]
+        assert towards[1] > towards[0]
+    wrapper.set_mode_default()
+    assert not attack.targeted
+
+
+@pytest.mark.parametrize("name", ["PGD", "DIFGSM"])
+def test_normalised_inputs_keep_map_and_equality_in_the_callers_space(name, network, images, labels, salience):
+    mean, std = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+
+    class Normalised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, z):
+            return self.network(z * torch.tensor(std).view(1, 3, 1, 1) + torch.tensor(mean).view(1, 3, 1, 1))
+
+    attack = getattr(torchattacks, name)(Normalised().eval(), eps=0.1, alpha=0.03, steps=4)
+    wrapper = SIPWrapper(attack, salience)
+    wrapper.set_normalization_used(mean=mean, std=std)
+    inputs = attack.normalize(images)
+    torch.manual_seed(0)
+    adversarial = wrapper(inputs, labels)
+    assert torch.equal(adversarial[salience], inputs[salience])
+    change = (attack.inverse_normalize(adversarial) - images).abs()
+    assert change.max() <= 0.1 + 1e-5
+    assert change[~salience].max() > 0.05
+    torch.manual_seed(0)
+    bare = attack(inputs, labels)
+    torch.manual_seed(0)
+    assert torch.equal(wrapper(inputs, labels, mask=torch.zeros(16, 16)), bare)
+    with pytest.raises(ValueError, match=r"de-normalised.*\[0, 1\]"):
+        wrapper(10 * inputs, labels)
+    assert attack._normalization_applied is True
+
+
+def test_the_normalisation_flag_survives_a_failing_attack(network, images, labels, salience):
+    attack = torchattacks.PGD(network)
+    wrapper = SIPWrapper(attack, salience)
+    wrapper.set_normalization_used(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
+    with pytest.raises(IndexError):
+        wrapper(images, labels + 90)
+    assert attack._normalization_applied is True
+
+
+def test_save_writes_projected_images(tmp_path, network, images, labels, capsys):
+    half = torch.zeros(16, 16, dtype=torch.bool)
+    half[:8] = True
+    wrapper = SIPWrapper(torchattacks.PGD(network, eps=0.2, steps=3), half)
+    network.train()
+    network[1].eval()
+    modes = [module.training for module in network.modules()]
+    loader = DataLoader(TensorDataset(images, labels), batch_size=4)
+    accuracy, _, _ = wrapper.save(loader, str(tmp_path / "adv.pt"), return_verbose=True)
+    saved = torch.load(tmp_path / "adv.pt", weights_only=True)
+    assert torch.equal(saved["adv_inputs"][:, :, :8], images[:, :, :8])
+    assert not torch.equal(saved["adv_inputs"], images)
+    assert torch.equal(saved["labels"], labels)
+    assert 0 <= accuracy <= 100
+    assert "Robust accuracy" in capsys.readouterr().out
+    assert [module.training for module in network.modules()] == modes
+
+
+def test_wrapped_attacks_go_into_a_multi_attack(network, images, labels):
+    half = torch.zeros(16, 16, dtype=torch.bool)
+    half[:8] = True
+    members = [
+        SIPWrapper(torchattacks.FGSM(network, eps=0.2), half),
+        SIPWrapper(torchattacks.PGD(network, eps=0.3), half),
+    ]
+    multi = torchattacks.MultiAttack(members)
+    adversarial = multi(images, labels)
+    assert torch.equal(adversarial[:, :, :8], images[:, :, :8])
+    assert not torch.equal(adversarial, images)
+
+
+def test_a_users_subclass_is_projected_as_its_parent(network, images, labels, salience):
+    class Mine(torchattacks.DIFGSM):
+        pass
+
+    attack = Mine(network, eps=0.1, steps=3)
+    torch.manual_seed(0)
+    expected = SIPWrapper(torchattacks.DIFGSM(network, eps=0.1, steps=3), salience)(images, labels)
+    torch.manual_seed(0)
+    assert torch.equal(SIPWrapper(attack, salience)(images, labels), expected)
+
+
+@pytest.mark.parametrize("name", ["PGD", "MIFGSM", "DIFGSM", "PGDL2"])
+def test_images_without_a_free_element_are_returned_clean_among_others(name, network, images, labels, salience):
+    salience[2] = True
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        adversarial = SIPWrapper(getattr(torchattacks, name)(network), salience)(images, labels)
+    assert torch.equal(adversarial[2], images[2])
+    assert adversarial.isfinite().all()
+    assert not torch.equal(adversarial[3], images[3])
+
+
+def test_images_are_not_kept_alive_after_a_call(network, salience, images, labels):
+    wrapper = SIPWrapper(torchattacks.PGD(network, steps=2), salience)
+    given = images.clone()
+    wrapper(given, labels)
+    reference = weakref.ref(given)
+    del given
+    gc.collect()
+    assert reference() is None
+
+
+def test_a_grey_image_and_one_that_is_not_square_work(salience):
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    images, labels = torch.rand(5, 1, 9, 14), torch.tensor([0, 1, 2, 0, 1])
+    mask = torch.rand(5, 1, 9, 14) < 0.5
+    for attack in (torchattacks.PGD(model), torchattacks.PGDL2(model), torchattacks.CW(model, steps=3)):
+        adversarial = SIPWrapper(attack, mask)(images, labels)
+        assert torch.equal(adversarial[mask], images[mask])
+
+
+def test_double_precision_works(network, images, labels, salience):
+    adversarial = SIPWrapper(torchattacks.PGD(network.double()), salience)(images.double(), labels)
+    assert adversarial.dtype == torch.float64
+    assert torch.equal(adversarial[salience], images.double()[salience])
+
+
+def test_labels_of_another_integer_dtype_work(network, images, labels, salience):
+    adversarial = SIPWrapper(torchattacks.PGD(network, random_start=False), salience)(images, labels.int())
+    assert torch.equal(adversarial, SIPWrapper(torchattacks.PGD(network, random_start=False), salience)(images, labels))
+
+
+def test_a_compiled_model_gives_the_same_result_as_the_plain_one(network, images, labels, salience):
+    compiled = torch.compile(network, backend="aot_eager")
+    for name in ("PGD", "DIFGSM"):
+        results = []
+        for model in (network, compiled):
+            torch.manual_seed(0)
+            results.append(SIPWrapper(getattr(torchattacks, name)(model, steps=3), salience)(images, labels))
+        assert torch.allclose(results[0], results[1], atol=1e-6)
+
+
+def test_under_autocast_salient_elements_stay_exact(network, images, labels, salience):
+    with torch.autocast("cpu", torch.bfloat16):
+        for name in ("PGD", "APGD", "DIFGSM"):
+            adversarial = SIPWrapper(getattr(torchattacks, name)(network, steps=3), salience)(images, labels)
+            assert torch.equal(adversarial[salience], images[salience])

@@ -1,0 +1,243 @@
+"""Legal and illegal maps, projections, and the two feasible sets."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sip_plugin.constraint import (
+    L2Ball,
+    LinfBox,
+    as_salience_map,
+    check_eps,
+    check_images,
+    check_labels,
+    element_budget,
+    feasible_set,
+    project,
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "shape", [(16, 16), (6, 3, 16, 16), (1, 3, 16, 16), (6, 1, 16, 16), (1, 1, 1, 1), (6, 3, 1, 1)]
+)
+def test_every_legal_binary_form_becomes_the_same_bool_map(dtype, shape, images):
+    mask = (torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5).to(dtype)
+    result = as_salience_map(mask, images)
+    assert result.dtype == torch.bool
+    expected = (mask != 0).expand_as(images)
+    assert torch.equal(result.expand_as(images), expected)
+    assert torch.equal(as_salience_map(mask.numpy(), images).expand_as(images), expected)
+
+
+def test_numpy_views_with_negative_strides_and_no_write_access_are_legal(images):
+    array = (np.arange(256).reshape(16, 16) % 3 == 0)[::-1, ::-1]
+    array.flags.writeable = False
+    assert torch.equal(as_salience_map(array, images)[0, 0], torch.from_numpy(array.copy()))
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        ((3, 16, 16), r"ambiguous.*mask\[None\].*mask\[:, None\]"),
+        ((16, 1), r"\(16, 16\)"),
+        ((8, 8), r"\(16, 16\).*got shape \(8, 8\)"),
+        ((5, 3, 16, 16), r"\(6, 3, 16, 16\).*got shape \(5, 3, 16, 16\)"),
+        ((6, 2, 16, 16), "got shape"),
+        ((16,), "got shape"),
+        ((), "got shape"),
+        ((1, 6, 3, 16, 16), "got shape"),
+        ((0, 3, 16, 16), "got shape"),
+    ],
+)
+def test_a_map_of_a_wrong_or_ambiguous_shape_is_an_error_that_says_how_to_write_it(shape, says, images):
+    with pytest.raises(ValueError, match=says):
+        as_salience_map(torch.zeros(shape), images)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [(0.5, "soft.*AdversarialTrainer"), (math.nan, "NaN"), (2.0, "0 and 1"), (-1.0, "0 and 1"), (math.inf, "0 and 1")],
+)
+def test_a_map_of_illegal_values_is_an_error(values, says, images):
+    mask = torch.zeros(16, 16)
+    mask[3, 4] = values
+    with pytest.raises(ValueError, match=says):
+        as_salience_map(mask, images)
+
+
+def test_a_soft_map_is_legal_where_it_is_asked_for_and_comes_in_the_images_dtype(images):
+    mask = torch.rand(16, 16, dtype=torch.float64)
+    result = as_salience_map(mask, images, soft=True)
+    assert result.dtype == images.dtype
+    assert torch.equal(result[0, 0], mask.float())
+    for bad in (math.nan, 1.5, -0.1):
+        mask[0, 0] = bad
+        with pytest.raises(ValueError, match=r"NaN|0 and 1"):
+            as_salience_map(mask, images, soft=True)
+
+
+@pytest.mark.parametrize(
+    "mask", [[[0, 1]], "mask", 1, None, np.array(["a"]), np.array([object()]), torch.zeros(16, 16) + 0j]
+)
+def test_a_map_that_is_no_map_is_a_type_error(mask, images):
+    with pytest.raises(TypeError, match="salience map"):
+        as_salience_map(mask, images)
+
+
+def test_a_map_follows_the_layout_of_channels_last_images(images, salience):
+    images = images.to(memory_format=torch.channels_last)
+    assert as_salience_map(salience, images).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind", "says"),
+    [
+        (lambda x: x.numpy(), TypeError, "torch.Tensor"),
+        (lambda x: (x * 255).byte(), TypeError, "255"),
+        (lambda x: x[0], ValueError, r"\[None\]"),
+        (lambda x: x[:0], ValueError, "empty"),
+        (lambda x: x * 255, ValueError, r"\[0, 1\]"),
+        (lambda x: x - 0.5, ValueError, r"\[0, 1\]"),
+        (
+            lambda x: x.clone().index_put_((torch.tensor([2]),), torch.tensor(math.nan)),
+            ValueError,
+            r"NaN in image\(s\) \[2\]",
+        ),
+        (lambda x: x.clone().index_put_((torch.tensor([2]),), torch.tensor(math.inf)), ValueError, r"\[0, 1\]"),
+    ],
+)
+def test_bad_images_are_an_error_that_says_what_to_do(bad, kind, says, images):
+    with pytest.raises(kind, match=says):
+        check_images(bad(images))
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind", "says"),
+    [
+        ([1, 2, 3, 4, 5, 6], TypeError, "torch.Tensor"),
+        (torch.zeros(6), TypeError, r"\.long\(\)"),
+        (torch.zeros(6, dtype=torch.bool), TypeError, "int64"),
+        (torch.zeros(5, dtype=torch.int64), ValueError, r"\(6,\), got \(5,\)"),
+        (torch.zeros(6, 10, dtype=torch.int64), ValueError, r"\(6,\)"),
+        (torch.tensor(3), ValueError, r"\(6,\)"),
+        (torch.tensor([0, 1, 2, 3, 4, -1]), ValueError, "-1"),
+    ],
+)
+def test_bad_labels_are_an_error_that_says_what_to_do(bad, kind, says, images):
+    with pytest.raises(kind, match=says):
+        check_labels(bad, images)
+
+
+def test_labels_of_any_integer_dtype_become_int64(images):
+    assert check_labels(torch.arange(6, dtype=torch.uint8), images).dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("eps", "norm", "kind", "says"),
+    [
+        (8, "Linf", ValueError, "8/255"),
+        (-0.1, "Linf", ValueError, "negative"),
+        (math.nan, "L2", ValueError, "finite"),
+        (math.inf, "L2", ValueError, "finite"),
+        ("8/255", "Linf", TypeError, "number"),
+        (True, "Linf", TypeError, "number"),
+    ],
+)
+def test_a_bad_radius_is_an_error(eps, norm, kind, says):
+    with pytest.raises(kind, match=says):
+        check_eps(eps, norm)
+
+
+def test_projection_is_a_select_that_keeps_salient_elements_bit_for_bit(images, salience):
+    candidate = images + 1e30 * torch.randn_like(images)
+    candidate[0, 0, 0, 0] = math.nan
+    result = project(candidate, images, salience)
+    assert torch.equal(result[salience], images[salience])
+    assert torch.equal(result[~salience].nan_to_num(), candidate[~salience].nan_to_num())
+
+
+def test_the_gradient_of_the_projection_is_zero_on_salient_elements_only(images, salience):
+    candidate = images.clone().requires_grad_()
+    project(candidate, images, salience).sum().backward()
+    assert torch.equal(candidate.grad, (~salience).float())
+
+
+def test_projection_by_a_soft_map_shrinks_the_perturbation(images):
+    soft = torch.full_like(images, 0.25)
+    assert torch.allclose(project(images + 0.4, images, soft), images + 0.3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_budget_is_exactly_zero_on_salient_elements_and_eps_elsewhere(dtype, images, salience):
+    budget = element_budget(images.to(dtype), 8 / 255, salience)
+    assert budget.dtype == dtype
+    assert (budget[salience] == 0).all()
+    assert (budget[~salience] == torch.tensor(8 / 255, dtype=dtype)).all()
+    assert element_budget(images.to(dtype), 8 / 255).item() == torch.tensor(8 / 255, dtype=dtype).item()
+
+
+def weird_budget(images, salience):
+    """Zeros, ε and everything between, with one image that may not change at all."""
+    budget = element_budget(images, 0.1, salience) * torch.rand_like(images)
+    budget[0] = 0
+    return budget
+
+
+@pytest.mark.parametrize("random", [True, False])
+def test_points_of_the_linf_box_keep_to_each_elements_budget_and_to_01(random, images, salience):
+    budget = weird_budget(images, salience)
+    box = LinfBox(images, budget)
+    point = box.random_start() if random else images
+    for _ in range(5):
+        change = (point - images).abs()
+        assert (change <= budget + 1e-7).all()
+        assert torch.equal(point[budget == 0], images[budget == 0])
+        assert point.min() >= 0
+        assert point.max() <= 1
+        point = box.ascend(point, torch.randn_like(images), 0.07)
+
+
+@pytest.mark.parametrize("random", [True, False])
+def test_points_of_the_l2_ball_keep_to_the_ellipsoid_and_to_01(random, images, salience):
+    budget = weird_budget(images, salience)
+    ball = L2Ball(images, budget)
+    point = ball.random_start() if random else images
+    for _ in range(5):
+        scaled = torch.where(budget > 0, (point - images) / budget, 0.0)
+        assert (scaled.flatten(1).norm(dim=1) <= 1 + 1e-4).all()
+        assert torch.equal(point[budget == 0], images[budget == 0])
+        assert point.min() >= 0
+        assert point.max() <= 1
+        point = ball.ascend(point, torch.randn_like(images), 0.07)
+
+
+def test_a_long_step_of_the_l2_ball_ends_on_the_sphere_along_the_free_part_of_the_gradient(salience):
+    images = torch.full((6, 3, 16, 16), 0.5)
+    gradient = torch.randn_like(images)
+    point = L2Ball(images, element_budget(images, 0.3, salience)).ascend(images, gradient, 9.0)
+    free = gradient.masked_fill(salience, 0)
+    expected = 0.3 * free / free.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    assert torch.allclose(point - images, expected, atol=1e-6)
+
+
+def test_random_starts_of_the_l2_ball_fill_it_evenly():
+    images = torch.full((4000, 1, 2, 1), 0.5)
+    start = L2Ball(images, element_budget(images, 0.1)).random_start()
+    radius = (start - images).flatten(1).norm(dim=1) / 0.1
+    assert radius.max() <= 1 + 1e-5
+    # In two dimensions the share within radius r is r².
+    assert (radius < 0.5).float().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
+def test_a_zero_gradient_leaves_the_point_where_it_is(images):
+    for norm in ("Linf", "L2"):
+        moved = feasible_set(images, element_budget(images, 0.1), norm).ascend(images, torch.zeros_like(images), 0.05)
+        assert torch.allclose(moved, images, atol=1e-7)
+
+
+def test_an_unknown_norm_is_an_error(images):
+    with pytest.raises(ValueError, match='"Linf" or "L2", got \'L1\''):
+        feasible_set(images, element_budget(images, 0.1), "L1")

@@ -1,0 +1,108 @@
+"""A network is as it was found, whatever the block did to it."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from sip_plugin.state import evaluating, preserved
+from tests.conftest import small_network
+
+
+def mixed_modes(network: nn.Sequential) -> list[bool]:
+    network.train()
+    network[1].eval()
+    return [module.training for module in network.modules()]
+
+
+def test_evaluating_puts_each_modules_own_mode_back_also_after_an_exception(network):
+    modes = mixed_modes(network)
+    seen = []
+    try:
+        with evaluating(network):
+            seen = [module.training for module in network.modules()]
+            raise KeyError
+    except KeyError:
+        assert not any(seen)
+    assert [module.training for module in network.modules()] == modes
+
+
+def spoil(network: nn.Sequential) -> None:
+    """Everything that an attack could leave behind."""
+    network.train()
+    network(torch.rand(4, 3, 16, 16)).sum().backward()
+    network[1].running_mean = torch.zeros(8)
+    network[0].register_forward_hook(lambda *_: None)
+    network[3].register_forward_pre_hook(lambda *_: None)
+    network[0].weight.requires_grad_(False)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_preserved_restores_modes_buffers_hooks_gradients_and_flags(fails, network):
+    modes = mixed_modes(network)
+    gradients = [torch.randn_like(p) for p in network.parameters()]
+    for parameter, gradient in zip(network.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    values = [gradient.clone() for gradient in gradients]
+    kept = network[0].register_forward_hook(lambda *_: None)
+    buffers = {name: (buffer, buffer.clone()) for name, buffer in network.named_buffers()}
+    try:
+        with preserved(network):
+            assert all(p.grad is None for p in network.parameters())
+            spoil(network)
+            if fails:
+                raise KeyError
+    except KeyError:
+        assert fails
+    assert [module.training for module in network.modules()] == modes
+    for parameter, gradient, value in zip(network.parameters(), gradients, values, strict=True):
+        assert parameter.grad is gradient
+        assert torch.equal(gradient, value)
+        assert parameter.requires_grad
+    for name, buffer in network.named_buffers():
+        assert buffer is buffers[name][0]
+        assert torch.equal(buffer, buffers[name][1])
+    assert list(network[0]._forward_hooks) == [kept.id]
+    assert not network[3]._forward_pre_hooks
+
+
+def test_nested_and_concurrent_uses_restore_once_the_last_one_ends(network):
+    network.train()
+    first_in, second_in = threading.Event(), threading.Event()
+    done = []
+
+    def second() -> None:
+        first_in.wait(10)
+        with preserved(network):
+            network.eval()
+            second_in.set()
+            done.append(True)
+
+    thread = threading.Thread(target=second)
+    with preserved(network), preserved(network):
+        thread.start()
+        first_in.set()
+        second_in.wait(10)
+        thread.join(10)
+        assert not network.training  # the second user's end must not disturb the first
+    assert done
+    assert all(module.training for module in network.modules())
+
+
+def test_something_that_is_no_network_is_left_alone():
+    with preserved(lambda x: x):
+        pass
+
+
+def test_a_network_is_not_kept_alive():
+    import gc
+    import weakref
+
+    network = small_network()
+    with preserved(network):
+        pass
+    reference = weakref.ref(network)
+    del network
+    gc.collect()
+    assert reference() is None
