@@ -118,7 +118,7 @@ def load_cifar10(root: str, *, download: bool, unofficial: str | None) -> Data:
 
     if unofficial is not None:
 
-        class CIFAR10(CIFAR10):  # type: ignore[no-redef]
+        class CIFAR10(CIFAR10):  # type: ignore[no-redef,misc]
             base_folder = unofficial
             train_list: ClassVar = [[f"data_batch_{k}", None] for k in range(1, 6)]
             test_list: ClassVar = [["test_batch", None]]
@@ -373,7 +373,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         start = time.perf_counter()
         losses = train(criterion, data, settings, device=device, bf16=options.bf16, title=method)
         trained = time.perf_counter()
-        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        model.to(memory_format=torch.contiguous_format)
         robust = autoattack(model, *attacked, settings, device=device, seed=options.seed, title=method)
         results[method] = {
             "clean_all": accuracy(model, *data.test, device),

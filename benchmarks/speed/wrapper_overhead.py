@@ -1,0 +1,77 @@
+"""What wrapping costs: SIPWrapper against the bare attack, and a SIP-AT step against the passes that it cannot do without.
+
+    python -m benchmarks.speed.wrapper_overhead [--batch 64] [--rounds 9] [--device cuda] [--out FILE]
+
+The network is pyautoattack's ResNet-18 for CIFAR-10. Maps are ready (random halves), so that only the wrapper is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+import torchattacks
+from torch import Tensor, nn
+
+from benchmarks.record import run_record, write_json
+from benchmarks.speed.measure import interleaved, ratio, reference_resnet18, shown
+from sip_plugin import AdversarialTrainer, SIPWrapper
+
+STEPS = 10
+
+
+def bare_passes(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """K passes forward and back to the input, one forward and back to the weights: what Madry training needs."""
+    model.eval()
+    for _ in range(STEPS):
+        point = images.clone().requires_grad_()
+        torch.autograd.grad(F.cross_entropy(model(point), labels), point)
+    model.train()
+    F.cross_entropy(model(images), labels).backward()
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measure, print the ratios, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--attacks", nargs="+", default=["PGD", "FGSM", "DIFGSM", "PGDL2"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="result file (JSON)")
+    options = parser.parse_args(arguments)
+    torch.manual_seed(options.seed)
+    model = reference_resnet18().to(options.device)
+    images = torch.rand(options.batch, 3, 32, 32, device=options.device)
+    labels = torch.randint(0, 10, (options.batch,), device=options.device)
+    salience = torch.rand_like(images) < 0.5
+    results: dict[str, Any] = {}
+    for name in options.attacks:
+        attack = getattr(torchattacks, name)(model, **({} if name == "FGSM" else {"steps": STEPS}))
+        wrapped = SIPWrapper(attack, salience)
+        ways = {"wrapped": partial(wrapped, images, labels), "bare": partial(attack, images, labels)}
+        seconds = interleaved(ways, rounds=options.rounds * (STEPS if name == "FGSM" else 1), device=options.device)
+        results[f"SIPWrapper(torchattacks.{name}) / bare"] = ratio(seconds, "wrapped", "bare")
+    trainer = AdversarialTrainer(model, "sip-at", salience=salience, steps=STEPS)
+
+    def step() -> None:
+        model.train()
+        trainer(images, labels).backward()
+
+    pair = {"SIP-AT step": step, "bare passes": partial(bare_passes, model, images, labels)}
+    seconds = interleaved(pair, rounds=options.rounds, device=options.device)
+    results["AdversarialTrainer('sip-at') step / bare passes"] = ratio(seconds, "SIP-AT step", "bare passes")
+    print(shown(list(results.items())))
+    if options.out is not None:
+        conditions = {"network": "ResNet-18 of pyautoattack", "batch": options.batch, "steps": STEPS}
+        write_json(options.out, run_record(options.seed) | conditions | {"device": options.device, "results": results})
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,202 @@
+"""GradientSalience: eq. 7 and 8, exactly."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sip_plugin.salience import GradientSalience
+from sip_plugin.salience.gradient import smallest_mass
+from tests.adapters.test_contract import everything, same
+
+
+def brute_force_size(scores: np.ndarray, mass: float) -> int:
+    """The smallest k whose k largest scores hold at least ``mass`` of their sum, tried one after the other in float64."""
+    ordered = sorted((float(score) for score in scores.ravel()), reverse=True)
+    total = 0.0
+    for score in ordered:
+        total += score
+    held, k = 0.0, 0
+    while held < mass * total:
+        held += ordered[k]
+        k += 1
+    return k
+
+
+CASES = {
+    "normal": lambda g: torch.randn(8, 3, 7, 5, generator=g).abs(),
+    "heavy-tailed": lambda g: torch.randn(8, 3, 7, 5, generator=g).pow(4),
+    "tiny": lambda g: torch.rand(8, 3, 7, 5, generator=g) * 1e-30,
+    "huge range": lambda g: 10 ** (40 * torch.rand(8, 3, 7, 5, generator=g) - 20),
+    "all equal": lambda g: torch.full((8, 3, 7, 5), 0.1),
+    "few values": lambda g: torch.randint(0, 4, (8, 3, 7, 5), generator=g) / 7,
+    "mostly zero": lambda g: torch.randn(8, 3, 7, 5, generator=g).abs() * (torch.rand(8, 3, 7, 5, generator=g) < 0.1),
+    "one": lambda g: F.one_hot(torch.arange(8), 105).float().view(8, 3, 7, 5),
+    "zero": lambda g: torch.zeros(8, 3, 7, 5),
+    "half": lambda g: torch.rand(8, 3, 7, 5, generator=g).half(),
+    "double": lambda g: torch.rand(8, 3, 7, 5, generator=g, dtype=torch.float64),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("mass", [0.5, 0.01, 0.25, 0.9, 1.0])
+def test_the_maps_size_equals_a_brute_force_search_of_eq_8(case, mass):
+    for seed in range(5):
+        scores = CASES[case](torch.Generator().manual_seed(seed))
+        chosen = smallest_mass(scores, mass)
+        assert chosen.dtype == torch.bool
+        assert chosen.shape == scores.shape
+        for image, map_ in zip(scores, chosen, strict=True):
+            assert map_.sum().item() == brute_force_size(image.numpy(), mass)
+            if 0 < map_.sum() < map_.numel():
+                assert image[map_].min() >= image[~map_].max()  # the largest ones
+
+
+def test_ties_are_broken_by_memory_order_every_time():
+    scores = torch.ones(1, 1, 3, 3)
+    expected = torch.tensor([[[[1, 1, 1], [1, 1, 0], [0, 0, 0]]]], dtype=torch.bool)
+    for _ in range(3):
+        assert torch.equal(smallest_mass(scores, 0.5), expected)
+
+
+class Linear(nn.Module):
+    """Logits whose gradients are known."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = nn.Parameter(weight)  # (classes, C, H, W)
+
+    def forward(self, x):
+        return torch.einsum("nchw,kchw->nk", x, self.weight)
+
+
+@pytest.fixture
+def teacher():
+    return Linear(torch.randn(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.fixture
+def x():
+    return torch.rand(7, 3, 5, 5, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_default_is_the_gradient_of_the_predicted_classs_logit(teacher, x):
+    predicted = teacher(x).argmax(1)
+    expected = smallest_mass(teacher.weight[predicted].abs().detach(), 0.5)
+    assert torch.equal(GradientSalience(teacher)(x), expected)
+    assert torch.equal(GradientSalience(teacher)(x, torch.zeros(7, dtype=torch.int64)), expected)  # labels are not used
+    share = expected.float().mean().item()
+    assert 0.05 < share < 0.5
+
+
+def test_the_true_classs_logit_and_the_loss_are_options(teacher, x):
+    y = torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    expected = smallest_mass(teacher.weight[y].abs().detach(), 0.3)
+    assert torch.equal(GradientSalience(teacher, 0.3, target="true")(x, y), expected)
+    p = teacher(x).softmax(1) - F.one_hot(y, 4)
+    gradient = torch.einsum("nk,kchw->nchw", p, teacher.weight).abs().detach()
+    chosen = GradientSalience(teacher, target="loss")(x, y)
+    sizes = [brute_force_size(g.numpy(), 0.5) for g in gradient]
+    assert all(abs(m.sum().item() - k) <= 1 for m, k in zip(chosen, sizes, strict=True))
+    for image, map_ in zip(gradient, chosen, strict=True):
+        assert image[map_].min() >= image[~map_].max() - 1e-6
+
+
+@pytest.mark.parametrize("target", ["true", "loss"])
+def test_those_options_say_that_they_need_labels(target, teacher, x):
+    with pytest.raises(ValueError, match="needs labels"):
+        GradientSalience(teacher, target=target)(x)
+
+
+def test_per_pixel_maps_mark_all_channels_or_none(teacher, x):
+    chosen = GradientSalience(teacher, per_pixel=True)(x)
+    assert chosen.shape == x.shape
+    assert torch.equal(chosen, chosen[:, :1].expand_as(chosen))
+    summed = teacher.weight[teacher(x).argmax(1)].abs().sum(1, keepdim=True).detach()
+    assert torch.equal(chosen[:, :1], smallest_mass(summed, 0.5))
+
+
+def test_each_image_has_the_map_it_has_alone(network, images):
+    mask_fn = GradientSalience(network)
+    together = mask_fn(images)
+    shares = [(together[i] != mask_fn(images[i : i + 1])[0]).float().mean() for i in range(len(images))]
+    assert max(shares) < 0.01  # but for rounding in the batched convolutions
+
+
+def test_the_teacher_runs_in_eval_mode_and_comes_back_exactly_as_it_was(network, images):
+    expected = GradientSalience(network)(images)
+    network.train()
+    network[1].eval()
+    for parameter in list(network.parameters())[::2]:
+        parameter.grad = torch.ones_like(parameter)
+    before = everything(network)
+    assert torch.equal(GradientSalience(network)(images), expected)
+    same(before, everything(network))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_maps_can_be_made_where_gradients_are_off(mode, network, images):
+    expected = GradientSalience(network)(images)
+    with mode():
+        inside = GradientSalience(network)(images * 1)
+    assert torch.equal(inside, expected)
+    assert not images.requires_grad
+
+
+def test_one_forward_and_one_backward_to_the_input(network, images):
+    passes = []
+    network.register_forward_hook(lambda *_: passes.append("forward"))
+    network[0].register_full_backward_hook(lambda *_: passes.append("backward"))
+    GradientSalience(network)(images)
+    assert passes == ["forward", "backward"]
+
+
+def test_an_image_without_gradient_has_an_empty_map(images):
+    class Ignores(nn.Module):
+        def forward(self, x):
+            seen = torch.cat([x[:3], torch.zeros_like(x[3:])])
+            return seen.flatten(1)[:, :10] + 0 * x.flatten(1)[:, :10]
+
+    chosen = GradientSalience(Ignores())(images)
+    assert chosen[:3].flatten(1).any(1).all()
+    assert not chosen[3:].any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_is_an_error_that_names_the_image(value, images):
+    class Breaks(nn.Module):
+        def forward(self, x):
+            scale = torch.ones(len(x), 1, 1, 1)
+            scale[2] = value
+            return (x * scale).flatten(1)[:, :10]
+
+    with pytest.raises(ValueError, match=r"image\(s\) \[2\]"):
+        GradientSalience(Breaks())(images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "says"),
+    [
+        ({"teacher": lambda x: x}, TypeError, "nn.Module"),
+        ({"mass": 0.0}, ValueError, r"\(0, 1\]"),
+        ({"mass": 1.5}, ValueError, r"\(0, 1\]"),
+        ({"mass": float("nan")}, ValueError, r"\(0, 1\]"),
+        ({"mass": "half"}, ValueError, r"\(0, 1\]"),
+        ({"target": "logit"}, ValueError, "predicted"),
+    ],
+)
+def test_bad_arguments_are_refused_at_once(arguments, kind, says, teacher):
+    with pytest.raises(kind, match=says):
+        GradientSalience(**{"teacher": teacher, **arguments})
+
+
+def test_bad_images_are_a_clear_error(teacher, x):
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        GradientSalience(teacher)(x * 255)
+
+
+def test_the_repr_says_what_made_the_maps(teacher):
+    assert repr(GradientSalience(teacher, 0.3, target="loss")) == (
+        "GradientSalience(Linear, mass=0.3, target='loss', per_pixel=False)"
+    )
