@@ -8,7 +8,7 @@ The network is pyautoattack's ResNet-18 for CIFAR-10. Maps are ready (random hal
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     labels = torch.randint(0, 10, (options.batch,), device=options.device)
     salience = torch.rand_like(images) < 0.5
     results: dict[str, Any] = {}
+    ways: dict[str, Callable[[], Any]]
     for name in options.attacks:
         attack = getattr(torchattacks, name)(model, **({} if name == "FGSM" else {"steps": STEPS}))
         wrapped = SIPWrapper(attack, salience)
@@ -63,8 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         model.train()
         trainer(images, labels).backward()
 
-    pair = {"SIP-AT step": step, "bare passes": partial(bare_passes, model, images, labels)}
-    seconds = interleaved(pair, rounds=options.rounds, device=options.device)
+    ways = {"SIP-AT step": step, "bare passes": partial(bare_passes, model, images, labels)}
+    seconds = interleaved(ways, rounds=options.rounds, device=options.device)
     results["AdversarialTrainer('sip-at') step / bare passes"] = ratio(seconds, "SIP-AT step", "bare passes")
     print(shown(list(results.items())))
     if options.out is not None:

@@ -1,0 +1,60 @@
+"""The README's snippets run as they stand, its links lead somewhere, and its figures are the committed ones."""
+
+import json
+import re
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_snippets_run_one_after_the_other(network, images, labels, digits):
+    snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(snippets) == 3
+    names = {
+        "model": network,
+        "teacher": network,
+        "images": images,
+        "labels": labels,
+        "loader": DataLoader(TensorDataset(digits[0][:40], digits[1][:40]), batch_size=20),
+        "optimizer": torch.optim.SGD(network.parameters(), lr=0.01),
+        "epochs": 2,
+    }
+    before = [p.detach().clone() for p in network.parameters()]
+    exec(snippets[0], names)
+    salient = names["mask_fn"](images)
+    assert torch.equal(names["adv"][salient], images[salient])
+    exec(snippets[1], names)
+    assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+    names |= {"images": images, "labels": labels}
+    exec(snippets[2], names)
+    assert torch.equal(names["adv"][names["maps"]], images[names["maps"]])
+    assert names["loss"].requires_grad
+
+
+def test_links_to_files_lead_somewhere():
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", README)
+    assert targets
+    for target in targets:
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("job", ["quickstart-cifar10", "quickstart-digits"])
+def test_the_tables_are_the_committed_results(job):
+    folder = ROOT / "benchmarks" / "results" / job
+    table = (folder / "table.md").read_text()
+    assert table in README
+    results = json.loads((folder / "result.json").read_text())["results"]
+    for values in results.values():
+        for value in (values["clean_all"], *values["robust"].values()):
+            assert f"{100 * value:.1f}" in table
+
+
+def test_the_ratios_are_the_committed_results():
+    record = json.loads((ROOT / "benchmarks" / "results" / "speed" / "wrapper_overhead.json").read_text())
+    for name, result in record["results"].items():
+        assert re.search(rf"{re.escape(name.split(' / ')[0])}.*\b{result['median_ratio']:.3f}\b", README), name
