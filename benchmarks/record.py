@@ -19,7 +19,7 @@ _PACKAGES = ("sip-plugin", "torch", "torchvision", "numpy", "torchattacks", "pya
 
 def run_record(seed: int | None) -> dict[str, Any]:
     """The conditions of this run, as plain JSON values. Paths are cut to their last part."""
-    command = ["python", *(Path(part).name if Path(part).is_absolute() else part for part in sys.argv)]
+    command = ["python", *(Path(part).name if Path(part).is_absolute() else part for part in sys.orig_argv[1:])]
     return {
         "command": " ".join(command),
         "seed": seed,

@@ -64,6 +64,7 @@ class Settings:
     attacked: int
     width: int
     augment: bool
+    threads: int | None = None
 
 
 SETTINGS = {
@@ -78,6 +79,7 @@ SETTINGS = {
         attacked=128,
         width=16,
         augment=False,
+        threads=1,  # handing such small images out to several threads takes longer than working on them
     ),
     "cifar10": Settings(
         epochs=30,
@@ -354,6 +356,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     else:
         data = load_cifar10(options.data_dir, download=options.download, unofficial=options.unofficial_data)
     settings.attacked = min(settings.attacked, len(data.test[0]))
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     device = options.device
     models: dict[str, nn.Module] = {}
     results: dict[str, dict[str, Any]] = {}
