@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC
 from typing import Any
 
+from sip_plugin.adapters.autoattack import adapter, is_autoattack
 from sip_plugin.adapters.base import SalienceAttack
 from sip_plugin.salience_source import MaskSource
 
 _SUPPORTED = (
-    "Supported are attacks of torchattacks (FGSM, PGD, CW, ...), and any object that is called as attack(images, labels) "
-    "and keeps its network in the attribute .model."
+    "Supported are the attacks of torchattacks (FGSM, PGD, AutoAttack, ...), AutoAttack of pyautoattack and autoattack, and "
+    "any object that is called as attack(images, labels) and keeps its network in the attribute .model."
 )
 
 
@@ -60,6 +61,8 @@ def _adapter(attack: Any) -> type[SalienceAttack]:
         from sip_plugin.adapters.torchattacks import SalienceTorchAttack
 
         return SalienceTorchAttack
+    if is_autoattack(attack):
+        return adapter(type(attack))  # type: ignore[arg-type]
     if callable(attack) and callable(getattr(attack, "model", None)):
         from sip_plugin.adapters.generic import SalienceCallable
 

@@ -55,7 +55,7 @@ class SalienceAttack:
         return type(self)(copy.copy(self.wrapped), self.mask_fn, one_by_one=self.one_by_one)
 
     def __reduce__(self) -> Any:
-        return _rebuild, (type(self), self.wrapped, self.mask_fn, self.one_by_one)
+        return _rebuild, (self.wrapped, self.mask_fn, self.one_by_one)
 
     def __repr__(self) -> str:
         source = self.mask_fn
@@ -73,12 +73,8 @@ class SalienceAttack:
 
     def _attack_rows(self, images: Tensor, labels: Tensor | None, salience: Tensor, args: Any, kwargs: Any) -> Tensor:
         """Run the wrapped attack on the batch, or on each of its images in turn."""
-        if not self.one_by_one:
-            return self._attack(images, labels, salience, args, kwargs)
-        maps = salience.expand(len(images), *salience.shape[1:]).split(1)
-        each = [None] * len(images) if labels is None else labels.split(1)
-        rows = zip(images.split(1), each, maps, strict=True)
-        return torch.cat([self._attack(image, label, row, args, kwargs) for image, label, row in rows])
+        parts = split_batch(images, labels, salience, 1 if self.one_by_one else len(images))
+        return joined([self._attack(*part, args, kwargs) for part in parts])
 
     def salience(self, images: Tensor, labels: Tensor | None, mask: SalienceMap | None = None) -> Tensor:
         """The binary map for a batch: ``mask`` if given, else what ``mask_fn`` says.
@@ -92,27 +88,52 @@ class SalienceAttack:
         """
         return as_salience_map(call_mask_source(self.mask_fn if mask is None else mask, images, labels), images)
 
-    def _project_result(self, adversarial: Any, images: Tensor, salience: Tensor) -> Tensor:
-        """The attack's result with the clean values on salient elements."""
-        if not isinstance(adversarial, Tensor) or adversarial.shape != images.shape:
-            got = tuple(adversarial.shape) if isinstance(adversarial, Tensor) else type(adversarial).__name__
-            raise RuntimeError(
-                f"{self.wrapped!r} returned {got} where adversarial images of shape {tuple(images.shape)} were expected."
-            )
-        result = project(adversarial.detach(), images, salience)
-        broken = ~result.isfinite().flatten(1).all(1) & salience.flatten(1).any(1)
-        if bool(broken.any()):
-            # Attacks that divide by the gradient's norm give NaN where it is zero on all the elements left to them.
-            warnings.warn(
-                f"{type(self.wrapped).__name__} gave NaN or infinity for {int(broken.sum())} of {len(images)} images "
-                f"(indices {broken.nonzero().flatten().tolist()[:10]}), most likely because the gradient is zero on all "
-                "their non-salient elements; their clean images are returned.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
-            result = torch.where(broken[:, None, None, None], images, result)
-        return result
+
+def split_batch(
+    images: Tensor, labels: Tensor | None, salience: Tensor, size: int
+) -> list[tuple[Tensor, Tensor | None, Tensor]]:
+    """Images, labels and maps of ``size`` images at a time; the batch itself, not copied, where that is all of it."""
+    if size >= len(images):
+        return [(images, labels, salience)]
+    pieces = images.split(size)
+    each = [None] * len(pieces) if labels is None else labels.split(size)
+    maps = [salience] * len(pieces) if len(salience) == 1 else salience.split(size)
+    return list(zip(pieces, each, maps, strict=True))
 
 
-def _rebuild(kind: type[SalienceAttack], attack: Any, mask_fn: MaskSource, one_by_one: bool) -> SalienceAttack:
-    return kind(attack, mask_fn, one_by_one=one_by_one)
+def joined(parts: list[Tensor]) -> Tensor:
+    """The parts of a batch in one tensor."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def project_result(attack: Any, adversarial: Any, images: Tensor, salience: Tensor) -> Tensor:
+    """An attack's result with the clean values on salient elements.
+
+    Raises:
+        RuntimeError: If it is not a batch of images of the clean ones' shape.
+    """
+    if not isinstance(adversarial, Tensor) or adversarial.shape != images.shape:
+        got = tuple(adversarial.shape) if isinstance(adversarial, Tensor) else type(adversarial).__name__
+        raise RuntimeError(
+            f"{attack!r} returned {got} where adversarial images of shape {tuple(images.shape)} were expected."
+        )
+    result = project(adversarial.detach(), images, salience)
+    broken = ~result.isfinite().flatten(1).all(1) & salience.flatten(1).any(1)
+    if bool(broken.any()):
+        # Attacks that divide by the gradient's norm give NaN where it is zero on all the elements left to them.
+        warnings.warn(
+            f"{type(attack).__name__} gave NaN or infinity for {int(broken.sum())} of {len(images)} images "
+            f"(indices {broken.nonzero().flatten().tolist()[:10]}), most likely because the gradient is zero on all "
+            "their non-salient elements; their clean images are returned.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        result = torch.where(broken[:, None, None, None], images, result)
+    return result
+
+
+def _rebuild(attack: Any, mask_fn: MaskSource, one_by_one: bool) -> Any:
+    """Unpickle through the front door: an adapter's class may be made for the attack's class."""
+    from sip_plugin.wrapper import SIPWrapper
+
+    return SIPWrapper(attack, mask_fn, one_by_one=one_by_one)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from sip_plugin.adapters.base import SalienceAttack
-from sip_plugin.adapters.projection import BatchProjection, ProjectedModel
+from sip_plugin.adapters.base import SalienceAttack, project_result
+from sip_plugin.adapters.projection import BatchProjection, projected_model
 from sip_plugin.constraint import SalienceMap, check_images, check_labels
 from sip_plugin.state import preserved
 
@@ -50,16 +50,13 @@ class SalienceCallable(SalienceAttack):
         with _model_swapped(self.wrapped, BatchProjection(images, salience)):
             given = (images.clone(),) if labels is None else (images.clone(), labels)
             adversarial = self.wrapped(*given, *args, **kwargs)
-        return self._project_result(adversarial, images, salience)
+        return project_result(self.wrapped, adversarial, images, salience)
 
 
 @contextmanager
 def _model_swapped(attack: Any, projection: BatchProjection) -> Iterator[None]:
     before = attack.model
-    if isinstance(before, nn.Module):
-        attack.model = ProjectedModel(before, projection)
-    else:
-        attack.model = lambda queries, *args, **kwargs: before(projection(queries), *args, **kwargs)
+    attack.model = projected_model(before, projection)
     try:
         yield
     finally:

@@ -29,6 +29,7 @@ class Mechanism(Enum):
 
     QUERY = "query"
     ITERATE = "iterate"
+    MEMBERS = "members"
 
 
 class BatchProjection:
@@ -41,11 +42,13 @@ class BatchProjection:
     Args:
         images: The clean images as the attack's queries see them, ``(N, C, H, W)``.
         salience: Their binary map, broadcastable to the images.
+        tiled: Whether a query of several times the batch's rows is the whole batch again and again.
     """
 
-    def __init__(self, images: Tensor, salience: Tensor) -> None:
+    def __init__(self, images: Tensor, salience: Tensor, *, tiled: bool = False) -> None:
         self.images = images
         self.salience = salience
+        self.tiled = tiled
 
     def covers(self, tensor: Tensor) -> bool:
         """Whether ``tensor`` is a batch of such images."""
@@ -56,13 +59,21 @@ class BatchProjection:
         count = len(self.images)
         if len(queries) == count or count == 1:
             return self.images, self.salience
-        nearest = _nearest(queries.detach(), self.images)
-        return self.images[nearest], self.salience if len(self.salience) == 1 else self.salience[nearest]
+        if self.tiled and len(queries) % count == 0:
+            index = torch.arange(len(queries), device=queries.device) % count
+        else:
+            index = _nearest(queries.detach(), self.images)
+        return self.images[index], salience_rows(self.salience, index)
 
     def __call__(self, queries: Tensor) -> Tensor:
         """Queries with their clean values on salient elements; differentiable."""
         images, salience = self.rows(queries)
         return project(queries, images, salience)
+
+
+def salience_rows(salience: Tensor, index: Tensor) -> Tensor:
+    """The maps of some images of a batch; one map for all of them stays one."""
+    return salience if len(salience) == 1 else salience[index]
 
 
 def _nearest(queries: Tensor, images: Tensor) -> Tensor:
@@ -79,7 +90,7 @@ class ProjectedModel(nn.Module):
     """``f∘P_x``, standing in for the network ``f`` for the length of one call; everything else reaches ``f``.
 
     Args:
-        model: The network, shared with the caller and never hooked.
+        model: The network (or a function), shared with the caller and never hooked.
         projection: ``P_x``, or None where the iterate is projected instead.
         iterates: The mode that projects iterates, which must not see the network's own operations.
     """
@@ -110,6 +121,14 @@ class ProjectedModel(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("model"), name)
+
+
+def projected_model(
+    model: Any, projection: Callable[[Tensor], Tensor] | None, iterates: IterateProjection | None = None
+) -> Any:
+    """What stands in for a network: a module for a module, a function for a function."""
+    stand_in = ProjectedModel(model, projection, iterates)
+    return stand_in if isinstance(model, nn.Module) else stand_in.forward
 
 
 class IterateProjection(TorchFunctionMode):

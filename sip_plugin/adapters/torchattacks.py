@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -13,40 +15,91 @@ try:
 except ImportError as error:
     raise ImportError("torchattacks is not installed: pip install 'sip-plugin[torchattacks]'") from error
 
-from sip_plugin.adapters.base import SalienceAttack
-from sip_plugin.adapters.projection import BatchProjection, IterateProjection, Mechanism, ProjectedModel
+from sip_plugin.adapters.base import SalienceAttack, joined, project_result, split_batch
+from sip_plugin.adapters.members import Member, RowFinder
+from sip_plugin.adapters.projection import (
+    BatchProjection,
+    IterateProjection,
+    Mechanism,
+    ProjectedModel,
+    salience_rows,
+)
 from sip_plugin.constraint import SalienceMap, check_images, check_labels
 from sip_plugin.salience_source import MaskSource
 from sip_plugin.state import preserved
 
-MECHANISMS: dict[str, Mechanism] = {
-    "FGSM": Mechanism.QUERY,
-    "BIM": Mechanism.QUERY,
-    "PGD": Mechanism.QUERY,
-    "MIFGSM": Mechanism.QUERY,
-    "CW": Mechanism.QUERY,  # its variable lives in tanh space and is no image
-    "Square": Mechanism.QUERY,
-    "PGDL2": Mechanism.ITERATE,  # a start on salient elements would eat the norm budget
-    "APGD": Mechanism.ITERATE,  # likewise with norm="L2"
-    "DIFGSM": Mechanism.ITERATE,  # the network sees a transform of the iterate
-    "TIFGSM": Mechanism.ITERATE,
-}
-"""How each attack is projected, by the name of its class."""
-
-_COMPOSITES = frozenset({"AutoAttack", "MultiAttack", "LGV"})
+QUERY, ITERATE, MEMBERS = Mechanism.QUERY, Mechanism.ITERATE, Mechanism.MEMBERS
 _NORMALIZED_TOLERANCE = 1e-5  # pixels that were normalised and back miss [0, 1] by rounding
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """How one attack is projected.
+
+    Attributes:
+        mechanism: Where its steps are projected.
+        reason: Why not its queries, or another remark for the documentation.
+        alone: Whether it works on one image after the other anyhow, so that handing it one at a time changes nothing but
+            that each query's image is known.
+        tiled: Whether it queries the whole batch several times in one query.
+        offset: Whether its variable is the perturbation and not the image.
+    """
+
+    mechanism: Mechanism
+    reason: str = ""
+    alone: bool = False
+    tiled: bool = False
+    offset: bool = False
+
+
+TABLE: dict[str, Entry] = {
+    "VANILA": Entry(QUERY, "makes no query"),
+    "GN": Entry(QUERY, "makes no query: its noise is projected"),
+    "FGSM": Entry(QUERY),
+    "BIM": Entry(QUERY),
+    "RFGSM": Entry(QUERY),
+    "PGD": Entry(QUERY),
+    "EOTPGD": Entry(QUERY),
+    "FFGSM": Entry(QUERY),
+    "TPGD": Entry(QUERY),
+    "MIFGSM": Entry(QUERY),
+    "UPGD": Entry(QUERY),
+    "APGD": Entry(ITERATE, "a random start on salient elements would eat the L2 budget"),
+    "APGDT": Entry(ITERATE, "a random start on salient elements would eat the L2 budget"),
+    "DIFGSM": Entry(ITERATE, "the network sees a transform of the iterate"),
+    "TIFGSM": Entry(ITERATE, "the network sees a transform of the iterate"),
+    "Jitter": Entry(ITERATE, "its loss measures the perturbation"),
+    "NIFGSM": Entry(QUERY),
+    "PGDRS": Entry(ITERATE, "smoothing noise stays on all elements, the perturbation does not", offset=True),
+    "SINIFGSM": Entry(ITERATE, "the network sees a transform of the iterate"),
+    "VMIFGSM": Entry(QUERY),
+    "VNIFGSM": Entry(QUERY),
+    "SPSA": Entry(QUERY, tiled=True),
+    "JSMA": Entry(QUERY, alone=True),
+    "EADL1": Entry(QUERY),
+    "EADEN": Entry(QUERY),
+    "PIFGSM": Entry(QUERY),
+    "PIFGSMPP": Entry(QUERY),
+    "CW": Entry(QUERY, "its variable lives in tanh space and is no image"),
+    "PGDL2": Entry(ITERATE, "a random start on salient elements would eat the norm budget"),
+    "DeepFool": Entry(QUERY, alone=True),
+    "PGDRSL2": Entry(ITERATE, "smoothing noise stays on all elements, the perturbation does not", offset=True),
+    "SparseFool": Entry(QUERY, alone=True),
+    "OnePixel": Entry(QUERY, alone=True),
+    "Pixle": Entry(QUERY, alone=True),
+    "FAB": Entry(QUERY),
+    "Square": Entry(QUERY),
+    "AutoAttack": Entry(MEMBERS, "each of its members as in its own row"),
+    "MultiAttack": Entry(MEMBERS, "each of its members as in its own row"),
+    "LGV": Entry(MEMBERS, "its attack on the collected networks as in its own row"),
+}
+"""Every attack of torchattacks by the name of its class; query projection is the default for one of the user's own."""
 
 
 class SalienceTorchAttack(SalienceAttack, Attack):  # type: ignore[misc]
     """A torchattacks attack whose every step leaves salient elements alone."""
 
     def __init__(self, attack: Attack, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> None:
-        name = _table_name(attack)
-        if name in _COMPOSITES:
-            raise TypeError(
-                f"torchattacks.{name} is made of other attacks and is not supported yet. Wrap its members instead: "
-                "MultiAttack([SIPWrapper(a, mask_fn), SIPWrapper(b, mask_fn)])."
-            )
         super().__init__(attack, mask_fn, one_by_one=one_by_one)
         # torchattacks' own decorators read this registry from the instance's __dict__.
         self.__dict__["_attacks"] = attack._attacks
@@ -75,74 +128,175 @@ class SalienceTorchAttack(SalienceAttack, Attack):  # type: ignore[misc]
             TypeError: If ``inputs``, ``labels`` or the map are of the wrong type.
             ValueError: If their shapes or values do not fit.
         """
-        attack = self.wrapped
-        with self._lock, preserved(attack.model):
-            inputs, labels = self._checked(inputs, labels)
-            salience = self.salience(inputs, labels, mask)
-            return self._attack_rows(inputs, labels, salience, args, kwargs)
+        with self._lock:
+            _collect_networks(self.wrapped)
+            with preserved(self.wrapped.model):
+                inputs, labels = self._checked(inputs, labels)
+                salience = self.salience(inputs, labels, mask)
+                return self._attack_rows(inputs, labels, salience, args, kwargs)
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """The same as a call."""
         return self(inputs, labels, *args, **kwargs)
 
+    def save(self, *args: Any, **kwargs: Any) -> Any:
+        """torchattacks' ``save(data_loader, ...)``, with this object's own calls in it."""
+        attack = self.wrapped
+        with self._lock, preserved(attack.model), _replaced(attack, "__call__", self.__call__):
+            return attack.save(*args, **kwargs)
+
     def _checked(self, inputs: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         attack = self.wrapped
         if attack._normalization_applied is True and isinstance(inputs, Tensor):
-            check_images(
-                attack.inverse_normalize(inputs),
-                name="inputs (de-normalised)",
-                tolerance=_NORMALIZED_TOLERANCE,
-            )
+            plain = attack.inverse_normalize(inputs)
+            check_images(plain, name="inputs (de-normalised)", tolerance=_NORMALIZED_TOLERANCE)
         else:
             check_images(inputs, name="inputs")
         inputs = inputs.detach().to(attack.device or inputs.device)
         return inputs, None if labels is None else check_labels(labels, inputs)
 
-    def _attack(self, inputs: Tensor, labels: Tensor | None, salience: Tensor, args: Any, kwargs: Any) -> Tensor:
-        attack = self.wrapped
-        if _mechanism(attack) is Mechanism.QUERY:
-            model = ProjectedModel(attack.model, BatchProjection(inputs, salience))
-            mode: Any = nullcontext()
+    def _attack(self, images: Tensor, labels: Tensor | None, salience: Tensor, args: Any, kwargs: Any) -> Tensor:
+        return attack_batch(self.wrapped, images, labels, salience, args, kwargs)
+
+
+def attack_batch(
+    attack: Attack, inputs: Tensor, labels: Tensor | None, salience: Tensor, args: Any, kwargs: Any
+) -> Tensor:
+    """Run a bare attack, or one that is wrapped itself, with every step projected; arguments are checked already."""
+    if isinstance(
+        attack, SalienceTorchAttack
+    ):  # a wrapped member of a wrapped attack: what either map marks is salient
+        salience = salience | attack.salience(inputs, labels)
+        return attack_batch(attack.wrapped, inputs, labels, salience, args, kwargs)
+    entry = _entry(attack)
+    size = 1 if entry.alone else _images_at_once(attack, len(inputs))
+    parts = split_batch(inputs, labels, salience, size)
+    with preserved(attack.model):
+        return joined([_attack_part(attack, entry, *part, args, kwargs) for part in parts])
+
+
+def _attack_part(
+    attack: Attack, entry: Entry, inputs: Tensor, labels: Tensor | None, salience: Tensor, args: Any, kwargs: Any
+) -> Tensor:
+    # The iterate lives in [0, 1]; the network sees it normalised where the attack was told to normalise.
+    iterates = attack.inverse_normalize(inputs) if attack._normalization_applied is True else inputs
+    with _projecting(attack, entry, inputs, iterates, salience):
+        given = (inputs,) if labels is None else (inputs, labels)
+        adversarial = attack(*given, *args, **kwargs)
+    return project_result(attack, adversarial, inputs, salience)
+
+
+@contextmanager
+def _projecting(attack: Attack, entry: Entry, inputs: Tensor, iterates: Tensor, salience: Tensor) -> Iterator[None]:
+    """Put the attack's mechanism in place for the length of a block, and its normalisation flag back after it."""
+    applied = attack._normalization_applied
+    mode: Any = nullcontext()
+    try:
+        if entry.mechanism is MEMBERS:
+            with _members_projected(attack, iterates, salience):
+                yield
+            return
+        if entry.mechanism is QUERY:
+            queries = attack.normalize(inputs) if applied is False else inputs
+            model = ProjectedModel(attack.model, BatchProjection(queries, salience, tiled=entry.tiled))
         else:
-            # The iterate lives in [0, 1] even where the caller's inputs are normalised.
-            clean = attack.inverse_normalize(inputs) if attack._normalization_applied is True else inputs
+            clean = iterates.new_zeros(()).expand_as(iterates) if entry.offset else iterates
             mode = IterateProjection(BatchProjection(clean, salience))
             model = ProjectedModel(attack.model, None, mode)
         with _model_swapped(attack, model), mode:
-            adversarial = attack(inputs, labels, *args, **kwargs)
-        return self._project_result(adversarial, inputs, salience)
-
-    def save(self, *args: Any, **kwargs: Any) -> Any:
-        """torchattacks' ``save(data_loader, ...)``, with this object's own calls in it."""
-        with preserved(self.wrapped.model):
-            return type(self.wrapped).save(self, *args, **kwargs)
+            yield
+    finally:
+        if attack._normalization_applied is not applied:  # torchattacks leaves it reversed when an attack raises
+            attack._set_normalization_applied(applied)
 
 
 @contextmanager
 def _model_swapped(attack: Attack, model: ProjectedModel) -> Iterator[None]:
-    """Give ``attack`` another model for the length of a block.
-
-    Past ``Attack.__setattr__``, which would keep the model (and with it the images) alive in a mutable default argument;
-    and past its normalisation flag, which it leaves reversed when an attack raises.
-    """
-    before, applied = attack.model, attack._normalization_applied
-    attack.__dict__["model"] = model
+    """Give ``attack``, and the attack that it may be built upon (SparseFool), another model for the length of a block."""
+    holders = [a for a in (attack, *attack._attacks.values()) if a.model is model.model]
+    for holder in holders:
+        holder.__dict__["model"] = model
     try:
         yield
     finally:
-        attack.__dict__["model"] = before
-        if attack._normalization_applied is not applied:
-            attack._set_normalization_applied(applied)
+        for holder in holders:
+            holder.__dict__["model"] = model.model
 
 
-def _table_name(attack: Attack) -> str:
+@contextmanager
+def _members_projected(attack: Attack, images: Tensor, salience: Tensor) -> Iterator[None]:
+    """Have the members of ``attack`` project their steps on whichever images of the batch they are handed."""
+    rows = RowFinder(images)
+    made: list[Member] = []
+
+    def run(member: Attack, images: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
+        maps = salience_rows(salience, rows.find(images))
+        return attack_batch(member, images, labels, maps, args, kwargs)
+
+    def stand_in(member: Attack) -> Member:
+        made.append(Member(member, run))
+        return made[-1]
+
+    try:
+        with _replaced(attack, *_stand_ins(attack, stand_in)):
+            yield
+    finally:
+        members = [member.release() for member in made]
+        if isinstance(attack.__dict__.get("base_attack"), Member):  # LGV built its attack during the call
+            attack.base_attack = members[0]
+
+
+def _stand_ins(attack: Attack, stand_in: Callable[[Attack], Member]) -> tuple[str, Any]:
+    """The attribute that holds a composite's members, and its value with stand-ins for them."""
+    name = _known_name(attack)
+    if name == "MultiAttack":
+        return "attacks", [stand_in(member) for member in attack.attacks]
+    if name == "AutoAttack":
+        return "_autoattack", stand_in(attack._autoattack)
+    if attack.base_attack is not None:
+        return "base_attack", stand_in(attack.base_attack)
+    kind = attack.attack_class  # LGV builds its attack at its first call
+    return "attack_class", functools.wraps(kind, updated=())(lambda **settings: stand_in(kind(**settings)))
+
+
+@contextmanager
+def _replaced(attack: Attack, name: str, value: Any) -> Iterator[None]:
+    """Another value of an attack's attribute for the length of a block.
+
+    Past ``Attack.__setattr__``, which would keep it (and with it the images) alive in a mutable default argument.
+    """
+    missing = object()
+    before = attack.__dict__.get(name, missing)
+    attack.__dict__[name] = value
+    try:
+        yield
+    finally:
+        if before is missing:
+            del attack.__dict__[name]
+        else:
+            attack.__dict__[name] = before
+
+
+def _collect_networks(attack: Attack) -> None:
+    """LGV trains its networks at its first call; that is no part of an attack on images, and is not projected."""
+    if _known_name(attack) == "LGV" and not attack.list_models:
+        attack.collect_models()
+
+
+def _images_at_once(attack: Attack, count: int) -> int:
+    """PGDRS and PGDRSL2 cut a large batch themselves; cut alike, each part has its variable to itself."""
+    noise, limit = getattr(attack, "noise_batch_size", None), getattr(attack, "batch_max", None)
+    return count if noise is None or limit is None or count * noise <= limit else max(1, int(limit / noise))
+
+
+def _known_name(attack: Attack) -> str | None:
     """The torchattacks class that ``attack`` is, or is derived from."""
-    known = MECHANISMS.keys() | _COMPOSITES
-    return next((kind.__name__ for kind in type(attack).__mro__ if kind.__name__ in known), type(attack).__name__)
+    return next((kind.__name__ for kind in type(attack).__mro__ if kind.__name__ in TABLE), None)
 
 
-def _mechanism(attack: Attack) -> Mechanism:
-    return MECHANISMS.get(_table_name(attack), Mechanism.QUERY)
+def _entry(attack: Attack) -> Entry:
+    name = _known_name(attack)
+    return Entry(QUERY) if name is None else TABLE[name]
 
 
 def _delegate(name: str) -> None:

@@ -1,7 +1,10 @@
 """The contract of a wrapped attack, one property after the other, over the one table of attacks."""
 
+import copy
+import random
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -11,12 +14,22 @@ from tests.adapters.loops import LOOPS
 from tests.adapters.table import TABLE, distance
 from tests.conftest import small_network
 
+BIM, PGD = (next(row for row in TABLE if row.name == name) for name in ("BIM", "PGD"))
 every_attack = pytest.mark.parametrize("row", TABLE, ids=str)
 
 
 def run(attack, images, labels, seed=0, **options):
     torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)  # as LGV does from this
     return attack(images, labels, **options)
+
+
+class Calls(list):
+    """A record that copies of a network share."""
+
+    def __deepcopy__(self, memo):
+        return self
 
 
 class Counter(nn.Module):
@@ -25,7 +38,7 @@ class Counter(nn.Module):
     def __init__(self, network):
         super().__init__()
         self.network = network
-        self.calls = []
+        self.calls = Calls()
 
     def forward(self, x):
         self.calls.append(len(x))
@@ -36,17 +49,21 @@ class Counter(nn.Module):
 def test_salient_elements_equal_the_clean_image_bit_for_bit_and_others_change(row, network, images, labels, salience):
     adversarial = run(SIPWrapper(row.build(network), salience), images, labels)
     assert torch.equal(adversarial[salience], images[salience])
-    assert not torch.equal(adversarial, images)
+    assert torch.equal(adversarial, images) != row.finds
     assert not adversarial.requires_grad
 
 
 @every_attack
 def test_the_attacks_own_ball_and_01_hold(row, network, images, labels, salience):
     adversarial = run(SIPWrapper(row.build(network), salience), images, labels)
+    if not row.bounded:
+        adversarial = run(row.build(network), images, labels)
+        assert adversarial.min() < 0 or adversarial.max() > 1, "mended upstream: take the flag away"
+        return
     assert adversarial.min() >= 0
     assert adversarial.max() <= 1
     if row.norm is not None:
-        assert (distance(row.norm, adversarial - images) <= row.arguments["eps"] * (1 + 1e-5)).all()
+        assert (distance(row.norm, adversarial - images) <= row.eps * (1 + 1e-5)).all()
 
 
 @pytest.mark.parametrize("row", [row for row in TABLE if row.loop], ids=str)
@@ -78,10 +95,9 @@ def test_masking_only_the_final_result_is_not_the_plain_loop(row, network, image
 @pytest.mark.parametrize("form", ["(H, W)", "(N, C, H, W)"])
 def test_a_map_of_zeros_gives_the_bare_attacks_result_bit_for_bit(row, form, network, images, labels):
     mask = torch.zeros(16, 16) if form == "(H, W)" else torch.zeros_like(images, dtype=torch.bool)
-    attack = row.build(network)
-    bare = run(attack, images, labels, seed=3)
+    bare = run(row.build(network), images, labels, seed=3)
     after_bare = torch.rand(4)
-    assert torch.equal(run(SIPWrapper(attack, mask), images, labels, seed=3), bare)
+    assert torch.equal(run(SIPWrapper(row.build(network), mask), images, labels, seed=3), bare)
     assert torch.equal(torch.rand(4), after_bare)  # as many random draws
 
 
@@ -95,7 +111,7 @@ def counted(row, mask, network, images, labels):
     counter = Counter(network).eval()
     attack = row.build(counter)
     run(attack if mask is None else SIPWrapper(attack, mask), images, labels)
-    return counter.calls, torch.rand(4).tolist()
+    return list(counter.calls), torch.rand(4).tolist()
 
 
 @every_attack
@@ -158,22 +174,25 @@ def test_nothing_is_left_behind(row, ends, network, images, labels, salience):
 
     def mask_fn(x):
         if ends == "in mask_fn":
-            network.eval()
-            network(x).sum().backward()
+            wrapper.model.eval()
+            wrapper.model(x).sum().backward()
             raise RuntimeError("mask_fn failed")
         return salience
 
     images.requires_grad_()
     clean, state = images.detach().clone(), everything(model)
     attack = row.build(model)
+    models = {id(a): a.model for a in (attack, *attack._attacks.values())}
     wrapper = SIPWrapper(attack, mask_fn)
-    if fails and not (row.name == "FGSM" and ends == "in the attack"):  # FGSM makes one query only
+    bare_queries = counted(row, None, copy.deepcopy(network), images.detach(), labels)[0]
+    if fails and not (ends == "in the attack" and len(bare_queries) < 2):
         with pytest.raises(RuntimeError, match="failed"):
             run(wrapper, images, labels)
     else:
         run(wrapper, images, labels)
     same(state, everything(model))
-    assert attack.model is model
+    assert all(models.get(id(a), a.model) is a.model for a in (attack, *attack._attacks.values()))
+    assert not any("Member" in type(value).__name__ for value in vars(attack).values())
     assert torch.equal(images.detach(), clean)
     assert images.requires_grad
     assert images.grad is None
@@ -181,7 +200,7 @@ def test_nothing_is_left_behind(row, ends, network, images, labels, salience):
 
 
 def test_a_training_mode_attack_leaves_no_batchnorm_statistics_behind(network, images, labels, salience):
-    attack = TABLE[2].build(network)
+    attack = PGD.build(network)
     attack.set_model_training_mode(model_training=True, batchnorm_training=True)
     state = everything(network)
     adversarial = run(SIPWrapper(attack, salience), images, labels)
@@ -196,7 +215,7 @@ def test_a_training_mode_attack_leaves_no_batchnorm_statistics_behind(network, i
 
 def test_a_graph_that_the_caller_holds_survives_a_call(network, images, labels, salience):
     loss = network(images).sum()
-    run(SIPWrapper(TABLE[2].build(network), salience), images, labels)
+    run(SIPWrapper(PGD.build(network), salience), images, labels)
     loss.backward()
 
 
@@ -207,7 +226,8 @@ def test_a_batch_of_one_and_one_by_one_work(row, network, images, labels, salien
     each = run(SIPWrapper(row.build(network), salience, one_by_one=True), images, labels)
     assert each.shape == images.shape
     assert torch.equal(each[salience], images[salience])
-    assert torch.equal(each[:1], single)  # the first image sees the same random draws
+    if row.name not in ("LGV",):  # whose networks take turns from call to call
+        assert torch.equal(each[:1], single)  # the first image sees the same random draws
 
 
 def test_two_threads_with_two_wrappers_on_one_model_do_not_see_each_other(network, images, labels):
@@ -236,7 +256,7 @@ def test_two_threads_with_two_wrappers_on_one_model_do_not_see_each_other(networ
 
 
 def test_one_attack_in_two_wrappers_takes_turns(network, images, labels, salience):
-    attack = TABLE[1].build(network)
+    attack = BIM.build(network)
     wrappers = [SIPWrapper(attack, salience), SIPWrapper(attack, ~salience)]
     expected = [w(images, labels) for w in wrappers]
     wrong = []
@@ -272,5 +292,5 @@ def test_projecting_every_step_leaves_clearly_fewer_correct_images_than_late_mas
 def test_wrapping_does_not_depend_on_the_seed_of_the_network_fixture(images, labels, salience):
     for seed in range(3):
         other = small_network(seed)
-        adversarial = run(SIPWrapper(TABLE[2].build(other), salience), images, labels)
+        adversarial = run(SIPWrapper(PGD.build(other), salience), images, labels)
         assert torch.equal(adversarial[salience], images[salience])

@@ -11,13 +11,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from sip_plugin import SIPWrapper
-from sip_plugin.adapters.torchattacks import MECHANISMS
+from sip_plugin.adapters.torchattacks import TABLE as ENTRIES
 from tests.adapters.table import TABLE
 
 
-def test_the_adapters_table_and_the_tests_table_hold_the_same_attacks():
-    assert {row.name for row in TABLE} == set(MECHANISMS)
-    assert set(MECHANISMS) <= set(torchattacks.__all__)
+def test_every_attack_of_torchattacks_is_in_the_adapters_table_and_in_the_tests():
+    assert set(ENTRIES) == set(torchattacks.__all__)
+    assert {row.name for row in TABLE} == set(torchattacks.__all__)
 
 
 @pytest.mark.parametrize("mode", ["random", "least_likely", "by_label", "by_function"])

@@ -1,0 +1,179 @@
+"""AutoAttack: the packaged ``pyautoattack`` and the original ``autoattack``, which share one interface."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sip_plugin.adapters.base import SalienceAttack, project_result
+from sip_plugin.adapters.members import Member, RowFinder
+from sip_plugin.adapters.projection import (
+    BatchProjection,
+    IterateProjection,
+    Mechanism,
+    projected_model,
+    salience_rows,
+)
+from sip_plugin.constraint import SalienceMap, check_images, check_labels, project
+from sip_plugin.state import preserved
+
+MEMBERS: dict[str, Mechanism] = {
+    "apgd": Mechanism.ITERATE,  # a random start on salient elements would eat an L1 or L2 budget
+    "apgd_targeted": Mechanism.ITERATE,
+    "fab": Mechanism.QUERY,
+    "square": Mechanism.QUERY,
+}
+"""AutoAttack's attributes that hold its attacks, and how each is projected."""
+
+_BATCH = 250  # AutoAttack's own default
+
+
+def is_autoattack(attack: Any) -> bool:
+    """Whether an object has AutoAttack's interface, from whichever package or copy of it."""
+    return all(hasattr(attack, name) for name in ("run_standard_evaluation", "model", *MEMBERS))
+
+
+@functools.cache
+def adapter(kind: type) -> type[SalienceAutoAttack]:
+    """The wrapper's class for AutoAttack's class, of which it is a subclass."""
+    return type(f"Salience{kind.__name__}", (SalienceAutoAttack, kind), {"__module__": __name__})
+
+
+class SalienceAutoAttack(SalienceAttack):
+    """An AutoAttack whose every step leaves salient elements alone.
+
+    Queries outside its attacks (checks, clean accuracy, whether an attack succeeded) see images that are clean or projected
+    already, and go to the network as they are.
+    """
+
+    def run_standard_evaluation(
+        self, x_orig: Tensor, y_orig: Tensor, *args: Any, mask: SalienceMap | None = None, **kwargs: Any
+    ) -> Any:
+        """AutoAttack's own call; what it returns equals the clean images on salient elements.
+
+        Args:
+            x_orig: ``(N, C, H, W)`` in ``[0, 1]``.
+            y_orig: Class indices ``(N,)``.
+            *args: The package's own further arguments.
+            mask: The map for this call, in place of ``mask_fn``, which is asked for a batch at a time.
+            **kwargs: The package's own further arguments (``batch_size`` or ``bs``, ``state_path``, ...).
+
+        Returns:
+            What the package returns.
+
+        Raises:
+            TypeError: If images, labels or the map are of the wrong type.
+            ValueError: If their shapes or values do not fit.
+        """
+        return self._evaluate("run_standard_evaluation", x_orig, y_orig, mask, args, kwargs)
+
+    def run_standard_evaluation_individual(
+        self, x_orig: Tensor, y_orig: Tensor, *args: Any, mask: SalienceMap | None = None, **kwargs: Any
+    ) -> Any:
+        """Each attack by itself on all images; arguments and errors as in :meth:`run_standard_evaluation`."""
+        return self._evaluate("run_standard_evaluation_individual", x_orig, y_orig, mask, args, kwargs)
+
+    def _evaluate(self, method: str, images: Tensor, labels: Tensor, mask: Any, args: Any, kwargs: Any) -> Any:
+        if getattr(self.wrapped, "is_tf_model", False):
+            raise TypeError("AutoAttack on a TensorFlow model cannot be wrapped; sip-plugin works on PyTorch networks.")
+        check_images(images, name="x_orig")
+        check_labels(labels, images, name="y_orig")
+        images = images.detach()
+        if self.one_by_one and kwargs.get("state_path") is not None:
+            raise ValueError(
+                "one_by_one runs one evaluation an image, which one state_path cannot hold; leave one out."
+            )
+        with self._lock, preserved(self.wrapped.model):
+            salience = self._maps(images, labels, mask, _batch_size(args, kwargs))
+            size = 1 if self.one_by_one else len(images)
+            results = []
+            for start in range(0, len(images), size):
+                part = slice(start, start + size)
+                maps = salience if len(salience) == 1 else salience[part]
+                with _members_projected(self.wrapped, images[part], maps):
+                    result = getattr(self.wrapped, method)(images[part], labels[part], *args, **kwargs)
+                results.append(_each(result, functools.partial(_clean_selected, images[part], maps)))
+            return results[0] if len(results) == 1 else _together(results)
+
+    def _maps(self, images: Tensor, labels: Tensor, mask: SalienceMap | None, size: int) -> Tensor:
+        """The map of all images, made a batch at a time on AutoAttack's device, kept beside the images."""
+        if mask is not None or not callable(self.mask_fn):
+            return self.salience(images, labels, mask)
+        device = self.wrapped.device
+        parts = [
+            self.salience(x.to(device), y.to(device)).to(images.device).expand(len(x), -1, -1, -1)
+            for x, y in zip(images.split(size), labels.split(size), strict=True)
+        ]
+        return torch.cat(parts)
+
+
+@contextmanager
+def _members_projected(attack: Any, images: Tensor, salience: Tensor) -> Iterator[None]:
+    """Have AutoAttack's attacks project their steps on whichever images they are handed."""
+    rows = RowFinder(images)
+    members = {name: getattr(attack, name) for name in MEMBERS}
+
+    def run(member: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        mechanism = next(MEMBERS[name] for name, candidate in members.items() if candidate is member)
+        index = rows.find(x).to(salience.device)
+        projection = BatchProjection(x.detach(), salience_rows(salience, index).to(x.device))
+        with _projecting(member, attack.model, mechanism, projection):
+            adversarial = member.perturb(x, *args, **kwargs)
+        return project_result(member, adversarial, projection.images, projection.salience)
+
+    stand_ins = {name: Member(member, run, method="perturb") for name, member in members.items()}
+    for name, stand_in in stand_ins.items():
+        setattr(attack, name, stand_in)
+    try:
+        yield
+    finally:
+        for name, stand_in in stand_ins.items():
+            setattr(attack, name, stand_in.release())
+
+
+@contextmanager
+def _projecting(member: Any, model: Any, mechanism: Mechanism, projection: BatchProjection) -> Iterator[None]:
+    """Give one of AutoAttack's attacks another model for the length of a block, wherever it keeps its own."""
+    mode = None if mechanism is Mechanism.QUERY else IterateProjection(projection)
+    stand_in = projected_model(model, None if mode else projection, mode)
+    names = [name for name, value in vars(member).items() if value is model]
+    with ExitStack() as stack:
+        for name in names:
+            setattr(member, name, stand_in)
+            stack.callback(setattr, member, name, model)
+        stack.enter_context(mode or nullcontext())
+        yield
+
+
+def _clean_selected(images: Tensor, salience: Tensor, adversarial: Tensor) -> Tensor:
+    return project(adversarial, images.to(adversarial), salience.to(adversarial.device))
+
+
+def _batch_size(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """The batch size of a call, under either package's name for it (the original also takes it by position)."""
+    size = kwargs.get("batch_size", kwargs.get("bs", args[0] if args else _BATCH))
+    return size if isinstance(size, int) and size > 0 else _BATCH
+
+
+def _each(result: Any, images: Callable[[Tensor], Tensor]) -> Any:
+    """Apply a function to the images in whatever AutoAttack returned: a tensor, a pair with labels, one for each attack."""
+    if isinstance(result, Tensor):
+        return images(result) if result.dim() == 4 else result
+    if isinstance(result, dict):
+        return {name: _each(value, images) for name, value in result.items()}
+    return tuple(_each(value, images) for value in result)
+
+
+def _together(results: list[Any]) -> Any:
+    """The results of one image after the other as those of the batch."""
+    first = results[0]
+    if isinstance(first, Tensor):
+        return torch.cat(results)
+    if isinstance(first, dict):
+        return {name: _together([result[name] for result in results]) for name in first}
+    return tuple(_together(list(values)) for values in zip(*results, strict=True))
