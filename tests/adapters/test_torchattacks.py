@@ -8,11 +8,14 @@ import pytest
 import torch
 import torchattacks
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from sip_plugin import SIPWrapper
 from sip_plugin.adapters.torchattacks import TABLE as ENTRIES
 from tests.adapters.table import TABLE
+from tests.adapters.test_contract import run
+from tests.conftest import small_network
 
 
 def test_every_attack_of_torchattacks_is_in_the_adapters_table_and_in_the_tests():
@@ -183,3 +186,154 @@ def test_under_autocast_salient_elements_stay_exact(network, images, labels, sal
         for name in ("PGD", "APGD", "DIFGSM"):
             adversarial = SIPWrapper(getattr(torchattacks, name)(network, steps=3), salience)(images, labels)
             assert torch.equal(adversarial[salience], images[salience])
+
+
+TARGETED = [row for row in TABLE if "targeted" in row.build(small_network()).supported_mode and row.name != "LGV"]
+
+
+@pytest.mark.parametrize("row", TARGETED, ids=str)
+@pytest.mark.parametrize("mode", ["random", "least_likely"])
+def test_targeted_modes_of_every_attack_equal_the_bare_ones_at_a_map_of_zeros(
+    row, mode, network, images, labels, salience
+):
+    attack = row.build(network)
+    getattr(attack, f"set_mode_targeted_{mode}")(quiet=True)
+    bare = run(attack, images, labels)
+    assert torch.equal(run(SIPWrapper(attack, torch.zeros(16, 16)), images, labels), bare)
+    adversarial = run(SIPWrapper(attack, salience), images, labels)
+    assert torch.equal(adversarial[salience], images[salience])
+
+
+@pytest.mark.parametrize("row", [r for r in TABLE if r.name not in ("AutoAttack", "MultiAttack", "LGV")], ids=str)
+def test_normalised_inputs_of_every_attack_equal_the_bare_ones_at_a_map_of_zeros(
+    row, network, images, labels, salience
+):
+    attack = row.build(network)
+    attack.set_normalization_used(mean=[0.4, 0.5, 0.6], std=[0.2, 0.25, 0.3])
+    inputs = attack.normalize(images)
+    bare = run(attack, inputs, labels)
+    assert torch.equal(run(SIPWrapper(attack, torch.zeros(16, 16)), inputs, labels), bare)
+    adversarial = run(SIPWrapper(attack, salience), inputs, labels)
+    assert torch.equal(adversarial[salience], inputs[salience])
+
+
+def test_a_wrapped_composite_works_on_normalised_inputs(network, images, labels, salience):
+    attack = next(row for row in TABLE if row.name == "MultiAttack").build(network)
+    attack.set_normalization_used(mean=[0.4, 0.5, 0.6], std=[0.2, 0.25, 0.3])
+    inputs = attack.normalize(images)
+    adversarial = run(SIPWrapper(attack, salience), inputs, labels)
+    assert torch.equal(adversarial[salience], inputs[salience])
+    assert not torch.equal(adversarial, inputs)
+    bare = run(attack, inputs, labels)
+    assert torch.equal(run(SIPWrapper(attack, torch.zeros(16, 16)), inputs, labels), bare)
+
+
+def test_a_wrapped_member_of_a_wrapped_composite_leaves_what_either_map_marks(network, images, labels):
+    upper, left = (torch.zeros(16, 16, dtype=torch.bool) for _ in range(2))
+    upper[:4], left[:, :4] = True, True
+    members = [
+        SIPWrapper(torchattacks.FGSM(network, eps=0.3), upper),
+        SIPWrapper(torchattacks.PGD(network, eps=0.3), upper),
+    ]
+    adversarial = SIPWrapper(torchattacks.MultiAttack(members), left)(images, labels)
+    either = (upper | left).expand_as(images)
+    assert torch.equal(adversarial[either], images[either])
+    assert not torch.equal(adversarial, images)
+
+
+def test_every_query_of_a_composite_is_projected(network, images, labels, salience):
+    """A member that steps on unprojected images would be late masking, which the final select hides."""
+    attack = torchattacks.MultiAttack([torchattacks.PGD(network, eps=0.05), torchattacks.Square(network, n_queries=20)])
+    seen = []
+    network.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
+    run(SIPWrapper(attack, salience), images, labels)
+    assert len(seen) > 25
+    for queries in seen:
+        kept = (queries[:, None] == images[None]) | ~salience[None]
+        assert kept.flatten(2).all(2).any(1).all()
+
+
+def test_a_multi_attack_can_be_saved_through_the_wrapper(tmp_path, network, images, labels):
+    half = torch.zeros(16, 16, dtype=torch.bool)
+    half[:8] = True
+    attack = torchattacks.MultiAttack([torchattacks.FGSM(network, eps=0.2), torchattacks.PGD(network, eps=0.2)])
+    loader = DataLoader(TensorDataset(images, labels), batch_size=4)
+    SIPWrapper(attack, half).save(loader, str(tmp_path / "adv.pt"), verbose=False)
+    saved = torch.load(tmp_path / "adv.pt", weights_only=True)["adv_inputs"]
+    assert torch.equal(saved[:, :, :8], images[:, :, :8])
+    assert not torch.equal(saved, images)
+    assert "__call__" not in vars(attack)
+
+
+def test_near_identical_images_with_different_maps(network, images, labels):
+    """Queries of part of the batch go by distance, which a perturbation can outweigh; one image at a time cannot err."""
+    twins = images[:1].repeat(2, 1, 1, 1)
+    twins[1] += 1e-4
+    other = torch.cat([twins, images[1:2]])
+    y = torch.cat([labels[:1], labels[:1], (labels[1:2] + 1) % 10])  # the third is misclassified, so two of three go on
+    maps = torch.zeros(3, 1, 16, 16, dtype=torch.bool)
+    maps[0, :, :8], maps[1, :, 8:] = True, True
+    attack = torchattacks.Square(network, eps=0.3, n_queries=30)
+    seen = []
+    network.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
+
+    def mismatched():
+        """Queries in which a twin shows the other twin's clean half."""
+        wrong = 0
+        for queries in seen:
+            for query, twin in zip(queries, twins, strict=False):
+                halves = torch.equal(query[:, :8], twin[:, :8]), torch.equal(query[:, 8:], twin[:, 8:])
+                wrong += not any(halves)
+        return wrong
+
+    exact = run(SIPWrapper(attack, maps, one_by_one=True), other, y)
+    free = ~maps.expand_as(other)
+    assert torch.equal(exact[~free], other[~free])
+    single = [q for q in seen if len(q) == 1]
+    assert len(single) == len(seen)
+    seen.clear()
+    batched = run(SIPWrapper(attack, maps), other, y)
+    assert torch.equal(batched[~free], other[~free])  # the result is right in either mode
+    assert mismatched() > 0  # what the network was asked on the way may not be
+
+
+class _Live(TorchDispatchMode):
+    """The most bytes of tensors made inside that were alive at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.now, self.peak = {}, 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage):
+        key = storage.data_ptr()
+        if key in self.sizes or not storage.nbytes():
+            return
+        self.sizes[key] = storage.nbytes()
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, key)
+
+    def _free(self, key):
+        self.now -= self.sizes.pop(key, 0)
+
+
+@pytest.mark.parametrize("name", ["FGSM", "PGD", "PGDL2", "DIFGSM", "APGD", "Square"])
+def test_the_wrapper_adds_no_more_than_two_image_sized_tensors(name, images, labels):
+    x, y = images.repeat(20, 1, 1, 1), labels.repeat(20)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10))
+    attack = getattr(torchattacks, name)(model, **({"n_queries": 5} if name == "Square" else {}))
+    mask = torch.rand(x.shape) < 0.5
+    peaks = []
+    for each in (attack, SIPWrapper(attack, mask)):
+        with _Live() as live:
+            run(each, x, model(x).argmax(1) if name == "Square" else y)
+        peaks.append(live.peak)
+    assert peaks[0] >= 2 * x.nbytes  # the measure measures
+    assert peaks[1] - peaks[0] <= 2 * x.nbytes + mask.nbytes

@@ -1,0 +1,77 @@
+"""The scripts of the set-up and of the documentation."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import ROOT
+
+
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_compatibility_page_is_made_from_the_tables():
+    assert script("make_compatibility").PAGE.read_text(encoding="utf-8") == script("make_compatibility").page()
+
+
+def test_torchvision_imports_in_this_environment():
+    run = subprocess.run([sys.executable, "-c", "import torchvision.transforms.v2"], capture_output=True, check=False)
+    assert run.returncode == 0, run.stderr.decode()
+
+
+@pytest.fixture
+def cure(monkeypatch, tmp_path):
+    module = script("cure_torchvision")
+    monkeypatch.setattr(module.sysconfig, "get_paths", lambda: {"purelib": str(tmp_path)})
+    return module
+
+
+CAPTURED = {"capture_output": True, "text": True, "check": False}
+NMS = "RuntimeError: operator torchvision::nms does not exist"
+
+
+@pytest.mark.parametrize("error", ["", "ModuleNotFoundError: No module named 'torchvision'"])
+def test_nothing_is_changed_where_torchvision_imports_or_is_not_installed(error, cure, monkeypatch, tmp_path):
+    monkeypatch.setattr(cure, "import_error", lambda: error)
+    assert cure.main() == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_another_error_is_shown_and_not_cured(cure, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cure, "import_error", lambda: "ImportError: libjpeg")
+    assert cure.main() == 1
+    assert "libjpeg" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_outside_a_virtual_environment_nothing_is_changed(cure, monkeypatch, tmp_path):
+    monkeypatch.setattr(cure, "import_error", lambda: NMS)
+    monkeypatch.setattr(cure.sys, "prefix", cure.sys.base_prefix)
+    assert cure.main() == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_cure_declares_the_operators_before_torchvision_is_imported(cure, monkeypatch, tmp_path):
+    answers = iter([NMS, ""])
+    monkeypatch.setattr(cure, "import_error", lambda: next(answers))
+    monkeypatch.setattr(cure.sys, "prefix", "/somewhere/else")
+    assert cure.main() == 0
+    assert (tmp_path / f"{cure.MODULE}.pth").read_text() == f"import {cure.MODULE}\n"
+    # A package of that name that needs the operators, as torchvision does, in a process without the cure's effect.
+    (tmp_path / "torchvision.py").write_text(
+        "import torch\ntorch.library.register_fake('torchvision::nms', lambda *a: a)\n"
+    )
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import {cure.MODULE}; import torchvision; print('imported')"
+    packages = str(Path(torch.__file__).parents[1])
+    run = subprocess.run(
+        [sys.executable, "-S", "-c", f"import site; site.addsitedir({packages!r}); {code}"], **CAPTURED
+    )
+    assert "imported" in run.stdout, run.stderr
