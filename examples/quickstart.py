@@ -15,6 +15,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -240,8 +241,11 @@ def autoattack(
     logger = logging.getLogger("auto-attack")
     logger.setLevel(logging.DEBUG)
     logger.propagate = False
-    with progress(total=len(settings.test_eps) * len(images), desc=f"attack {title}", unit="image") as bar:
-        stage = _Stage(bar)
+    with ExitStack() as stack:
+        bar = stack.enter_context(
+            progress(total=len(settings.test_eps) * len(images), desc=f"attack {title}", unit="image")
+        )
+        stack.callback(logger.removeHandler, stage := _Stage(bar))
         logger.addHandler(stage)
         with torch.no_grad():
             robust &= model(images.to(device)).argmax(1).cpu() == labels
@@ -256,7 +260,6 @@ def autoattack(
                         robust[left] = model(adversarial).argmax(1).cpu() == labels[left]
                 bar.update(len(rows))
             result[eps] = robust.float().mean().item()
-        logger.removeHandler(stage)
     return result
 
 

@@ -11,7 +11,8 @@ attack library and no network.
 from __future__ import annotations
 
 import math
-from typing import Literal, Protocol
+import numbers
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -78,9 +79,10 @@ def check_labels(labels: Tensor, images: Tensor, *, name: str = "labels") -> Ten
         raise ValueError(
             f"{name} must hold one class index per image, shape ({len(images)},), got {tuple(labels.shape)}."
         )
+    labels = labels.detach().to(images.device, torch.int64)
     if int(labels.min()) < 0:
         raise ValueError(f"{name} must be class indices from 0, got {int(labels.min())}.")
-    return labels.detach().to(images.device, torch.int64)
+    return labels
 
 
 def as_salience_map(mask: SalienceMap, images: Tensor, *, soft: bool = False) -> Tensor:
@@ -152,26 +154,44 @@ def _fit(mask: Tensor, images: Tensor) -> Tensor:
             f"{shape}, got shape {tuple(mask.shape)}."
         )
     mask = mask.to(images.device) if mask.dtype == torch.bool else mask.to(images.device, images.dtype)
+    if mask.is_inference() and not torch.is_inference_mode_enabled():
+        mask = mask.clone()  # made in inference_mode, where nothing can be saved for a gradient
     # One layout for map and images: a select between different layouts is slower and would change the result's layout.
     if mask.shape == images.shape and images.is_contiguous(memory_format=torch.channels_last):
         mask = mask.contiguous(memory_format=torch.channels_last)
     return mask
 
 
-def check_eps(eps: float, norm: Norm = "Linf", *, name: str = "eps") -> float:
+def check_eps(eps: Any, norm: Norm = "Linf", *, name: str = "eps") -> float:
     """Refuse a radius that is negative, not finite, or given in units of 1/255.
 
     Raises:
         TypeError: If ``eps`` is not a number.
         ValueError: If it is negative, NaN or infinite, or above 1 for L∞.
     """
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)):
+    if isinstance(eps, bool) or not isinstance(eps, numbers.Real):
         raise TypeError(f"{name} must be a number, got {type(eps).__name__}.")
-    if not math.isfinite(eps) or eps < 0:
-        raise ValueError(f"{name} must be finite and not negative, got {eps}.")
-    if norm == "Linf" and eps > 1:
-        raise ValueError(f"{name} is in units of images in [0, 1], got {eps:g}. Did you mean {eps:g}/255?")
-    return float(eps)
+    radius = float(eps)
+    if not math.isfinite(radius) or radius < 0:
+        raise ValueError(f"{name} must be finite and not negative, got {radius}.")
+    if norm == "Linf" and radius > 1:
+        raise ValueError(f"{name} is in units of images in [0, 1], got {radius:g}. Did you mean {radius:g}/255?")
+    return radius
+
+
+def check_steps(steps: Any) -> int:
+    """Refuse a number of steps that is not a whole number from 0.
+
+    Raises:
+        TypeError: If it is not an integer (a NumPy one will do).
+        ValueError: If it is negative.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, numbers.Integral):
+        raise TypeError(f"steps must be an integer, got {steps!r}.")
+    count = int(steps)
+    if count < 0:
+        raise ValueError(f"steps must not be negative, got {count}.")
+    return count
 
 
 # --- the projection ---------------------------------------------------------------------------------------------------

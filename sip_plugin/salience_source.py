@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from sip_plugin.constraint import SalienceMap
 
+_LABELS = frozenset({"labels", "label", "targets", "target", "y"})
 MaskFunction = Callable[..., SalienceMap]
 MaskSource = MaskFunction | SalienceMap | None
 
@@ -39,17 +41,32 @@ def call_mask_source(source: MaskSource, images: Tensor, labels: Tensor | None) 
         raise ValueError("No salience map: give mask_fn (a callable or a map), or mask=... with the call.")
     if isinstance(source, (Tensor, np.ndarray)):
         return source
-    return source(images, labels) if _takes_labels(source) else source(images)
+    # A copy: what a function does to its images (marks them for a gradient, normalises them in place) is its own affair.
+    with torch.inference_mode(False), torch.enable_grad():
+        given = images.detach().clone()
+        by_name = {"labels": labels} if _takes_labels_by_keyword(source) else {}
+        return source(given, labels) if _takes_labels(source) else source(given, **by_name)
+
+
+def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
+    """A function's parameters, None where it does not say (a builtin)."""
+    try:
+        # A network's own signature is (*args, **kwargs); its forward says what it takes.
+        named = function.forward if isinstance(function, nn.Module) else function
+        return list(inspect.signature(named).parameters.values())
+    except (TypeError, ValueError):
+        return None
+
+
+def _takes_labels_by_keyword(function: Callable[..., Any]) -> bool:
+    return any(p.kind is p.KEYWORD_ONLY and p.name == "labels" for p in _parameters(function) or ())
 
 
 def _takes_labels(function: Callable[..., Any]) -> bool:
     """Whether a mask function takes (images, labels) and not images alone."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # a builtin without a signature
-        return True
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+    parameters = _parameters(function)
+    if parameters is None or any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return True
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     # A second parameter that has a default and is not the labels is an option of the function (threshold=0.5).
-    return len(positional) >= 2 and (positional[1].default is inspect.Parameter.empty or positional[1].name == "labels")
+    return len(positional) >= 2 and (positional[1].default is inspect.Parameter.empty or positional[1].name in _LABELS)

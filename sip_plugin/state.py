@@ -1,78 +1,98 @@
-"""Leaving a network as it was found, also after an exception."""
+"""Leaving a network as it was found, also after an exception, from several threads, and in nested calls."""
 
 from __future__ import annotations
 
 import threading
-import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
 
 
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put a network into eval mode, and each of its modules back into its own mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
+class _Snapshot(Protocol):
+    def restore(self) -> None: ...
+
+
+class _Uses:
+    """Who is using which network: the first one in takes the snapshot, the last one out restores it."""
+
+    def __init__(self, snapshot: Callable[[nn.Module], _Snapshot]) -> None:
+        self._snapshot = snapshot
+        self._lock = threading.Lock()
+        self._entries: dict[int, list[Any]] = {}  # by id: a network may be unhashable; the snapshot keeps it alive
+
+    @contextmanager
+    def __call__(self, model: nn.Module) -> Iterator[None]:
+        with self._lock:
+            entry = self._entries.get(id(model))
+            if entry is None:
+                entry = self._entries[id(model)] = [0, self._snapshot(model)]
+            entry[0] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                entry[0] -= 1
+                if not entry[0]:
+                    del self._entries[id(model)]
+                    entry[1].restore()
+
+
+class _Modes:
+    """Each module's own train/eval flag."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modes = [(module, module.training) for module in model.modules()]
+
+    def restore(self) -> None:
+        for module, training in self.modes:
+            # A module that does more than set the flag (LoRA layers merge their weights) is told; it may tell others too.
+            if type(module).train is not nn.Module.train and module.training != training:
+                module.train(training)
+        for module, training in self.modes:
             module.training = training
 
 
-@contextmanager
-def preserved(model: object) -> Iterator[None]:
-    """Let somebody else's code use a network; put back whatever it changed, also when it raises.
-
-    Covers each module's train/eval flag, buffers (BatchNorm statistics), hooks, and the parameters' gradients and
-    ``requires_grad``. During the block gradients are ``None``, so nothing can be added to the caller's. Calls on one
-    network may nest or come from several threads: the first one in takes the snapshot, the last one out restores it.
-    """
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    with _lock:
-        users, snapshot = _in_use.get(model, (0, None))
-        snapshot = snapshot or _Snapshot(model)
-        _in_use[model] = (users + 1, snapshot)
-    try:
-        yield
-    finally:
-        with _lock:
-            users, _ = _in_use[model]
-            if users > 1:
-                _in_use[model] = (users - 1, snapshot)
-            else:
-                del _in_use[model]
-                snapshot.restore()
+class _EvalMode(_Modes):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        model.eval()
 
 
-class _Snapshot:
-    """The state of a network that using it can change."""
+class _Everything(_Modes):
+    """All that using a network can change."""
 
     def __init__(self, model: nn.Module) -> None:
-        modules = list(model.modules())
-        self.modes = [(module, module.training) for module in modules]
-        self.hooks = [(module, name, set(getattr(module, name))) for module in modules for name in _HOOKS]
+        super().__init__(model)
+        modules = [module for module, _ in self.modes]
+        self.hooks = [(module, name, set(getattr(module, name, ()))) for module in modules for name in _HOOKS]
         self.buffers = [
             (module, name, buffer, buffer.detach().clone())
             for module in modules
             for name, buffer in module.named_buffers(recurse=False)
+            if not is_lazy(buffer)
         ]
         self.parameters = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
         for parameter, _, _ in self.parameters:
             parameter.grad = None
 
     def restore(self) -> None:
-        for module, training in self.modes:
-            module.training = training
+        super().restore()
         for module, name, before in self.hooks:
-            registry = getattr(module, name)
+            registry = getattr(module, name, {})
             for key in [key for key in registry if key not in before]:
                 del registry[key]
         for module, name, buffer, values in self.buffers:
@@ -88,5 +108,26 @@ class _Snapshot:
             parameter.grad = grad
 
 
-_lock = threading.Lock()
-_in_use: weakref.WeakKeyDictionary[nn.Module, tuple[int, _Snapshot | None]] = weakref.WeakKeyDictionary()
+_evaluating, _preserved = _Uses(_EvalMode), _Uses(_Everything)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a network into eval mode, and each of its modules back into its own mode."""
+    with _evaluating(model):
+        yield
+
+
+@contextmanager
+def preserved(model: object) -> Iterator[None]:
+    """Let somebody else's code use a network; put back whatever it changed, also when it raises.
+
+    Covers each module's train/eval flag, buffers (BatchNorm statistics), hooks, and the parameters' gradients and
+    ``requires_grad``. During the block gradients are ``None``, so nothing can be added to the caller's (nor can another
+    thread train the network meanwhile). Something that is no network is left alone.
+    """
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    with _preserved(model):
+        yield

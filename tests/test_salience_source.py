@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sip_plugin.salience import GradientSalience
 from sip_plugin.salience_source import call_mask_source, check_mask_source
@@ -13,22 +14,51 @@ class Takes:
         return ("both", images, labels)
 
 
+class Network(nn.Module):
+    def forward(self, images):
+        return ("one", images)
+
+
 @pytest.mark.parametrize(
     ("source", "with_labels"),
     [
         (lambda images: ("one", images), False),
         (lambda images, labels: ("both", images, labels), True),
         (lambda images, labels=None: ("both", images, labels), True),
+        (lambda images, target=None: ("both", images, target), True),
         (lambda images, threshold=0.5: ("one", images), False),
-        (lambda images, *, labels=None: ("one", images), False),
+        (lambda images, *, labels=None: ("both", images, labels), True),
+        (lambda images, *, threshold=0.5: ("one", images), False),
         (lambda images, y: ("both", images, y), True),
         (lambda *both: ("both", *both), True),
         (Takes(), True),
         (Takes().__call__, True),
+        (Network(), False),
     ],
 )
 def test_labels_are_given_to_the_functions_that_take_them(source, with_labels):
-    assert call_mask_source(source, 1, 2) == (("both", 1, 2) if with_labels else ("one", 1))
+    images, labels = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
+    kind, given, *rest = call_mask_source(source, images, labels)
+    assert kind == ("both" if with_labels else "one")
+    assert torch.equal(given, images)
+    assert not with_labels or rest[0] is labels
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_a_function_may_compute_a_gradient_and_write_into_its_images_wherever_it_is_called(mode):
+    def by_gradient(images):
+        images.requires_grad_()
+        (gradient,) = torch.autograd.grad((images**2).sum(), images)
+        images.detach().zero_()
+        return gradient > 1
+
+    images = torch.rand(2, 3, 4, 4)
+    before = images.clone()
+    with mode():
+        made = call_mask_source(by_gradient, images * 1, None)
+    assert torch.equal(made, before > 0.5)
+    assert torch.equal(images, before)
+    assert not images.requires_grad
 
 
 def test_a_map_is_its_own_source():

@@ -106,3 +106,49 @@ def test_a_network_is_not_kept_alive():
     del network
     gc.collect()
     assert reference() is None
+
+
+class Merges(nn.Linear):
+    """Does more than set the flag, as LoRA layers do."""
+
+    merged = False
+
+    def train(self, mode=True):
+        self.merged = not mode
+        return super().train(mode)
+
+
+def test_a_module_with_a_train_of_its_own_is_told():
+    network = nn.Sequential(Merges(2, 2), nn.ReLU()).train()
+    with evaluating(network):
+        assert network[0].merged
+    assert not network[0].merged
+    assert all(module.training for module in network.modules())
+
+
+def test_two_threads_evaluate_one_network_until_both_are_done(network):
+    network.train()
+    inside, ended = threading.Event(), threading.Event()
+    modes = []
+
+    def second():
+        with evaluating(network):
+            inside.set()
+            ended.wait(10)
+            modes.append(network.training)
+
+    thread = threading.Thread(target=second)
+    with evaluating(network):
+        thread.start()
+        inside.wait(10)
+    ended.set()
+    thread.join(10)
+    assert modes == [False]
+    assert all(module.training for module in network.modules())
+
+
+def test_a_network_that_is_not_initialised_yet_is_no_trouble():
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d()).train()
+    with preserved(lazy), evaluating(lazy):
+        assert not lazy.training
+    assert all(module.training for module in lazy.modules())

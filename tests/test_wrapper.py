@@ -204,3 +204,161 @@ def test_an_attack_that_divides_by_a_zero_gradient_gives_the_clean_image_and_say
         adversarial = SIPWrapper(Divides(Blind()), upper)(images, labels)
     assert torch.equal(adversarial[:3], images[:3])
     assert not torch.equal(adversarial[3:], images[3:])
+
+
+class TwoNames(Foreign):
+    """Asks its network under another name."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.net = model
+
+    def __call__(self, images, labels):
+        point = images.clone().requires_grad_()
+        torch.nn.functional.cross_entropy(self.net(point), labels).backward()
+        return (images + 0.1 * point.grad.sign()).clamp(0, 1)
+
+
+class Slots:
+    __slots__ = ("model",)
+
+    def __init__(self, model):
+        self.model = model
+
+    __call__ = Foreign.__call__
+
+
+class Setter(Foreign):
+    def __init__(self, model):
+        self.held = [model]
+
+    @property
+    def model(self):
+        return self.held[0]
+
+    @model.setter
+    def model(self, value):
+        self.held[0] = value
+
+
+@pytest.mark.parametrize("kind", [Foreign, TwoNames, Slots, Setter])
+def test_queries_are_projected_however_the_attack_keeps_its_model(kind, network, images, labels, salience):
+    seen = []
+    network.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
+    attack = kind(network)
+    SIPWrapper(attack, salience)(images.clone() * 0.9 + 0.05, labels)
+    clean = images * 0.9 + 0.05
+    assert seen
+    assert all(torch.equal(queries[salience], clean[salience]) for queries in seen)
+    assert attack.model is network
+    assert getattr(attack, "net", network) is network
+
+
+def test_an_attack_whose_model_cannot_be_set_is_refused_at_once(network):
+    class Fixed(Foreign):
+        def __init__(self):
+            pass
+
+        model = property(lambda self: network)
+
+    with pytest.raises(TypeError, match=r"Fixed\.model cannot be set"):
+        SIPWrapper(Fixed(), torch.zeros(16, 16))
+
+
+def test_an_attack_that_goes_past_its_model_is_not_masked_late_in_silence(network, images, labels, salience):
+    class Past(Foreign):
+        def __call__(self, images, labels):
+            return Foreign(network)(images, labels)
+
+    with pytest.warns(RuntimeWarning, match=r"Past changed the images without one query to its \.model"):
+        SIPWrapper(Past(network), salience)(images, labels)
+
+
+class Nested(torchattacks.attack.Attack):
+    """A user's attack that is built upon another one."""
+
+    def __init__(self, model, inner):
+        super().__init__("Nested", model)
+        self.inner = inner
+
+    def forward(self, images, labels):
+        return self.inner(images, labels)
+
+
+def test_a_users_attack_upon_another_is_projected_with_it_or_refused(network, images, labels, salience):
+    pgd = torchattacks.PGD(network, eps=0.1, steps=3)
+    torch.manual_seed(0)
+    expected = SIPWrapper(pgd, salience)(images, labels)
+    torch.manual_seed(0)
+    assert torch.equal(SIPWrapper(Nested(network, pgd), salience)(images, labels), expected)
+    for inner in (torchattacks.DIFGSM(network), torchattacks.AutoAttack(network), SIPWrapper(pgd, salience)):
+        with pytest.raises(TypeError, match="is built upon"):
+            SIPWrapper(Nested(network, inner), salience)
+
+
+def test_an_attack_that_writes_into_its_images_changes_neither_the_callers_nor_the_reference(
+    network, images, labels, salience
+):
+    class Writes(torchattacks.attack.Attack):
+        def __init__(self, model):
+            super().__init__("Writes", model)
+
+        def forward(self, images, labels):
+            self.get_logits(images)
+            return images.add_(0.05).clamp_(0, 1)
+
+    before = images.clone()
+    adversarial = SIPWrapper(Writes(network), salience)(images, labels)
+    assert torch.equal(images, before)
+    assert torch.equal(adversarial[salience], images[salience])
+    assert not torch.equal(adversarial, images)
+
+
+def test_a_mask_fn_may_mark_and_write_its_images(network, images, labels):
+    def mask_fn(x):
+        x.requires_grad_()
+        (gradient,) = torch.autograd.grad(network(x).sum(), x)
+        x.detach().mul_(0)
+        return gradient > 0
+
+    before = images.clone()
+    adversarial = SIPWrapper(torchattacks.PGD(network, steps=2), mask_fn)(images, labels)
+    assert not adversarial.requires_grad
+    assert torch.equal(images, before)
+
+
+def test_maps_made_in_inference_mode_can_be_used_outside(network, images, labels):
+    with torch.inference_mode():
+        maps = torch.rand(6, 3, 16, 16) < 0.5
+    adversarial = SIPWrapper(torchattacks.PGD(network, steps=2), maps)(images, labels)
+    assert torch.equal(adversarial[maps], images[maps])
+
+
+def test_a_new_mask_fn_is_checked_as_the_first(wrapped):
+    with pytest.raises(TypeError, match="mask_fn"):
+        wrapped.mask_fn = 3
+
+
+def test_a_network_that_is_no_module_is_put_into_eval_mode_as_the_bare_attack_does(network, images, labels):
+    class Duck:
+        training = True
+
+        def __init__(self):
+            self.calls = []
+
+        def __call__(self, x):
+            return network(x)
+
+        def parameters(self):
+            return network.parameters()
+
+        def train(self, mode=True):
+            self.calls.append(mode)
+
+        def eval(self):
+            self.calls.append(False)
+
+    duck = Duck()
+    attack = torchattacks.PGD(duck, steps=2)
+    SIPWrapper(attack, torch.zeros(16, 16))(images, labels)
+    assert duck.calls[0] is False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
@@ -16,7 +17,7 @@ from sip_plugin.adapters.projection import (
     BatchProjection,
     IterateProjection,
     Mechanism,
-    projected_model,
+    ProjectedModel,
     salience_rows,
 )
 from sip_plugin.constraint import SalienceMap, check_images, check_labels, project
@@ -138,13 +139,13 @@ def _members_projected(attack: Any, images: Tensor, salience: Tensor) -> Iterato
 
 @contextmanager
 def _projecting(member: Any, model: Any, mechanism: Mechanism, projection: BatchProjection) -> Iterator[None]:
-    """Give one of AutoAttack's attacks another model for the length of a block, wherever it keeps its own."""
+    """Give one of AutoAttack's attacks another model for the length of a block, whatever it calls its own."""
     mode = None if mechanism is Mechanism.QUERY else IterateProjection(projection)
-    stand_in = projected_model(model, None if mode else projection, mode)
-    names = [name for name, value in vars(member).items() if value is model]
+    stand_in = ProjectedModel(model, None if mode else projection, mode)
+    names = [name for name, held in vars(member).items() if held is model]
     with ExitStack() as stack:
         for name in names:
-            setattr(member, name, stand_in)
+            setattr(member, name, stand_in.forward if inspect.isroutine(model) else stand_in)
             stack.callback(setattr, member, name, model)
         stack.enter_context(mode or nullcontext())
         yield

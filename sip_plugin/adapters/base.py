@@ -32,7 +32,7 @@ class SalienceAttack:
 
     def __init__(self, attack: Any, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> None:
         self.wrapped = attack
-        self.mask_fn = check_mask_source(mask_fn)
+        self.mask_fn = mask_fn
         self.one_by_one = one_by_one
         # The attack's model is swapped during a call, so calls of one attack take turns, whichever wrapper they go through.
         self.__dict__["_lock"] = _locks.setdefault(id(attack), threading.RLock())
@@ -47,7 +47,7 @@ class SalienceAttack:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _OWN:
-            self.__dict__[name] = value
+            self.__dict__[name] = check_mask_source(value) if name == "mask_fn" else value
         else:
             setattr(self.wrapped, name, value)
 
@@ -117,7 +117,7 @@ def project_result(attack: Any, adversarial: Any, images: Tensor, salience: Tens
         raise RuntimeError(
             f"{attack!r} returned {got} where adversarial images of shape {tuple(images.shape)} were expected."
         )
-    result = project(adversarial.detach(), images, salience)
+    result = project(adversarial.detach(), images.detach(), salience)
     broken = ~result.isfinite().flatten(1).all(1) & salience.flatten(1).any(1)
     if bool(broken.any()):
         # Attacks that divide by the gradient's norm give NaN where it is zero on all the elements left to them.

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sip_plugin.adapters.base import SalienceAttack, project_result
-from sip_plugin.adapters.projection import BatchProjection, projected_model
+from sip_plugin.adapters.projection import BatchProjection, ProjectedModel, model_replaced, warn_if_never_asked
 from sip_plugin.constraint import SalienceMap, check_images, check_labels
+from sip_plugin.salience_source import MaskSource
 from sip_plugin.state import preserved
 
 
 class SalienceCallable(SalienceAttack):
     """An ``attack(images, labels)`` with a ``.model``, every query of which is projected."""
+
+    def __init__(self, attack: Any, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> None:
+        super().__init__(attack, mask_fn, one_by_one=one_by_one)
+        with model_replaced(attack, ProjectedModel(attack.model, None)):
+            pass  # an attack whose model cannot be replaced is refused now and not at its first call
 
     def __call__(
         self,
@@ -47,17 +52,10 @@ class SalienceCallable(SalienceAttack):
             return self._attack_rows(images, labels, salience, args, kwargs)
 
     def _attack(self, images: Tensor, labels: Tensor | None, salience: Tensor, args: Any, kwargs: Any) -> Tensor:
-        with _model_swapped(self.wrapped, BatchProjection(images, salience)):
+        stand_in = ProjectedModel(self.wrapped.model, BatchProjection(images, salience))
+        with model_replaced(self.wrapped, stand_in):
             given = (images.clone(),) if labels is None else (images.clone(), labels)
             adversarial = self.wrapped(*given, *args, **kwargs)
-        return project_result(self.wrapped, adversarial, images, salience)
-
-
-@contextmanager
-def _model_swapped(attack: Any, projection: BatchProjection) -> Iterator[None]:
-    before = attack.model
-    attack.model = projected_model(before, projection)
-    try:
-        yield
-    finally:
-        attack.model = before
+        result = project_result(self.wrapped, adversarial, images, salience)
+        warn_if_never_asked(self.wrapped, stand_in, torch.equal(result, images))
+        return result

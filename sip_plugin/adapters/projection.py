@@ -12,6 +12,8 @@ salient elements.
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -106,9 +108,11 @@ class ProjectedModel(nn.Module):
         self.training = False  # an attack puts a training model back itself; the caller's modes are restored for it
         self._projection = projection
         self._iterates = iterates
+        self.asked = False  # whether any query came this way
 
     def forward(self, queries: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The network's output at the projected queries."""
+        self.asked = True
         if self._projection is not None:
             queries = self._projection(queries)
         if self._iterates is None:
@@ -116,19 +120,74 @@ class ProjectedModel(nn.Module):
         with self._iterates.suspended():
             return self.model(queries, *args, **kwargs)
 
+    def train(self, mode: bool = True) -> ProjectedModel:
+        """The network's own ``train``, also where the network is no module."""
+        super().train(mode)
+        if not isinstance(self.model, nn.Module) and hasattr(self.model, "train"):
+            self.model.train(mode)
+        return self
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__("model"), name)
+            # A network is among our modules, something else in our __dict__; during unpickling it is in neither.
+            model = self.__dict__.get("model") or self.__dict__.get("_modules", {}).get("model")
+            if model is None:
+                raise
+            return getattr(model, name)
 
 
-def projected_model(
-    model: Any, projection: Callable[[Tensor], Tensor] | None, iterates: IterateProjection | None = None
-) -> Any:
-    """What stands in for a network: a module for a module, a function for a function."""
-    stand_in = ProjectedModel(model, projection, iterates)
-    return stand_in if isinstance(model, nn.Module) else stand_in.forward
+@contextmanager
+def model_replaced(attack: Any, stand_in: ProjectedModel) -> Iterator[None]:
+    """Give an attack another model for the length of a block, under whatever names it keeps its own.
+
+    A function in place of a network gets a function in its place.
+
+    Raises:
+        TypeError: If ``attack.model`` cannot be set.
+    """
+    before = attack.model
+    value = stand_in.forward if inspect.isroutine(before) else stand_in
+    attributes = getattr(attack, "__dict__", {})
+    # Past any __setattr__: torchattacks' would keep the stand-in (and with it the images) alive in a default argument.
+    names = [name for name, held in attributes.items() if held is before]
+    for name in names:
+        attributes[name] = value
+    through_setter = attack.model is not value  # a property, or a class with slots
+    try:
+        if through_setter:
+            _set_model(attack, value)
+        yield
+    finally:
+        for name in names:
+            attributes[name] = before
+        if through_setter:
+            _set_model(attack, before)
+
+
+def _set_model(attack: Any, value: Any) -> None:
+    try:
+        attack.model = value
+        done = attack.model is value
+    except AttributeError:
+        done = False
+    if not done:
+        raise TypeError(
+            f"{type(attack).__name__}.model cannot be set, so the attack's steps cannot be projected. Give the class "
+            "a plain attribute or a setter."
+        )
+
+
+def warn_if_never_asked(attack: Any, stand_in: ProjectedModel, unchanged: bool) -> None:
+    """Say so if an attack found something without asking ``.model``: its steps were not projected then."""
+    if not stand_in.asked and not unchanged:
+        warnings.warn(
+            f"{type(attack).__name__} changed the images without one query to its .model, so only its result was projected, "
+            "not its steps. If it asks the network under another name or through another attack, wrap that instead.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
 
 class IterateProjection(TorchFunctionMode):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 try:
@@ -22,7 +23,9 @@ from sip_plugin.adapters.projection import (
     IterateProjection,
     Mechanism,
     ProjectedModel,
+    model_replaced,
     salience_rows,
+    warn_if_never_asked,
 )
 from sip_plugin.constraint import SalienceMap, check_images, check_labels
 from sip_plugin.salience_source import MaskSource
@@ -100,6 +103,7 @@ class SalienceTorchAttack(SalienceAttack, Attack):  # type: ignore[misc]
     """A torchattacks attack whose every step leaves salient elements alone."""
 
     def __init__(self, attack: Attack, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> None:
+        _check_inner_attacks(attack)
         super().__init__(attack, mask_fn, one_by_one=one_by_one)
         # torchattacks' own decorators read this registry from the instance's __dict__.
         self.__dict__["_attacks"] = attack._attacks
@@ -132,7 +136,7 @@ class SalienceTorchAttack(SalienceAttack, Attack):  # type: ignore[misc]
             _collect_networks(self.wrapped)
             with preserved(self.wrapped.model):
                 inputs, labels = self._checked(inputs, labels)
-                salience = self.salience(inputs, labels, mask)
+                salience = self._salience_of(inputs, labels, mask)
                 return self._attack_rows(inputs, labels, salience, args, kwargs)
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
@@ -148,12 +152,16 @@ class SalienceTorchAttack(SalienceAttack, Attack):  # type: ignore[misc]
     def _checked(self, inputs: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         attack = self.wrapped
         if attack._normalization_applied is True and isinstance(inputs, Tensor):
-            plain = attack.inverse_normalize(inputs)
-            check_images(plain, name="inputs (de-normalised)", tolerance=_NORMALIZED_TOLERANCE)
+            check_images(_plain(attack, inputs), name="inputs (de-normalised)", tolerance=_NORMALIZED_TOLERANCE)
         else:
-            check_images(inputs, name="inputs")
+            normalised = attack.normalization_used is not None
+            check_images(inputs, name="inputs", tolerance=_NORMALIZED_TOLERANCE if normalised else 0.0)
         inputs = inputs.detach().to(attack.device or inputs.device)
         return inputs, None if labels is None else check_labels(labels, inputs)
+
+    def _salience_of(self, inputs: Tensor, labels: Tensor | None, mask: SalienceMap | None = None) -> Tensor:
+        """The map of a batch; maps are made of images in [0, 1], also where the attack's inputs are normalised."""
+        return self.salience(_plain(self.wrapped, inputs).clamp(0, 1), labels, mask)
 
     def _attack(self, images: Tensor, labels: Tensor | None, salience: Tensor, args: Any, kwargs: Any) -> Tensor:
         return attack_batch(self.wrapped, images, labels, salience, args, kwargs)
@@ -166,7 +174,7 @@ def attack_batch(
     if isinstance(
         attack, SalienceTorchAttack
     ):  # a wrapped member of a wrapped attack: what either map marks is salient
-        salience = salience | attack.salience(inputs, labels)
+        salience = salience | attack._salience_of(inputs, labels)
         return attack_batch(attack.wrapped, inputs, labels, salience, args, kwargs)
     entry = _entry(attack)
     size = 1 if entry.alone else _images_at_once(attack, len(inputs))
@@ -179,23 +187,33 @@ def _attack_part(
     attack: Attack, entry: Entry, inputs: Tensor, labels: Tensor | None, salience: Tensor, args: Any, kwargs: Any
 ) -> Tensor:
     # The iterate lives in [0, 1]; the network sees it normalised where the attack was told to normalise.
-    iterates = attack.inverse_normalize(inputs) if attack._normalization_applied is True else inputs
-    with _projecting(attack, entry, inputs, iterates, salience):
-        given = (inputs,) if labels is None else (inputs, labels)
+    iterates = _plain(attack, inputs)
+    known = _known_name(attack) is not None
+    with _projecting(attack, entry, inputs, iterates, salience) as stand_in:
+        # torchattacks' own attacks copy their images; one of the user's may write into them.
+        given = (
+            (inputs if known else inputs.clone(),) if labels is None else (inputs if known else inputs.clone(), labels)
+        )
         adversarial = attack(*given, *args, **kwargs)
-    return project_result(attack, adversarial, inputs, salience)
+    result = project_result(attack, adversarial, inputs, salience)
+    if not known and stand_in is not None:
+        warn_if_never_asked(attack, stand_in, torch.equal(result, inputs))
+    return result
 
 
 @contextmanager
-def _projecting(attack: Attack, entry: Entry, inputs: Tensor, iterates: Tensor, salience: Tensor) -> Iterator[None]:
+def _projecting(
+    attack: Attack, entry: Entry, inputs: Tensor, iterates: Tensor, salience: Tensor
+) -> Iterator[ProjectedModel | None]:
     """Put the attack's mechanism in place for the length of a block, and its normalisation flag back after it."""
     applied = attack._normalization_applied
-    mode: Any = nullcontext()
-    try:
+    with ExitStack() as stack:
+        stack.callback(_restore_normalization, attack, applied)
         if entry.mechanism is MEMBERS:
-            with _members_projected(attack, iterates, salience):
-                yield
+            stack.enter_context(_members_projected(attack, iterates, salience))
+            yield None
             return
+        mode = None
         if entry.mechanism is QUERY:
             queries = attack.normalize(inputs) if applied is False else inputs
             model = ProjectedModel(attack.model, BatchProjection(queries, salience, tiled=entry.tiled))
@@ -203,24 +221,40 @@ def _projecting(attack: Attack, entry: Entry, inputs: Tensor, iterates: Tensor, 
             clean = iterates.new_zeros(()).expand_as(iterates) if entry.offset else iterates
             mode = IterateProjection(BatchProjection(clean, salience))
             model = ProjectedModel(attack.model, None, mode)
-        with _model_swapped(attack, model), mode:
-            yield
-    finally:
-        if attack._normalization_applied is not applied:  # torchattacks leaves it reversed when an attack raises
-            attack._set_normalization_applied(applied)
+        stack.enter_context(model_replaced(attack, model))
+        for inner in attack._attacks.values():  # SparseFool is built upon DeepFool
+            stack.enter_context(model_replaced(inner, model))
+        if mode is not None:
+            stack.enter_context(mode)
+        yield model
 
 
-@contextmanager
-def _model_swapped(attack: Attack, model: ProjectedModel) -> Iterator[None]:
-    """Give ``attack``, and the attack that it may be built upon (SparseFool), another model for the length of a block."""
-    holders = [a for a in (attack, *attack._attacks.values()) if a.model is model.model]
-    for holder in holders:
-        holder.__dict__["model"] = model
-    try:
-        yield
-    finally:
-        for holder in holders:
-            holder.__dict__["model"] = model.model
+def _plain(attack: Attack, inputs: Tensor) -> Tensor:
+    """An attack's inputs in [0, 1]."""
+    plain: Tensor = attack.inverse_normalize(inputs) if attack._normalization_applied is True else inputs
+    return plain
+
+
+def _check_inner_attacks(attack: Attack) -> None:
+    """Refuse an attack of the user's own that is built upon attacks which a projection of its queries would not reach.
+
+    Raises:
+        TypeError: If there is one.
+    """
+    if _known_name(attack) is not None:
+        return
+    for inner in attack._attacks.values():
+        if isinstance(inner, SalienceTorchAttack) or _entry(inner).mechanism is not QUERY or _entry(inner).tiled:
+            raise TypeError(
+                f"{type(attack).__name__} is built upon {inner!r}, whose steps cannot be projected from outside. Wrap that "
+                "attack instead: SIPWrapper(inner, mask_fn)."
+            )
+
+
+def _restore_normalization(attack: Attack, applied: bool | None) -> None:
+    """torchattacks leaves its flag reversed when an attack raises."""
+    if attack._normalization_applied is not applied:
+        attack._set_normalization_applied(applied)
 
 
 @contextmanager

@@ -31,8 +31,7 @@ def smallest_mass(scores: Tensor, mass: float = 0.5) -> Tensor:
     flat = scores.flatten(1)
     ordered, order = flat.sort(dim=1, descending=True, stable=True)
     reached = ordered.cumsum(1, dtype=torch.float64)
-    # An element is needed as long as those before it do not reach the share. The total is the same running sum, so that
-    # mass=1 stops at the last element that is not zero.
+    # An element is needed as long as those before it do not reach the share of the total, which is the same running sum.
     needed = torch.empty_like(order, dtype=torch.bool)
     needed[:, :1] = reached[:, -1:] * mass > 0
     needed[:, 1:] = reached[:, :-1] < mass * reached[:, -1:]
@@ -67,12 +66,12 @@ class GradientSalience:
     ) -> None:
         if not isinstance(teacher, nn.Module):
             raise TypeError(f"teacher must be a torch.nn.Module, got {type(teacher).__name__}.")
-        if isinstance(mass, bool) or not isinstance(mass, (int, float)) or not 0 < mass <= 1:
+        if isinstance(mass, (bool, str)) or not 0 < mass <= 1:
             raise ValueError(f"mass must be a share of the gradient's magnitude in (0, 1], got {mass!r}.")
         if target not in ("predicted", "true", "loss"):
             raise ValueError(f'target must be "predicted", "true" or "loss", got {target!r}.')
         self.teacher = teacher
-        self.mass = mass
+        self.mass = float(mass)
         self.target = target
         self.per_pixel = per_pixel
 
@@ -100,7 +99,7 @@ class GradientSalience:
                 "map. Check the teacher's weights and output on them."
             )
         if self.per_pixel:
-            return smallest_mass(magnitude.sum(1, keepdim=True), self.mass).expand_as(images)
+            return smallest_mass(magnitude.sum(1, keepdim=True, dtype=torch.float64), self.mass).expand_as(images)
         return smallest_mass(magnitude, self.mass)
 
     def __repr__(self) -> str:
@@ -118,6 +117,11 @@ class GradientSalience:
         with torch.inference_mode(False), torch.enable_grad(), evaluating(self.teacher):
             inputs = images.detach().clone().requires_grad_()
             logits = self.teacher(inputs)
+            if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
+                got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+                raise ValueError(f"The teacher must give logits of shape ({len(images)}, classes), got {got}.")
+            if not logits.requires_grad:  # a teacher that does not look at the image: no gradient, an empty map
+                return torch.zeros_like(inputs)
             if self.target == "loss":
                 score = F.cross_entropy(logits, labels, reduction="sum")  # type: ignore[arg-type]
             else:

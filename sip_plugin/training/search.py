@@ -40,7 +40,7 @@ def maximise(
     """
     point = start.detach()
     for _ in range(steps):
-        point = point.requires_grad_() if point is not start else point.clone().requires_grad_()
+        point.requires_grad_()
         with torch.enable_grad():
             value = objective(network(point))
         (gradient,) = torch.autograd.grad(value, point)

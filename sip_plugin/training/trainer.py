@@ -16,6 +16,7 @@ from sip_plugin.constraint import (
     check_eps,
     check_images,
     check_labels,
+    check_steps,
     element_budget,
     feasible_set,
 )
@@ -40,7 +41,7 @@ class AdversarialTrainer:
         eps: Radius of the ball, in units of images in ``[0, 1]``.
         alpha: Step size.
         steps: Steps of the search (K).
-        norm: ``"Linf"`` or ``"L2"``.
+        norm: ``"Linf"`` or ``"L2"``; the defaults of ``eps`` and ``alpha`` are L∞'s.
         random_start: Start the search at a random point of the feasible set, not at the image.
 
     Raises:
@@ -69,16 +70,12 @@ class AdversarialTrainer:
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
         if norm not in get_args(Norm):
             raise ValueError(f'norm must be "Linf" or "L2", got {norm!r}.')
-        if isinstance(steps, bool) or not isinstance(steps, int):
-            raise TypeError(f"steps must be an integer, got {steps!r}.")
-        if steps < 0:
-            raise ValueError(f"steps must not be negative, got {steps}.")
         self.model = model
         self.method = as_method(method)
         self.salience = check_mask_source(salience, "salience")
         self.eps = check_eps(eps, norm)
         self.alpha = check_eps(alpha, norm, name="alpha")
-        self.steps = steps
+        self.steps = check_steps(steps)
         self.norm: Norm = norm
         self.random_start = random_start
         self.epoch = 0
@@ -109,7 +106,9 @@ class AdversarialTrainer:
         Arguments and errors are those of a call. Works inside ``torch.no_grad()`` and ``torch.inference_mode()``.
         """
         check_images(images)
-        return self._search(images, check_labels(labels, images), mask)
+        adversarial = self._search(images, check_labels(labels, images), mask)
+        # Without a search they are the caller's images, which must not be written to through the result.
+        return adversarial.clone() if adversarial.data_ptr() == images.data_ptr() else adversarial
 
     def set_epoch(self, epoch: int, epochs: int | None = None) -> None:
         """Say which epoch begins (from 0), and of how many: drives a method's schedule.

@@ -19,6 +19,7 @@ class Row:
         norm: The norm of its ball, None for an attack without one.
         fixed_steps: Whether it makes the same queries and random draws whatever the network answers.
         loop: Whether a plain loop in the tests says what it must compute, bit for bit.
+        plain: Arguments under which the network sees the iterate itself, and not a transform of it.
         finds: Whether it changes the images of the tests at all, with half of each salient.
         bounded: Whether the bare attack keeps to [0, 1]: EADL1's and EADEN's variable shares its memory with the images,
             so that their first step moves the images themselves.
@@ -29,6 +30,7 @@ class Row:
     norm: str | None = "Linf"
     fixed_steps: bool = True
     loop: bool = False
+    plain: dict[str, Any] = dataclasses.field(default_factory=dict)
     finds: bool = True
     bounded: bool = True
 
@@ -58,7 +60,7 @@ def build_multiattack(network: nn.Module) -> torchattacks.MultiAttack:
     return torchattacks.MultiAttack(
         [
             torchattacks.FGSM(network, eps=0.1),
-            torchattacks.DIFGSM(network, eps=0.15, alpha=0.05, steps=4),
+            torchattacks.DIFGSM(network, eps=0.15, alpha=0.05, steps=4, diversity_prob=0.0),
             torchattacks.PGDL2(network, eps=1.0, alpha=0.4, steps=4),
             torchattacks.DeepFool(network, steps=3),
         ]
@@ -77,6 +79,7 @@ BUILDERS = {"AutoAttack": build_autoattack, "MultiAttack": build_multiattack, "L
 
 SHORT = {"eps": 0.1, "alpha": 0.03, "steps": 4}
 SMOOTHED = {"steps": 3, "noise_batch_size": 3, "noise_sd": 0.05, "batch_max": 10}  # 6 images make two parts
+SAME = {"diversity_prob": 0.0}
 ELASTIC = {"lr": 0.1, "binary_search_steps": 5, "max_iterations": 20, "initial_const": 1.0}
 
 TABLE = [
@@ -95,12 +98,12 @@ TABLE = [
     Row("APGD", {"norm": "L2", "eps": 1.0, "steps": 6, "n_restarts": 2}, norm="L2", fixed_steps=False),
     Row("APGDT", {"norm": "Linf", "eps": 0.15, "steps": 4, "n_classes": 5}, fixed_steps=False),
     Row("APGDT", {"norm": "L2", "eps": 2.0, "steps": 4, "n_classes": 5}, norm="L2", fixed_steps=False),
-    Row("DIFGSM", {**SHORT, "diversity_prob": 0.7, "decay": 0.5, "random_start": True}, loop=True),
-    Row("TIFGSM", {**SHORT, "diversity_prob": 0.7, "decay": 0.5, "random_start": True}, loop=True),
+    Row("DIFGSM", {**SHORT, "diversity_prob": 0.7, "decay": 0.5, "random_start": True}, loop=True, plain=SAME),
+    Row("TIFGSM", {**SHORT, "diversity_prob": 0.7, "decay": 0.5, "random_start": True}, loop=True, plain=SAME),
     Row("Jitter", SHORT),
     Row("NIFGSM", SHORT),
-    Row("PGDRS", {"eps": 0.1, "alpha": 0.03, **SMOOTHED}),
-    Row("SINIFGSM", {**SHORT, "m": 3}),
+    Row("PGDRS", {"eps": 0.1, "alpha": 0.03, **SMOOTHED}, plain={"noise_sd": 0.0}),
+    Row("SINIFGSM", {**SHORT, "m": 3}, plain={"m": 1}),
     Row("VMIFGSM", {**SHORT, "N": 2}),
     Row("VNIFGSM", {**SHORT, "N": 2}),
     Row("SPSA", {"eps": 0.1, "delta": 0.01, "lr": 0.03, "nb_iter": 3, "nb_sample": 7, "max_batch_size": 3}),
@@ -112,7 +115,7 @@ TABLE = [
     Row("CW", {"c": 10, "steps": 12, "lr": 0.05}, norm=None, fixed_steps=False),
     Row("PGDL2", {"eps": 1.0, "alpha": 0.4, "steps": 4}, norm="L2", loop=True),
     Row("DeepFool", {"steps": 5}, norm=None, fixed_steps=False),
-    Row("PGDRSL2", {"eps": 1.0, "alpha": 0.4, **SMOOTHED}, norm="L2"),
+    Row("PGDRSL2", {"eps": 1.0, "alpha": 0.4, **SMOOTHED}, norm="L2", plain={"noise_sd": 0.0}),
     Row("SparseFool", {"steps": 2}, norm=None, fixed_steps=False),
     Row("OnePixel", {"pixels": 4, "steps": 4, "popsize": 40, "inf_batch": 7}, norm=None, fixed_steps=False),
     Row(

@@ -1,6 +1,7 @@
 """The contract of a wrapped attack, one property after the other, over the one table of attacks."""
 
 import copy
+import dataclasses
 import random
 import threading
 
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from sip_plugin import SIPWrapper
+from sip_plugin.state import _HOOKS
 from tests.adapters.loops import LOOPS
 from tests.adapters.table import TABLE, distance
 from tests.conftest import small_network
@@ -92,6 +94,24 @@ def test_masking_only_the_final_result_is_not_the_plain_loop(row, network, image
 
 
 @every_attack
+def test_every_query_that_the_network_sees_is_projected(row, network, images, labels, salience):
+    """Late masking fails here for any attack that makes a query, whatever its final result looks like."""
+    attack = dataclasses.replace(row, arguments={**row.arguments, **row.plain}).build(network)
+    networks = [network]
+    if row.name == "LGV":
+        attack.collect_models()  # whose training batches are no queries
+        networks = attack.list_models
+    seen = []
+    for each in networks:
+        each.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
+    run(SIPWrapper(attack, salience), images, labels)
+    assert len(seen) >= 1 or row.name in ("VANILA", "GN")
+    for queries in seen:
+        kept = (queries[:, None] == images[None]) | ~salience[None]
+        assert kept.flatten(2).all(2).any(1).all()
+
+
+@every_attack
 @pytest.mark.parametrize("form", ["(H, W)", "(N, C, H, W)"])
 def test_a_map_of_zeros_gives_the_bare_attacks_result_bit_for_bit(row, form, network, images, labels):
     mask = torch.zeros(16, 16) if form == "(H, W)" else torch.zeros_like(images, dtype=torch.bool)
@@ -132,7 +152,7 @@ def everything(network):
         [module.training for module in network.modules()],
         {name: buffer.clone() for name, buffer in network.named_buffers()},
         [(p.grad, None if p.grad is None else p.grad.clone(), p.requires_grad) for p in network.parameters()],
-        [len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in network.modules()],
+        [[len(getattr(module, registry)) for registry in _HOOKS] for module in network.modules()],
     )
 
 

@@ -12,7 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from sip_plugin import SIPWrapper
+from sip_plugin.adapters.projection import BatchProjection, ProjectedModel
 from sip_plugin.adapters.torchattacks import TABLE as ENTRIES
+from sip_plugin.salience import GradientSalience
 from tests.adapters.table import TABLE
 from tests.adapters.test_contract import run
 from tests.conftest import small_network
@@ -139,14 +141,14 @@ def test_images_without_a_free_element_are_returned_clean_among_others(name, net
     assert not torch.equal(adversarial[3], images[3])
 
 
-def test_images_are_not_kept_alive_after_a_call(network, salience, images, labels):
-    wrapper = SIPWrapper(torchattacks.PGD(network, steps=2), salience)
-    given = images.clone()
-    wrapper(given, labels)
-    reference = weakref.ref(given)
-    del given
+def test_nothing_of_a_call_is_kept_alive(network, salience, images, labels):
+    """torchattacks keeps every value that was ever set on an attack in a default argument; ours must not get there."""
+    for name in ("PGD", "DIFGSM"):
+        SIPWrapper(getattr(torchattacks, name)(network, steps=2), salience)(images, labels)
+    members = [torchattacks.FGSM(network), torchattacks.PGD(network)]
+    SIPWrapper(torchattacks.MultiAttack(members), salience)(images, labels)
     gc.collect()
-    assert reference() is None
+    assert not [o for o in gc.get_objects() if isinstance(o, (ProjectedModel, BatchProjection))]
 
 
 def test_a_grey_image_and_one_that_is_not_square_work(salience):
@@ -337,3 +339,65 @@ def test_the_wrapper_adds_no_more_than_two_image_sized_tensors(name, images, lab
         peaks.append(live.peak)
     assert peaks[0] >= 2 * x.nbytes  # the measure measures
     assert peaks[1] - peaks[0] <= 2 * x.nbytes + mask.nbytes
+
+
+def normalising(network, mean, std):
+    class Normalised(nn.Module):
+        """Takes normalised images."""
+
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, z):
+            return self.network(z * torch.tensor(std).view(1, 3, 1, 1) + torch.tensor(mean).view(1, 3, 1, 1))
+
+    return Normalised().eval()
+
+
+MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+
+
+def test_maps_are_made_of_images_in_01_where_inputs_are_normalised(network, images, labels):
+    attack = torchattacks.PGD(normalising(network, MEAN, STD), steps=2)
+    wrapper = SIPWrapper(attack, GradientSalience(network))
+    wrapper.set_normalization_used(mean=MEAN, std=STD)
+    inputs = attack.normalize(images)
+    adversarial = wrapper(inputs, labels)
+    salience = GradientSalience(network)(attack.inverse_normalize(inputs).clamp(0, 1))
+    assert torch.equal(adversarial[salience], inputs[salience])
+
+
+def test_wrapped_members_of_a_normalised_multi_attack_are_asked_about_normalised_clean_values(
+    network, images, labels, salience
+):
+    images[0, 0, 0, 0] = 0.0  # comes back from normalisation as a tiny negative number
+    model = normalising(network, MEAN, STD)
+    half = torch.zeros(16, 16, dtype=torch.bool)
+    half[:8] = True
+    members = [
+        SIPWrapper(torchattacks.BIM(model, eps=0.05), half),
+        SIPWrapper(torchattacks.DIFGSM(model, eps=0.1), half),
+    ]
+    multi = torchattacks.MultiAttack(members)
+    multi.set_normalization_used(mean=MEAN, std=STD)
+    seen = []
+    model.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
+    inputs = multi.normalize(images)
+    adversarial = multi(inputs, labels)
+    assert torch.allclose(adversarial[:, :, :8], inputs[:, :, :8], atol=1e-5)
+    assert len(seen[0]) == len(images)
+    assert torch.allclose(seen[0][:, :, :8], inputs[:, :, :8], atol=1e-5)
+
+
+def test_the_iterate_of_a_normalised_attack_is_projected_in_01(network, images, labels, salience):
+    """Selecting normalised values into an iterate in [0, 1] would send the network far away from the images."""
+    model = normalising(network, MEAN, STD)
+    attack = torchattacks.DIFGSM(model, eps=0.1, steps=3, diversity_prob=0.0)
+    wrapper = SIPWrapper(attack, salience)
+    wrapper.set_normalization_used(mean=MEAN, std=STD)
+    inputs = attack.normalize(images)
+    seen = []
+    model.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
+    wrapper(inputs, labels)
+    assert all(torch.allclose(queries[salience], inputs[salience], atol=1e-5) for queries in seen)

@@ -200,3 +200,29 @@ def test_the_repr_says_what_made_the_maps(teacher):
     assert repr(GradientSalience(teacher, 0.3, target="loss")) == (
         "GradientSalience(Linear, mass=0.3, target='loss', per_pixel=False)"
     )
+
+
+def test_pixels_are_summed_without_overflow(images):
+    class Teacher(nn.Module):
+        def forward(self, x):
+            return (x * 2.5e38).sum((1, 2, 3))[:, None]
+
+    assert GradientSalience(Teacher(), per_pixel=True)(images)[:, 0].sum((1, 2)).tolist() == [128] * 6
+
+
+def test_a_teacher_that_does_not_look_at_the_image_gives_empty_maps(images):
+    class Constant(nn.Module):
+        def forward(self, x):
+            return torch.zeros(len(x), 10)
+
+    assert not GradientSalience(Constant())(images).any()
+
+
+@pytest.mark.parametrize("output", [lambda x: x.mean((1, 2, 3)), lambda x: {"logits": x}, lambda x: x])
+def test_a_teacher_that_gives_no_logits_is_a_clear_error(output, images):
+    class Odd(nn.Module):
+        def forward(self, x):
+            return output(x)
+
+    with pytest.raises(ValueError, match=r"logits of shape \(6, classes\)"):
+        GradientSalience(Odd())(images)

@@ -59,6 +59,26 @@ def test_outside_a_virtual_environment_nothing_is_changed(cure, monkeypatch, tmp
     assert not list(tmp_path.iterdir())
 
 
+def test_a_cure_that_is_not_needed_any_more_is_taken_away(cure, monkeypatch, tmp_path):
+    for suffix in (".py", ".pth"):
+        (tmp_path / f"{cure.MODULE}{suffix}").write_text("raise ImportError")
+    monkeypatch.setattr(cure, "import_error", lambda: "")
+    assert cure.main() == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_cure_does_nothing_for_other_versions(cure, monkeypatch, tmp_path):
+    answers = iter([NMS, ""])
+    monkeypatch.setattr(cure, "import_error", lambda: next(answers))
+    monkeypatch.setattr(cure.sys, "prefix", "/somewhere/else")
+    assert cure.main() == 0
+    (tmp_path / "torchvision.py").write_text("print('imported')")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import {cure.MODULE}; from importlib import metadata; "
+    code += "metadata.version = lambda package: '0'; import torchvision; print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-S", "-c", code], **CAPTURED)
+    assert run.stdout.split() == ["imported", "False"], run.stderr
+
+
 def test_the_cure_declares_the_operators_before_torchvision_is_imported(cure, monkeypatch, tmp_path):
     answers = iter([NMS, ""])
     monkeypatch.setattr(cure, "import_error", lambda: next(answers))

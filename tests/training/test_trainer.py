@@ -313,3 +313,34 @@ def test_a_network_trained_with_sip_at_is_more_robust_than_a_standard_one(digits
         teacher = model if method == "madry" else teacher
     assert robust["sip-at"] > robust["standard"] + 0.1
     assert robust["madry"] > robust["standard"] + 0.1
+
+
+def test_a_mask_function_may_compute_its_own_gradient(network, images, labels):
+    def mask_fn(x, y):
+        point = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(network(point), y), point)
+        return gradient.abs() > gradient.abs().median()
+
+    trainer = AdversarialTrainer(network, "sip-at", salience=mask_fn, **SHORT)
+    maps = mask_fn(images, labels)
+    adversarial = trainer.perturb(images, labels)
+    assert torch.equal(adversarial[maps], images[maps])
+
+
+def test_the_result_is_never_the_callers_own_memory(network, images, labels):
+    for trainer in (
+        AdversarialTrainer(network, "standard"),
+        AdversarialTrainer(network, "madry", steps=0, random_start=False),
+    ):
+        before = images.clone()
+        trainer.perturb(images, labels).zero_()
+        assert torch.equal(images, before)
+        assert not images.requires_grad
+
+
+def test_numbers_of_numpy_are_numbers(network):
+    import numpy as np
+
+    trainer = AdversarialTrainer(network, "madry", eps=np.float32(0.1), alpha=np.float64(0.02), steps=np.int64(3))
+    assert (type(trainer.eps), type(trainer.steps)) == (float, int)
+    GradientSalience(network, np.float32(0.5))
