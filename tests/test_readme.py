@@ -58,3 +58,10 @@ def test_the_ratios_are_the_committed_results():
     record = json.loads((ROOT / "benchmarks" / "results" / "speed" / "wrapper_overhead.json").read_text())
     for name, result in record["results"].items():
         assert re.search(rf"{re.escape(name.split(' / ')[0])}.*\b{result['median_ratio']:.3f}\b", README), name
+
+
+def test_the_rows_on_strength_are_the_committed_results():
+    table = (ROOT / "benchmarks" / "results" / "attack_strength" / "table.md").read_text()
+    quoted = README[README.index(table.splitlines()[0]) :].split("\n\n")[0].splitlines()
+    assert len(quoted) > 8
+    assert set(quoted) <= set(table.splitlines())

@@ -30,7 +30,7 @@ def test_wrapper_overhead_runs_and_writes_its_record(tmp_path, monkeypatch):
     record = json.loads(out.read_text())
     assert {"versions", "hardware", "command", "seed", "results"} <= set(record)
     assert record["versions"]["torch"] == torch.__version__.partition("+")[0] or "+" in record["versions"]["torch"]
-    assert len(record["results"]) == 3
+    assert len(record["results"]) == 4
     assert all(result["median_ratio"] > 0 for result in record["results"].values())
 
 
