@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works in a clone that is not installed too
 
 from sip_plugin.adapters.autoattack import MEMBERS
-from sip_plugin.adapters.torchattacks import TABLE
+from sip_plugin.adapters.torchattacks_table import TABLE
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "compatibility.md"
 

@@ -44,7 +44,7 @@ class EachAttack(AutoAttack):  # type: ignore[misc]
 
     def run_standard_evaluation_individual(self, *arguments: Any, **options: Any) -> Any:
         """Each attack by itself on all images."""
-        to_run: list[str] = self.attacks_to_run
+        to_run = vars(self)["attacks_to_run"]
         try:
             return super().run_standard_evaluation_individual(*arguments, **options)
         finally:

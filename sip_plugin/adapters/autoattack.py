@@ -20,7 +20,8 @@ from sip_plugin.adapters.projection import (
     ProjectedModel,
     salience_rows,
 )
-from sip_plugin.constraint import SalienceMap, check_images, check_labels, project
+from sip_plugin.checks import check_images, check_labels
+from sip_plugin.constraint import SalienceMap, project
 from sip_plugin.state import preserved
 
 MEMBERS: dict[str, Mechanism] = {

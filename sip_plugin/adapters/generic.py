@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sip_plugin.adapters.base import SalienceAttack, project_result
 from sip_plugin.adapters.projection import BatchProjection, ProjectedModel, model_replaced, warn_if_never_asked
-from sip_plugin.constraint import SalienceMap, check_images, check_labels
+from sip_plugin.checks import check_images, check_labels
+from sip_plugin.constraint import SalienceMap
 from sip_plugin.salience_source import MaskSource
 from sip_plugin.state import preserved
 

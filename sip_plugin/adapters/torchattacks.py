@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,82 +20,18 @@ from sip_plugin.adapters.members import Member, RowFinder
 from sip_plugin.adapters.projection import (
     BatchProjection,
     IterateProjection,
-    Mechanism,
     ProjectedModel,
     model_replaced,
     salience_rows,
     warn_if_never_asked,
 )
-from sip_plugin.constraint import SalienceMap, check_images, check_labels
+from sip_plugin.adapters.torchattacks_table import MEMBERS, QUERY, Entry, entry_of, known_name
+from sip_plugin.checks import check_images, check_labels
+from sip_plugin.constraint import SalienceMap
 from sip_plugin.salience_source import MaskSource
 from sip_plugin.state import preserved
 
-QUERY, ITERATE, MEMBERS = Mechanism.QUERY, Mechanism.ITERATE, Mechanism.MEMBERS
 _NORMALIZED_TOLERANCE = 1e-5  # pixels that were normalised and back miss [0, 1] by rounding
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """How one attack is projected.
-
-    Attributes:
-        mechanism: Where its steps are projected.
-        reason: Why not its queries, or another remark for the documentation.
-        alone: Whether it works on one image after the other anyhow, so that handing it one at a time changes nothing but
-            that each query's image is known.
-        tiled: Whether it queries the whole batch several times in one query.
-        offset: Whether its variable is the perturbation and not the image.
-    """
-
-    mechanism: Mechanism
-    reason: str = ""
-    alone: bool = False
-    tiled: bool = False
-    offset: bool = False
-
-
-TABLE: dict[str, Entry] = {
-    "VANILA": Entry(QUERY, "makes no query"),
-    "GN": Entry(QUERY, "makes no query: its noise is projected"),
-    "FGSM": Entry(QUERY),
-    "BIM": Entry(QUERY),
-    "RFGSM": Entry(QUERY),
-    "PGD": Entry(QUERY),
-    "EOTPGD": Entry(QUERY),
-    "FFGSM": Entry(QUERY),
-    "TPGD": Entry(QUERY),
-    "MIFGSM": Entry(QUERY),
-    "UPGD": Entry(QUERY),
-    "APGD": Entry(ITERATE, "a random start on salient elements would eat the L2 budget"),
-    "APGDT": Entry(ITERATE, "a random start on salient elements would eat the L2 budget"),
-    "DIFGSM": Entry(ITERATE, "the network sees a transform of the iterate"),
-    "TIFGSM": Entry(ITERATE, "the network sees a transform of the iterate"),
-    "Jitter": Entry(ITERATE, "its loss measures the perturbation"),
-    "NIFGSM": Entry(QUERY),
-    "PGDRS": Entry(ITERATE, "smoothing noise stays on all elements, the perturbation does not", offset=True),
-    "SINIFGSM": Entry(ITERATE, "the network sees a transform of the iterate"),
-    "VMIFGSM": Entry(QUERY),
-    "VNIFGSM": Entry(QUERY),
-    "SPSA": Entry(QUERY, tiled=True),
-    "JSMA": Entry(QUERY, alone=True),
-    "EADL1": Entry(QUERY),
-    "EADEN": Entry(QUERY),
-    "PIFGSM": Entry(QUERY),
-    "PIFGSMPP": Entry(QUERY),
-    "CW": Entry(QUERY, "its variable lives in tanh space and is no image"),
-    "PGDL2": Entry(ITERATE, "a random start on salient elements would eat the norm budget"),
-    "DeepFool": Entry(QUERY, alone=True),
-    "PGDRSL2": Entry(ITERATE, "smoothing noise stays on all elements, the perturbation does not", offset=True),
-    "SparseFool": Entry(QUERY, alone=True),
-    "OnePixel": Entry(QUERY, alone=True),
-    "Pixle": Entry(QUERY, alone=True),
-    "FAB": Entry(QUERY),
-    "Square": Entry(QUERY),
-    "AutoAttack": Entry(MEMBERS, "each of its members as in its own row"),
-    "MultiAttack": Entry(MEMBERS, "each of its members as in its own row"),
-    "LGV": Entry(MEMBERS, "its attack on the collected networks as in its own row"),
-}
-"""Every attack of torchattacks by the name of its class; query projection is the default for one of the user's own."""
 
 
 class SalienceTorchAttack(SalienceAttack, Attack):  # type: ignore[misc]
@@ -176,7 +111,7 @@ def attack_batch(
     ):  # a wrapped member of a wrapped attack: what either map marks is salient
         salience = salience | attack._salience_of(inputs, labels)
         return attack_batch(attack.wrapped, inputs, labels, salience, args, kwargs)
-    entry = _entry(attack)
+    entry = entry_of(attack)
     size = 1 if entry.alone else _images_at_once(attack, len(inputs))
     parts = split_batch(inputs, labels, salience, size)
     with preserved(attack.model):
@@ -188,7 +123,7 @@ def _attack_part(
 ) -> Tensor:
     # The iterate lives in [0, 1]; the network sees it normalised where the attack was told to normalise.
     iterates = _plain(attack, inputs)
-    known = _known_name(attack) is not None
+    known = known_name(attack) is not None
     with _projecting(attack, entry, inputs, iterates, salience) as stand_in:
         # torchattacks' own attacks copy their images; one of the user's may write into them.
         given = (
@@ -241,10 +176,10 @@ def _check_inner_attacks(attack: Attack) -> None:
     Raises:
         TypeError: If there is one.
     """
-    if _known_name(attack) is not None:
+    if known_name(attack) is not None:
         return
     for inner in attack._attacks.values():
-        if isinstance(inner, SalienceTorchAttack) or _entry(inner).mechanism is not QUERY or _entry(inner).tiled:
+        if isinstance(inner, SalienceTorchAttack) or entry_of(inner).mechanism is not QUERY or entry_of(inner).tiled:
             raise TypeError(
                 f"{type(attack).__name__} is built upon {inner!r}, whose steps cannot be projected from outside. Wrap that "
                 "attack instead: SIPWrapper(inner, mask_fn)."
@@ -282,7 +217,7 @@ def _members_projected(attack: Attack, images: Tensor, salience: Tensor) -> Iter
 
 def _stand_ins(attack: Attack, stand_in: Callable[[Attack], Member]) -> tuple[str, Any]:
     """The attribute that holds a composite's members, and its value with stand-ins for them."""
-    name = _known_name(attack)
+    name = known_name(attack)
     if name == "MultiAttack":
         return "attacks", [stand_in(member) for member in attack.attacks]
     if name == "AutoAttack":
@@ -313,7 +248,7 @@ def _replaced(attack: Attack, name: str, value: Any) -> Iterator[None]:
 
 def _collect_networks(attack: Attack) -> None:
     """LGV trains its networks at its first call; that is no part of an attack on images, and is not projected."""
-    if _known_name(attack) == "LGV" and not attack.list_models:
+    if known_name(attack) == "LGV" and not attack.list_models:
         attack.collect_models()
 
 
@@ -321,16 +256,6 @@ def _images_at_once(attack: Attack, count: int) -> int:
     """PGDRS and PGDRSL2 cut a large batch themselves; cut alike, each part has its variable to itself."""
     noise, limit = getattr(attack, "noise_batch_size", None), getattr(attack, "batch_max", None)
     return count if noise is None or limit is None or count * noise <= limit else max(1, int(limit / noise))
-
-
-def _known_name(attack: Attack) -> str | None:
-    """The torchattacks class that ``attack`` is, or is derived from."""
-    return next((kind.__name__ for kind in type(attack).__mro__ if kind.__name__ in TABLE), None)
-
-
-def _entry(attack: Attack) -> Entry:
-    name = _known_name(attack)
-    return Entry(QUERY) if name is None else TABLE[name]
 
 
 def _delegate(name: str) -> None:

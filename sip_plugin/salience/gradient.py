@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sip_plugin.constraint import check_images, check_labels
+from sip_plugin.checks import check_images, check_labels
 from sip_plugin.state import evaluating
 
 Target = Literal["predicted", "true", "loss"]

@@ -9,17 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from sip_plugin.constraint import (
-    Norm,
-    SalienceMap,
-    as_salience_map,
-    check_eps,
-    check_images,
-    check_labels,
-    check_steps,
-    element_budget,
-    feasible_set,
-)
+from sip_plugin.checks import Norm, check_eps, check_images, check_labels, check_steps
+from sip_plugin.constraint import SalienceMap, as_salience_map, element_budget, feasible_set
 from sip_plugin.salience_source import MaskSource, call_mask_source, check_mask_source
 from sip_plugin.state import evaluating
 from sip_plugin.training.methods import Method, as_method

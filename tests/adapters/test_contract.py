@@ -250,6 +250,15 @@ def test_a_batch_of_one_and_one_by_one_work(row, network, images, labels, salien
         assert torch.equal(each[:1], single)  # the first image sees the same random draws
 
 
+def in_two_threads(work):
+    """Call ``work(0)`` and ``work(1)`` at the same time."""
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_two_threads_with_two_wrappers_on_one_model_do_not_see_each_other(network, images, labels):
     left = torch.zeros(16, 16, dtype=torch.bool)
     left[:, :8] = True
@@ -266,11 +275,7 @@ def test_two_threads_with_two_wrappers_on_one_model_do_not_see_each_other(networ
                     wrong.append(row)
 
     network.train()
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_two_threads(work)
     assert not wrong
     assert all(module.training for module in network.modules())
 
@@ -284,11 +289,7 @@ def test_one_attack_in_two_wrappers_takes_turns(network, images, labels, salienc
     def work(index):
         wrong.extend(i for i in range(10) if not torch.equal(wrappers[index](images, labels), expected[index]))
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_two_threads(work)
     assert not wrong
 
 

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sip_plugin import SIPWrapper
 from sip_plugin.adapters.projection import BatchProjection, ProjectedModel
-from sip_plugin.adapters.torchattacks import TABLE as ENTRIES
+from sip_plugin.adapters.torchattacks_table import TABLE as ENTRIES
 from sip_plugin.salience import GradientSalience
 from tests.adapters.table import TABLE
 from tests.adapters.test_contract import run
@@ -23,6 +23,23 @@ from tests.conftest import small_network
 def test_every_attack_of_torchattacks_is_in_the_adapters_table_and_in_the_tests():
     assert set(ENTRIES) == set(torchattacks.__all__)
     assert {row.name for row in TABLE} == set(torchattacks.__all__)
+
+
+def normalising(network, mean, std):
+    class Normalised(nn.Module):
+        """Takes normalised images."""
+
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, z):
+            return self.network(z * torch.tensor(std).view(1, 3, 1, 1) + torch.tensor(mean).view(1, 3, 1, 1))
+
+    return Normalised().eval()
+
+
+MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 
 
 @pytest.mark.parametrize("mode", ["random", "least_likely", "by_label", "by_function"])
@@ -50,19 +67,9 @@ def test_targeted_modes_work_and_equal_the_bare_attack_at_a_map_of_zeros(mode, n
 
 @pytest.mark.parametrize("name", ["PGD", "DIFGSM"])
 def test_normalised_inputs_keep_map_and_equality_in_the_callers_space(name, network, images, labels, salience):
-    mean, std = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
-
-    class Normalised(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.network = network
-
-        def forward(self, z):
-            return self.network(z * torch.tensor(std).view(1, 3, 1, 1) + torch.tensor(mean).view(1, 3, 1, 1))
-
-    attack = getattr(torchattacks, name)(Normalised().eval(), eps=0.1, alpha=0.03, steps=4)
+    attack = getattr(torchattacks, name)(normalising(network, MEAN, STD), eps=0.1, alpha=0.03, steps=4)
     wrapper = SIPWrapper(attack, salience)
-    wrapper.set_normalization_used(mean=mean, std=std)
+    wrapper.set_normalization_used(mean=MEAN, std=STD)
     inputs = attack.normalize(images)
     torch.manual_seed(0)
     adversarial = wrapper(inputs, labels)
@@ -211,7 +218,7 @@ def test_normalised_inputs_of_every_attack_equal_the_bare_ones_at_a_map_of_zeros
     row, network, images, labels, salience
 ):
     attack = row.build(network)
-    attack.set_normalization_used(mean=[0.4, 0.5, 0.6], std=[0.2, 0.25, 0.3])
+    attack.set_normalization_used(mean=MEAN, std=STD)
     inputs = attack.normalize(images)
     bare = run(attack, inputs, labels)
     assert torch.equal(run(SIPWrapper(attack, torch.zeros(16, 16)), inputs, labels), bare)
@@ -221,7 +228,7 @@ def test_normalised_inputs_of_every_attack_equal_the_bare_ones_at_a_map_of_zeros
 
 def test_a_wrapped_composite_works_on_normalised_inputs(network, images, labels, salience):
     attack = next(row for row in TABLE if row.name == "MultiAttack").build(network)
-    attack.set_normalization_used(mean=[0.4, 0.5, 0.6], std=[0.2, 0.25, 0.3])
+    attack.set_normalization_used(mean=MEAN, std=STD)
     inputs = attack.normalize(images)
     adversarial = run(SIPWrapper(attack, salience), inputs, labels)
     assert torch.equal(adversarial[salience], inputs[salience])
@@ -339,23 +346,6 @@ def test_the_wrapper_adds_no_more_than_two_image_sized_tensors(name, images, lab
         peaks.append(live.peak)
     assert peaks[0] >= 2 * x.nbytes  # the measure measures
     assert peaks[1] - peaks[0] <= 2 * x.nbytes + mask.nbytes
-
-
-def normalising(network, mean, std):
-    class Normalised(nn.Module):
-        """Takes normalised images."""
-
-        def __init__(self):
-            super().__init__()
-            self.network = network
-
-        def forward(self, z):
-            return self.network(z * torch.tensor(std).view(1, 3, 1, 1) + torch.tensor(mean).view(1, 3, 1, 1))
-
-    return Normalised().eval()
-
-
-MEAN, STD = [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
 
 
 def test_maps_are_made_of_images_in_01_where_inputs_are_normalised(network, images, labels):

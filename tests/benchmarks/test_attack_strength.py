@@ -3,7 +3,7 @@
 import json
 
 from benchmarks import attack_strength
-from sip_plugin.adapters.torchattacks import TABLE
+from sip_plugin.adapters.torchattacks_table import TABLE
 from tests.conftest import ROOT
 
 
