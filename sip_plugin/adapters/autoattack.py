@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sip_plugin.adapters.base import SalienceAttack, project_result
+from sip_plugin.adapters.base import SalienceAttack, call_lock, project_result
 from sip_plugin.adapters.members import Member, RowFinder
 from sip_plugin.adapters.projection import (
     BatchProjection,
     IterateProjection,
     Mechanism,
     ProjectedModel,
-    salience_rows,
 )
 from sip_plugin.checks import check_images, check_labels
 from sip_plugin.constraint import SalienceMap, project
@@ -85,6 +84,7 @@ class SalienceAutoAttack(SalienceAttack):
             raise TypeError("AutoAttack on a TensorFlow model cannot be wrapped; sip-plugin works on PyTorch networks.")
         check_images(images, name="x_orig")
         check_labels(labels, images, name="y_orig")
+        labels = labels.long()
         images = images.detach()
         if self.one_by_one and kwargs.get("state_path") is not None:
             raise ValueError(
@@ -117,18 +117,19 @@ class SalienceAutoAttack(SalienceAttack):
 @contextmanager
 def _members_projected(attack: Any, images: Tensor, salience: Tensor) -> Iterator[None]:
     """Have AutoAttack's attacks project their steps on whichever images they are handed."""
-    rows = RowFinder(images)
+    rows = RowFinder(images, salience)
     members = {name: getattr(attack, name) for name in MEMBERS}
 
     def run(member: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         mechanism = next(MEMBERS[name] for name, candidate in members.items() if candidate is member)
-        index = rows.find(x).to(salience.device)
-        projection = BatchProjection(x.detach(), salience_rows(salience, index).to(x.device))
-        with _projecting(member, attack.model, mechanism, projection):
+        projection = BatchProjection(x.detach(), rows.maps(x).to(x.device))
+        with call_lock(member), _projecting(member, mechanism, projection):
             adversarial = member.perturb(x, *args, **kwargs)
         return project_result(member, adversarial, projection.images, projection.salience)
 
     stand_ins = {name: Member(member, run, method="perturb") for name, member in members.items()}
+    # The package's individual evaluation leaves only its last attack to run.
+    kept = {name: vars(attack)[name] for name in ("attacks_to_run", "verbose") if name in vars(attack)}
     for name, stand_in in stand_ins.items():
         setattr(attack, name, stand_in)
     try:
@@ -136,18 +137,25 @@ def _members_projected(attack: Any, images: Tensor, salience: Tensor) -> Iterato
     finally:
         for name, stand_in in stand_ins.items():
             setattr(attack, name, stand_in.release())
+        for name, value in kept.items():
+            setattr(attack, name, value)
 
 
 @contextmanager
-def _projecting(member: Any, model: Any, mechanism: Mechanism, projection: BatchProjection) -> Iterator[None]:
+def _projecting(member: Any, mechanism: Mechanism, projection: BatchProjection) -> Iterator[None]:
     """Give one of AutoAttack's attacks another model for the length of a block, whatever it calls its own."""
+    models = {name: held for name in ("model", "predict") if (held := vars(member).get(name)) is not None}
+    if not models:
+        raise TypeError(
+            f"{type(member).__name__} keeps no network in .model or .predict, so its steps cannot be projected."
+        )
     mode = None if mechanism is Mechanism.QUERY else IterateProjection(projection)
-    stand_in = ProjectedModel(model, None if mode else projection, mode)
-    names = [name for name, held in vars(member).items() if held is model]
     with ExitStack() as stack:
-        for name in names:
+        for name, model in models.items():
+            stand_in = ProjectedModel(model, None if mode else projection, mode)
             setattr(member, name, stand_in.forward if inspect.isroutine(model) else stand_in)
             stack.callback(setattr, member, name, model)
+            stack.enter_context(preserved(model))
         stack.enter_context(mode or nullcontext())
         yield
 

@@ -34,8 +34,7 @@ class SalienceAttack:
         self.wrapped = attack
         self.mask_fn = mask_fn
         self.one_by_one = one_by_one
-        # The attack's model is swapped during a call, so calls of one attack take turns, whichever wrapper they go through.
-        self.__dict__["_lock"] = _locks.setdefault(id(attack), threading.RLock())
+        self.__dict__["_lock"] = call_lock(attack)
 
     # --- the attack's own attributes ---
 
@@ -87,6 +86,14 @@ class SalienceAttack:
             ValueError: If there is no map, or :func:`sip_plugin.constraint.as_salience_map` refuses it.
         """
         return as_salience_map(call_mask_source(self.mask_fn if mask is None else mask, images, labels), images)
+
+
+def call_lock(attack: Any) -> Any:
+    """An attack's lock: its model is swapped during a call, so its calls take turns, whichever wrapper they go through.
+
+    It lives as long as somebody holds it. A composite takes its own and then, one after the other, those of its members.
+    """
+    return _locks.setdefault(id(attack), threading.RLock())
 
 
 def split_batch(

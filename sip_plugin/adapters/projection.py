@@ -95,17 +95,21 @@ class ProjectedModel(nn.Module):
         model: The network (or a function), shared with the caller and never hooked.
         projection: ``P_x``, or None where the iterate is projected instead.
         iterates: The mode that projects iterates, which must not see the network's own operations.
+        training: Whether the attack finds the network in train mode, and puts it back into that itself. Not so for an
+            attack that is called on its own: the caller's modes are restored for it, after the last user's end.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        projection: Callable[[Tensor], Tensor] | None,
+        model: Any,
+        projection: Callable[[Tensor], Tensor] | None = None,
         iterates: IterateProjection | None = None,
+        *,
+        training: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
-        self.training = False  # an attack puts a training model back itself; the caller's modes are restored for it
+        self.training = training
         self._projection = projection
         self._iterates = iterates
         self.asked = False  # whether any query came this way

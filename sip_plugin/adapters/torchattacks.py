@@ -15,17 +15,16 @@ try:
 except ImportError as error:
     raise ImportError("torchattacks is not installed: pip install 'sip-plugin[torchattacks]'") from error
 
-from sip_plugin.adapters.base import SalienceAttack, joined, project_result, split_batch
+from sip_plugin.adapters.base import SalienceAttack, call_lock, joined, project_result, split_batch
 from sip_plugin.adapters.members import Member, RowFinder
 from sip_plugin.adapters.projection import (
     BatchProjection,
     IterateProjection,
     ProjectedModel,
     model_replaced,
-    salience_rows,
     warn_if_never_asked,
 )
-from sip_plugin.adapters.torchattacks_table import MEMBERS, QUERY, Entry, entry_of, known_name
+from sip_plugin.adapters.torchattacks_table import ITERATE, MEMBERS, QUERY, Entry, entry_of, known_name
 from sip_plugin.checks import check_images, check_labels
 from sip_plugin.constraint import SalienceMap
 from sip_plugin.salience_source import MaskSource
@@ -103,62 +102,79 @@ class SalienceTorchAttack(SalienceAttack, Attack):  # type: ignore[misc]
 
 
 def attack_batch(
-    attack: Attack, inputs: Tensor, labels: Tensor | None, salience: Tensor, args: Any, kwargs: Any
+    attack: Attack,
+    inputs: Tensor,
+    labels: Tensor | None,
+    salience: Tensor,
+    args: Any,
+    kwargs: Any,
+    *,
+    training: bool = False,
 ) -> Tensor:
-    """Run a bare attack, or one that is wrapped itself, with every step projected; arguments are checked already."""
-    if isinstance(
+    """Run a bare attack, or one that is wrapped itself, with every step projected; arguments are checked already.
+
+    ``training`` says whether it finds its network in train mode (see :class:`ProjectedModel`).
+    """
+    alone = False
+    while isinstance(
         attack, SalienceTorchAttack
     ):  # a wrapped member of a wrapped attack: what either map marks is salient
         salience = salience | attack._salience_of(inputs, labels)
-        return attack_batch(attack.wrapped, inputs, labels, salience, args, kwargs)
+        alone |= attack.one_by_one
+        attack = attack.wrapped
     entry = entry_of(attack)
-    size = 1 if entry.alone else _images_at_once(attack, len(inputs))
+    size = 1 if alone or entry.alone else _images_at_once(attack, len(inputs))
     parts = split_batch(inputs, labels, salience, size)
-    with preserved(attack.model):
-        return joined([_attack_part(attack, entry, *part, args, kwargs) for part in parts])
+    with call_lock(attack), preserved(attack.model):
+        return joined([_attack_part(attack, entry, *part, args, kwargs, training) for part in parts])
 
 
 def _attack_part(
-    attack: Attack, entry: Entry, inputs: Tensor, labels: Tensor | None, salience: Tensor, args: Any, kwargs: Any
+    attack: Attack,
+    entry: Entry,
+    inputs: Tensor,
+    labels: Tensor | None,
+    salience: Tensor,
+    args: Any,
+    kwargs: Any,
+    training: bool,
 ) -> Tensor:
-    # The iterate lives in [0, 1]; the network sees it normalised where the attack was told to normalise.
-    iterates = _plain(attack, inputs)
     known = known_name(attack) is not None
-    with _projecting(attack, entry, inputs, iterates, salience) as stand_in:
+    with _projecting(attack, entry, inputs, salience, training) as stand_in:
         # torchattacks' own attacks copy their images; one of the user's may write into them.
-        given = (
-            (inputs if known else inputs.clone(),) if labels is None else (inputs if known else inputs.clone(), labels)
-        )
-        adversarial = attack(*given, *args, **kwargs)
+        given = inputs if known else inputs.clone()
+        adversarial = attack(given, *(() if labels is None else (labels,)), *args, **kwargs)
     result = project_result(attack, adversarial, inputs, salience)
-    if not known and stand_in is not None:
+    if not known:
         warn_if_never_asked(attack, stand_in, torch.equal(result, inputs))
     return result
 
 
 @contextmanager
 def _projecting(
-    attack: Attack, entry: Entry, inputs: Tensor, iterates: Tensor, salience: Tensor
-) -> Iterator[ProjectedModel | None]:
+    attack: Attack, entry: Entry, inputs: Tensor, salience: Tensor, training: bool
+) -> Iterator[ProjectedModel]:
     """Put the attack's mechanism in place for the length of a block, and its normalisation flag back after it."""
     applied = attack._normalization_applied
+    # The iterate lives in [0, 1]; the network sees it normalised where the attack was told to normalise.
+    iterates = _plain(attack, inputs)
+    mode = projection = None
+    if entry.mechanism is QUERY:
+        queries = attack.normalize(inputs) if applied is False else inputs
+        projection = BatchProjection(queries, salience, tiled=entry.tiled)
+    elif entry.mechanism is ITERATE:
+        clean = iterates.new_zeros(()).expand_as(iterates) if entry.offset else iterates
+        mode = IterateProjection(BatchProjection(clean, salience))
+    # A composite's own model only hands queries through: what it asks about is clean or projected already.
+    model = ProjectedModel(attack.model, projection, mode, training=training)
     with ExitStack() as stack:
         stack.callback(_restore_normalization, attack, applied)
-        if entry.mechanism is MEMBERS:
-            stack.enter_context(_members_projected(attack, iterates, salience))
-            yield None
-            return
-        mode = None
-        if entry.mechanism is QUERY:
-            queries = attack.normalize(inputs) if applied is False else inputs
-            model = ProjectedModel(attack.model, BatchProjection(queries, salience, tiled=entry.tiled))
-        else:
-            clean = iterates.new_zeros(()).expand_as(iterates) if entry.offset else iterates
-            mode = IterateProjection(BatchProjection(clean, salience))
-            model = ProjectedModel(attack.model, None, mode)
         stack.enter_context(model_replaced(attack, model))
-        for inner in attack._attacks.values():  # SparseFool is built upon DeepFool
-            stack.enter_context(model_replaced(inner, model))
+        if entry.mechanism is MEMBERS:
+            stack.enter_context(_members_projected(attack, iterates, salience, model))
+        else:
+            for inner in attack._attacks.values():  # SparseFool is built upon DeepFool
+                stack.enter_context(model_replaced(inner, model))
         if mode is not None:
             stack.enter_context(mode)
         yield model
@@ -193,14 +209,13 @@ def _restore_normalization(attack: Attack, applied: bool | None) -> None:
 
 
 @contextmanager
-def _members_projected(attack: Attack, images: Tensor, salience: Tensor) -> Iterator[None]:
+def _members_projected(attack: Attack, images: Tensor, salience: Tensor, model: ProjectedModel) -> Iterator[None]:
     """Have the members of ``attack`` project their steps on whichever images of the batch they are handed."""
-    rows = RowFinder(images)
+    rows = RowFinder(images, salience)
     made: list[Member] = []
 
     def run(member: Attack, images: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        maps = salience_rows(salience, rows.find(images))
-        return attack_batch(member, images, labels, maps, args, kwargs)
+        return attack_batch(member, images, labels, rows.maps(images), args, kwargs, training=model.training)
 
     def stand_in(member: Attack) -> Member:
         made.append(Member(member, run))
@@ -248,7 +263,12 @@ def _replaced(attack: Attack, name: str, value: Any) -> Iterator[None]:
 
 def _collect_networks(attack: Attack) -> None:
     """LGV trains its networks at its first call; that is no part of an attack on images, and is not projected."""
-    if known_name(attack) == "LGV" and not attack.list_models:
+    if isinstance(attack, SalienceTorchAttack):
+        _collect_networks(attack.wrapped)
+    elif known_name(attack) == "MultiAttack":
+        for member in attack.attacks:
+            _collect_networks(member)
+    elif known_name(attack) == "LGV" and not attack.list_models:
         attack.collect_models()
 
 

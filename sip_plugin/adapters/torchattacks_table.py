@@ -75,7 +75,8 @@ TABLE: dict[str, Entry] = {
 
 def known_name(attack: object) -> str | None:
     """The torchattacks class that ``attack`` is, or is derived from."""
-    return next((kind.__name__ for kind in type(attack).__mro__ if kind.__name__ in TABLE), None)
+    kinds = (kind for kind in type(attack).__mro__ if kind.__module__.startswith("torchattacks."))
+    return next((kind.__name__ for kind in kinds if kind.__name__ in TABLE), None)
 
 
 def entry_of(attack: object) -> Entry:

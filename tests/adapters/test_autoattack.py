@@ -274,3 +274,44 @@ def test_projected_autoattack_leaves_no_more_correct_images_than_late_masking(no
 
     late = torch.where(salience, x, evaluate(packaged(trained, norm), x, y)[0])
     assert correct(evaluate(SIPWrapper(packaged(trained, norm), salience), x, y)[0]) <= correct(late)
+
+
+@every_package
+def test_identical_images_with_different_maps_get_both_maps_and_a_consistent_result(build, network, digits):
+    twin, other = digits[0][1500:1501], digits[0][1501:1502]
+    x, y = torch.cat([twin, twin, other]), digits[1][[1500, 1500, 1501]]
+    mask = torch.zeros(3, 1, 16, 16, dtype=torch.bool)
+    mask[1, :, 1:] = True
+    attack = build(network)
+    options = {"batch_size": 1} if build is packaged else {"bs": 1, "return_labels": True}
+    adversarial, predicted = evaluate(SIPWrapper(attack, mask), x, y, **options)
+    with torch.no_grad():
+        assert torch.equal(network(adversarial).argmax(1), predicted)
+    assert torch.equal(adversarial[mask.expand_as(x)], x[mask.expand_as(x)])
+
+
+def test_a_network_set_anew_is_projected_too_and_a_member_without_one_is_refused(network, images, labels, salience):
+    wrapper = SIPWrapper(packaged(network), salience)
+    wrapper.model = copy.deepcopy(network)  # the members keep the first one, as in the bare attack
+    seen = []
+    network.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
+    evaluate(wrapper, images, labels)
+    assert seen
+    for queries in seen:
+        kept = (queries[:, None] == images[None]) | ~salience[None]
+        assert kept.flatten(2).all(2).any(1).all()
+    del wrapper.wrapped.apgd.model
+    with pytest.raises(TypeError, match="keeps no network"):
+        evaluate(wrapper, images, labels)
+
+
+@every_package
+def test_individual_evaluation_one_by_one_runs_every_attack_on_every_image(build, network, images, labels, salience):
+    attack = build(network)
+    result = SIPWrapper(attack, salience, one_by_one=True).run_standard_evaluation_individual(images, labels)
+    assert list(result) == ["apgd-ce", "apgd-t", "fab-t", "square"] == attack.attacks_to_run
+    assert all(len(images_of(value)) == len(images) for value in result.values())
+
+
+def test_labels_of_another_integer_dtype_work(network, images, labels, salience):
+    evaluate(SIPWrapper(packaged(network), salience), images, labels.int())

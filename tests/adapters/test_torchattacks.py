@@ -1,6 +1,7 @@
 """torchattacks' own features, through the wrapper."""
 
 import gc
+import threading
 import warnings
 import weakref
 
@@ -16,7 +17,7 @@ from sip_plugin.adapters.projection import BatchProjection, ProjectedModel
 from sip_plugin.adapters.torchattacks_table import TABLE as ENTRIES
 from sip_plugin.salience import GradientSalience
 from tests.adapters.table import TABLE
-from tests.adapters.test_contract import run
+from tests.adapters.test_contract import in_two_threads, run
 from tests.conftest import small_network
 
 
@@ -391,3 +392,99 @@ def test_the_iterate_of_a_normalised_attack_is_projected_in_01(network, images, 
     model.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
     wrapper(inputs, labels)
     assert all(torch.allclose(queries[salience], inputs[salience], atol=1e-5) for queries in seen)
+
+
+def test_a_member_shared_by_two_wrappers_in_two_threads_takes_turns(network, images, labels):
+    left = torch.zeros(16, 16, dtype=torch.bool)
+    left[:, :8] = True
+    shared, other = torchattacks.BIM(network, eps=0.1, steps=6), torchattacks.FGSM(network, eps=1e-3)
+    wrappers = SIPWrapper(torchattacks.MultiAttack([shared, other]), left), SIPWrapper(shared, ~left)
+    expected = [wrapper(images, labels) for wrapper in wrappers]
+    wrong = []
+    in_two_threads(
+        lambda i: wrong.extend(n for n in range(6) if not torch.equal(wrappers[i](images, labels), expected[i]))
+    )
+    assert not wrong
+    assert shared.model is network
+
+
+def test_a_composite_that_ends_leaves_another_threads_network_in_eval_mode(network, images, labels, salience):
+    """torchattacks puts a training network back itself at the end of a call, whoever else uses it."""
+    network.train()
+    started, ended, modes = threading.Event(), threading.Event(), []
+
+    class Watched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x):
+            if threading.current_thread() is not threading.main_thread():
+                started.set()
+                ended.wait(10)
+                modes.append(network.training)
+            return self.network(x)
+
+    model = Watched()
+    members = [torchattacks.FGSM(model), torchattacks.BIM(model, steps=2)]
+    thread = threading.Thread(target=SIPWrapper(torchattacks.BIM(model, steps=3), salience), args=(images, labels))
+    thread.start()
+    started.wait(10)
+    SIPWrapper(torchattacks.MultiAttack(members), salience)(images, labels)
+    ended.set()
+    thread.join(30)
+    assert modes == [False] * 3
+    assert all(module.training for module in network.modules())
+
+
+def test_a_composite_in_training_mode_equals_the_bare_one_at_a_map_of_zeros(network, images, labels):
+    def build():
+        members = [torchattacks.FGSM(network, eps=0.01), torchattacks.PGD(network, eps=0.05, steps=2)]
+        attack = torchattacks.MultiAttack(members)
+        attack.set_model_training_mode(model_training=True)
+        return attack
+
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    network.train()
+    bare = run(build(), images, labels)
+    draws = torch.rand(3)
+    network.load_state_dict(state)
+    network.train()
+    assert torch.equal(run(SIPWrapper(build(), torch.zeros(16, 16)), images, labels), bare)
+    assert torch.equal(torch.rand(3), draws)
+
+
+def test_a_users_class_of_the_same_name_is_projected_at_its_queries(network, images, labels, salience):
+    class DIFGSM(torchattacks.attack.Attack):
+        """A black-box attack of the user's own."""
+
+        def __init__(self, model):
+            super().__init__("DIFGSM", model)
+
+        def forward(self, images, labels):
+            candidates = [(images + 0.1 * torch.randn_like(images)).clamp(0, 1) for _ in range(4)]
+            losses = torch.stack([self.get_logits(c).gather(1, labels[:, None])[:, 0] for c in candidates])
+            return torch.stack(candidates)[losses.argmin(0), torch.arange(len(images))]
+
+    seen = []
+    network.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
+    SIPWrapper(DIFGSM(network), salience)(images, labels)
+    assert len(seen) == 4
+    assert all(torch.equal(queries[salience], images[salience]) for queries in seen)
+
+
+def test_one_by_one_of_a_wrapped_member_is_kept(network, images, labels, salience):
+    sizes = []
+    network.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    member = SIPWrapper(torchattacks.BIM(network, steps=2), salience, one_by_one=True)
+    SIPWrapper(torchattacks.MultiAttack([member, torchattacks.FGSM(network)]), torch.zeros(16, 16))(images, labels)
+    assert sizes[: 2 * len(images)] == [1] * (2 * len(images))
+
+
+def test_lgv_among_others_collects_its_networks_before_anything_is_put_back(network, images, labels):
+    lgv = next(row for row in TABLE if row.name == "LGV").build(network)
+    attack = torchattacks.MultiAttack([lgv, torchattacks.FGSM(lgv.model, eps=0.01)])
+    SIPWrapper(attack, torch.zeros(16, 16))(images, labels)
+    assert len(lgv.list_models) == 2
+    trained = lgv.list_models[-1].state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in lgv.model.state_dict().items())
