@@ -70,8 +70,10 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "Square Linf": {"norm": "Linf", "eps": 0.2, "n_queries": 300},
     "Square L2": {"norm": "L2", "eps": 2.0, "n_queries": 300},
     "AutoAttack": {"norm": "Linf", "eps": 0.12, "seed": 0},
+    "MultiAttack": {"members": ["FGSM", "PGDL2"]},
+    "LGV": {**LINF, "lr": 0.005, "epochs": 1, "nb_models_epoch": 2, "verbose": False},
 }
-"""Each attack that steers by the network, with its arguments. VANILA and GN make no query; MultiAttack, LGV are others."""
+"""Each attack that steers by the network, with its arguments (VANILA and GN make no query)."""
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -105,6 +107,16 @@ def trained_network(images: Tensor, labels: Tensor) -> nn.Module:
     return model.eval()
 
 
+def built(name: str, model: nn.Module, loader: DataLoader[tuple[Tensor, ...]]) -> Any:
+    """The attack of one row."""
+    arguments = ATTACKS[name]
+    if name == "MultiAttack":
+        return torchattacks.MultiAttack([built(member, model, loader) for member in arguments["members"]])
+    if name == "LGV":
+        return torchattacks.LGV(model, loader, **arguments)
+    return getattr(torchattacks, name.split()[0])(model, **arguments)
+
+
 def seeded(seed: int, attack: Callable[..., Tensor], *arguments: Tensor) -> Tensor:
     """An attack's result under one seed for every generator that attacks draw from."""
     torch.manual_seed(seed)
@@ -130,13 +142,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, int]]:
     x, y = images[right], labels[right]
     salience = torch.rand(x.shape) < 0.5
 
+    loader = DataLoader(TensorDataset(images[:1500], labels[:1500]), batch_size=50)
+
     def correct(batch: Tensor) -> int:
         with torch.no_grad():
             return int((model(batch).argmax(1) == y).sum())
 
     results = {}
     for name in tqdm(options.attacks, unit="attack"):
-        attack = getattr(torchattacks, name.split()[0])(model, **ATTACKS[name])
+        attack = built(name, model, loader)
         bare = seeded(options.seed, attack, x, y)
         projected = seeded(options.seed, SIPWrapper(attack, salience), x, y)
         assert torch.equal(projected[salience], x[salience])

@@ -31,14 +31,19 @@ HEAD = """\
 All guarantees (salient elements bit for bit, the attack's own ball, equality with the bare attack for a map of zeros, clean
 images for a map of ones, as many queries and random draws, nothing left behind) are tests that run over all rows.
 
+How much weaker masking only the result is: [for every attack](../benchmarks/results/attack_strength/table.md). The arguments
+there are such that the bare attack works: with short runs of the randomised ones (DI-FGSM at 10 steps, SI-NI-FGSM, Jitter at
+its default scale) the two differ by a few images either way with the seed.
+
 ## Which map belongs to which query
 
-Attacks do not always ask about the whole batch: some go on with the images that are still robust, some ask about populations
-or noisy samples. A query of as many rows as the batch has its order. Where an attack works on one image after the other
-(*one image* below), it is handed one at a time, which changes nothing else. Everywhere else each row belongs to its nearest
-clean image. Two nearly identical images with different maps can be taken for each other then;
-`SIPWrapper(attack, mask_fn, one_by_one=True)` runs any attack image by image and excludes it, at the price of speed and of
-the bare attack's random draws on the batch.
+Attacks do not always ask about the whole batch: some go on with the images that are still robust, some ask about
+populations or noisy samples. A query of as many rows as the batch has its order. Where an attack works on one image after the
+other (*one image* below), it is handed one at a time, which changes nothing else (but that, in targeted modes, it also asks
+for its targets one image at a time). Everywhere else each row belongs to its nearest clean image. Two nearly identical images
+with different maps can be taken for each other then; `SIPWrapper(attack, mask_fn, one_by_one=True)` runs any attack image by
+image and excludes it, at the price of speed and of the bare attack's random draws on the batch. Members of composites and
+the attacks of AutoAttack get their images' maps by exact value; images that are identical get all their maps together there.
 """
 
 TAIL = """
@@ -52,9 +57,12 @@ weaker while it looks the same.
 
 - torchattacks 3.5.1, EADL1 and EADEN: the variable shares its memory with the images, so that the first step moves the
   images themselves and results can leave [0, 1], bare and wrapped alike.
-- torchattacks 3.5.1, PGDL2: fails on channels-last images (`view` of a strided tensor).
+- torchattacks 3.5.1, PGDL2, SparseFool, FAB, Square (L2): fail on channels-last images (`view` of a strided tensor).
+- torchattacks 3.5.1, APGDT and Square: fail under autocast to bfloat16.
 - torchattacks 3.5.1, APGD and FAB with `norm="L1"`: fail (`AssertionError`, `UnboundLocalError`).
 - torchattacks 3.5.1 clamps inputs outside [0, 1] silently; the wrapper raises a `ValueError`.
+- pyautoattack 0.2.0 takes float32 images only, and its individual evaluation leaves only the last attack to run (not so
+  through the wrapper).
 - pyautoattack 0.2.0 writes a state file but cannot resume from it (it compares a set with its own text); the file is written
   through the wrapper as without it.
 """

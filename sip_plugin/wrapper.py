@@ -24,7 +24,7 @@ class SIPWrapper(ABC):  # noqa: B024  (abstract only so that adapters can regist
 
     Queries of another number of rows than the batch (attacks that go on with the images still robust, or with several
     samples an image) are matched to their images by distance. Two near-identical images with different maps can be taken
-    for each other then; ``one_by_one=True`` excludes it.
+    for each other then; ``one_by_one=True`` excludes it. (Identical images in a composite get all their maps together.)
 
     Args:
         attack: The attack. It, its model and the caller's tensors are as before after a call, also when the call raises.

@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 
 
 def test_it_covers_every_attack_that_steers_by_the_network():
-    assert {name.split()[0] for name in attack_strength.ATTACKS} == set(TABLE) - {"VANILA", "GN", "MultiAttack", "LGV"}
+    assert {name.split()[0] for name in attack_strength.ATTACKS} == set(TABLE) - {"VANILA", "GN"}
 
 
 def test_it_runs_and_writes_its_record(tmp_path):
@@ -22,5 +22,6 @@ def test_it_runs_and_writes_its_record(tmp_path):
 def test_in_the_committed_figures_no_projected_attack_is_weaker_than_late_masking():
     record = json.loads((ROOT / "benchmarks" / "results" / "attack_strength" / "result.json").read_text())
     assert set(record["correct"]) == set(attack_strength.ATTACKS)
+    assert record["arguments"] == attack_strength.ATTACKS  # else the figures are stale
     for name, correct in record["correct"].items():
         assert correct["projected"] <= correct["late"], name
