@@ -38,12 +38,13 @@ its default scale) the two differ by a few images either way with the seed.
 ## Which map belongs to which query
 
 Attacks do not always ask about the whole batch: some go on with the images that are still robust, some ask about
-populations or noisy samples. A query of as many rows as the batch has its order. Where an attack works on one image after the
-other (*one image* below), it is handed one at a time, which changes nothing else (but that, in targeted modes, it also asks
-for its targets one image at a time). Everywhere else each row belongs to its nearest clean image. Two nearly identical images
-with different maps can be taken for each other then; `SIPWrapper(attack, mask_fn, one_by_one=True)` runs any attack image by
-image and excludes it, at the price of speed and of the bare attack's random draws on the batch. Members of composites and
-the attacks of AutoAttack get their images' maps by exact value; images that are identical get all their maps together there.
+populations or noisy samples. A query of as many rows as the batch has its order. Where an attack works on one image
+after the other (*one image* below), it is handed one at a time, which changes nothing else (but that, in targeted
+modes, it also asks for its targets one image at a time). Everywhere else each row belongs to its nearest clean image.
+Two nearly identical images with different maps can be taken for each other then; `SIPWrapper(attack, mask_fn,
+one_by_one=True)` runs any attack image by image and excludes it, at the price of speed and of the bare attack's
+random draws on the batch. Members of composites and the attacks of AutoAttack get their images' maps by exact value;
+images that are identical get all their maps together there.
 """
 
 TAIL = """
