@@ -95,7 +95,9 @@ class SalienceTorchAttack(SalienceAttack, Attack):  # type: ignore[misc]
 
     def _salience_of(self, inputs: Tensor, labels: Tensor | None, mask: SalienceMap | None = None) -> Tensor:
         """The map of a batch; maps are made of images in [0, 1], also where the attack's inputs are normalised."""
-        return self.salience(_plain(self.wrapped, inputs).clamp(0, 1), labels, mask)
+        if self.wrapped.normalization_used is not None:
+            inputs = _plain(self.wrapped, inputs).clamp(0, 1)
+        return self.salience(inputs, labels, mask)
 
     def _attack(self, images: Tensor, labels: Tensor | None, salience: Tensor, args: Any, kwargs: Any) -> Tensor:
         return attack_batch(self.wrapped, images, labels, salience, args, kwargs)
@@ -116,9 +118,8 @@ def attack_batch(
     ``training`` says whether it finds its network in train mode (see :class:`ProjectedModel`).
     """
     alone = False
-    while isinstance(
-        attack, SalienceTorchAttack
-    ):  # a wrapped member of a wrapped attack: what either map marks is salient
+    # A wrapped member of a wrapped attack: what either map marks is salient.
+    while isinstance(attack, SalienceTorchAttack):
         salience = salience | attack._salience_of(inputs, labels)
         alone |= attack.one_by_one
         attack = attack.wrapped
