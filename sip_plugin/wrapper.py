@@ -10,8 +10,9 @@ from sip_plugin.adapters.base import SalienceAttack
 from sip_plugin.salience_source import MaskSource
 
 _SUPPORTED = (
-    "Supported are the attacks of torchattacks (FGSM, PGD, AutoAttack, ...), AutoAttack of pyautoattack and autoattack, and "
-    "any object that is called as attack(images, labels) and keeps its network in the attribute .model."
+    "Supported are the attacks of torchattacks (FGSM, PGD, AutoAttack, ...), the evasion attacks of ART on a "
+    "PyTorchClassifier, the attacks of Foolbox, AutoAttack of pyautoattack and autoattack, and any object that is called as "
+    "attack(images, labels) and keeps its network in the attribute .model."
 )
 
 
@@ -56,11 +57,19 @@ def _adapter(attack: Any) -> type[SalienceAttack]:
     if isinstance(attack, SalienceAttack):
         raise TypeError("The attack is wrapped already. Combine the maps (logical or) and wrap the bare attack once.")
     # By the names of the classes' modules, so that no library is imported that the caller has not imported.
-    libraries = {kind.__module__.partition(".")[0] for kind in type(attack).__mro__}
-    if "torchattacks" in libraries:
+    libraries = {".".join(kind.__module__.split(".")[:2]) for kind in type(attack).__mro__}
+    if any(name.partition(".")[0] == "torchattacks" for name in libraries):
         from sip_plugin.adapters.torchattacks import SalienceTorchAttack
 
         return SalienceTorchAttack
+    if "art.attacks" in libraries:
+        from sip_plugin.adapters.art import SalienceArtAttack
+
+        return SalienceArtAttack
+    if "foolbox.attacks" in libraries:
+        from sip_plugin.adapters.foolbox import adapter_of
+
+        return adapter_of(attack)
     if is_autoattack(attack):
         return adapter(type(attack))  # type: ignore[arg-type]
     if callable(attack) and callable(getattr(attack, "model", None)):

@@ -75,6 +75,8 @@ class Member:
         return self.__dict__["run"](self.__dict__["attack"], *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
+        if "attack" not in self.__dict__ or (name.startswith("__") and name.endswith("__")):
+            raise AttributeError(name)  # copy and pickle ask before there is anything to ask
         if name == self.__dict__["method"]:
             return self
         return getattr(self.__dict__["attack"], name)

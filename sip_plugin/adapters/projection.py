@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,12 +45,15 @@ class BatchProjection:
         images: The clean images as the attack's queries see them, ``(N, C, H, W)``.
         salience: Their binary map, broadcastable to the images.
         tiled: Whether a query of several times the batch's rows is the whole batch again and again.
+        piece: The number of images in each of the consecutive pieces that an attack cuts its batch into, 0 if it does not.
+            A query of a piece's size is the nearest piece, in its order.
     """
 
-    def __init__(self, images: Tensor, salience: Tensor, *, tiled: bool = False) -> None:
+    def __init__(self, images: Tensor, salience: Tensor, *, tiled: bool = False, piece: int = 0) -> None:
         self.images = images
         self.salience = salience
         self.tiled = tiled
+        self.piece = piece
 
     def covers(self, tensor: Tensor) -> bool:
         """Whether ``tensor`` is a batch of such images."""
@@ -61,11 +64,22 @@ class BatchProjection:
         count = len(self.images)
         if len(queries) == count or count == 1:
             return self.images, self.salience
+        if piece := self._nearest_piece(queries.detach()):
+            return self.images[piece], self.salience if len(self.salience) == 1 else self.salience[piece]
         if self.tiled and len(queries) % count == 0:
             index = torch.arange(len(queries), device=queries.device) % count
         else:
             index = _nearest(queries.detach(), self.images)
         return self.images[index], salience_rows(self.salience, index)
+
+    def _nearest_piece(self, queries: Tensor) -> slice | None:
+        """The piece of the batch that is nearest as a whole, None if no piece has as many rows as the queries."""
+        starts = range(0, len(self.images), self.piece) if self.piece else ()
+        pieces = [slice(start, start + self.piece) for start in starts]
+        pieces = [piece for piece in pieces if len(self.images[piece]) == len(queries)]
+        if len(pieces) < 2:
+            return pieces[0] if pieces else None
+        return min(pieces, key=lambda piece: float(torch.dist(queries.float(), self.images[piece].float())))
 
     def __call__(self, queries: Tensor) -> Tensor:
         """Queries with their clean values on salient elements; differentiable."""
@@ -86,6 +100,12 @@ def _nearest(queries: Tensor, images: Tensor) -> Tensor:
             queries.flatten(1).float(), images.flatten(1).float(), compute_mode="donot_use_mm_for_euclid_dist"
         )
     return distances.argmin(1)
+
+
+class Asked(Protocol):
+    """What stands in for a model and knows whether it was asked."""
+
+    asked: bool
 
 
 class ProjectedModel(nn.Module):
@@ -183,7 +203,7 @@ def _set_model(attack: Any, value: Any) -> None:
         )
 
 
-def warn_if_never_asked(attack: Any, stand_in: ProjectedModel, unchanged: bool) -> None:
+def warn_if_never_asked(attack: Any, stand_in: Asked, unchanged: bool) -> None:
     """Say so if an attack found something without asking ``.model``: its steps were not projected then."""
     if not stand_in.asked and not unchanged:
         warnings.warn(

@@ -1,0 +1,437 @@
+"""ART 1.20: the wrapper is an ``art.attacks.EvasionAttack``, takes and gives NumPy arrays, and goes into ART's trainers."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+try:
+    from art.attacks.attack import Attack, EvasionAttack
+    from art.estimators.classification import ClassifierMixin
+    from art.estimators.estimator import BaseEstimator
+    from art.estimators.pytorch import PyTorchEstimator
+except ImportError as error:
+    raise ImportError("ART is not installed: pip install 'sip-plugin[art]'") from error
+from tqdm.auto import tqdm  # ART's own progress bars
+
+from sip_plugin.adapters.art_estimator import EstimatorProjection, projected_estimator
+from sip_plugin.adapters.art_inputs import as_indices, check_inputs, check_labels, check_mask, to_map_source
+from sip_plugin.adapters.art_table import MEMBERS, REFUSED, ArtEntry, entry_of, known_name
+from sip_plugin.adapters.base import SalienceAttack, call_lock, project_result
+from sip_plugin.adapters.members import Member, RowFinder
+from sip_plugin.adapters.projection import Mechanism, warn_if_never_asked
+from sip_plugin.constraint import SalienceMap, as_salience_map
+from sip_plugin.salience_source import MaskSource, call_mask_source
+from sip_plugin.state import preserved
+
+_PER_IMAGE = ("x_adv_init", "starting_points")  # arguments of generate that hold one row for each image
+
+
+class SalienceArtAttack(SalienceAttack, EvasionAttack):  # type: ignore[misc]
+    """An evasion attack of ART whose every step leaves salient elements alone."""
+
+    def __init__(self, attack: EvasionAttack, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> None:
+        _check_attack(attack)
+        super().__init__(attack, mask_fn, one_by_one=one_by_one)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # By set_params where that is the way: ProjectedGradientDescent, for one, hands its parameters on to an inner attack.
+        if "wrapped" in self.__dict__ and name in self.wrapped.attack_params and name != "summary_writer":
+            self.wrapped.set_params(**{name: value})
+        else:
+            super().__setattr__(name, value)
+
+    def generate(
+        self,
+        x: np.ndarray,
+        y: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
+        *,
+        salience: SalienceMap | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Adversarial images that equal the clean ones on salient elements.
+
+        Args:
+            x: Images ``(N, C, H, W)``, or ``(N, H, W, C)`` if the classifier says so, within its ``clip_values``.
+            y: Class indices ``(N,)`` or one-hot rows ``(N, K)``, targets of a targeted attack, or whatever the attack takes;
+                None as far as the attack allows it.
+            mask: ART's own mask, broadcastable to ``x``: where it is 0 nothing changes. It is intersected with the map, and
+                works for any attack.
+            salience: The map for this call, in place of ``mask_fn``.
+            **kwargs: The attack's own further arguments.
+
+        Maps that are arrays have the layout of ``x`` (``(H, W)`` in either). A ``mask_fn`` that is called sees the images
+        as a tensor ``(N, C, H, W)`` in ``[0, 1]`` (scaled by ``clip_values``, if there are any) on the classifier's device,
+        and gives its map in that layout; its labels are class indices, or None where ``y`` is None or holds targets.
+
+        Returns:
+            An array of the shape of ``x``, and of the bare attack's dtype.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If its shape or values do not fit; if images of an attack that looks for one universal perturbation
+                have different maps.
+        """
+        attack = self.wrapped
+        with self._lock, _preserved(attack.estimator):
+            check_inputs(x, attack.estimator.clip_values)
+            y = check_labels(y, x)
+            allowed = check_mask(mask, x)
+            map_ = self._map(x, y, salience)
+            return attack_batch(attack, x, y, map_, allowed, kwargs, alone=self.one_by_one)
+
+    def _map(self, x: np.ndarray, y: np.ndarray | None, given: SalienceMap | None = None) -> Tensor:
+        """The map of a batch in its own layout, on the CPU."""
+        source = self.mask_fn if given is None else given
+        estimator = self.wrapped.estimator
+        first = getattr(estimator, "channels_first", True)
+        if callable(source):
+            images = to_map_source(x, estimator)
+            labels = None if y is None or _holds_targets(self.wrapped) else as_indices(y).to(images.device)
+            map_ = as_salience_map(call_mask_source(source, images, labels), images).cpu()
+            return map_ if first else map_.permute(0, 2, 3, 1)
+        if source is not None and source.ndim == 2 and not first:
+            source = source[None, :, :, None]
+        images = torch.from_numpy(np.ascontiguousarray(x))
+        return as_salience_map(call_mask_source(source, images, None), images)
+
+
+def attack_batch(
+    attack: EvasionAttack,
+    x: np.ndarray,
+    y: np.ndarray | None,
+    salience: Tensor,
+    allowed: np.ndarray | None,
+    kwargs: dict[str, Any],
+    *,
+    alone: bool = False,
+) -> np.ndarray:
+    """Run a bare attack, or one that is wrapped itself, with every step projected; arguments are checked already."""
+    # A wrapped member of a wrapped attack: what either map marks is salient.
+    while isinstance(attack, SalienceArtAttack):
+        salience = salience | attack._map(x, y)
+        alone |= attack.one_by_one
+        attack = attack.wrapped
+    entry = entry_of(attack)
+    if entry.native == "attribute" and attack.mask is not None:
+        own = check_mask(attack.mask, x)
+        allowed = own if allowed is None else own * (allowed != 0)
+    if allowed is not None:
+        salience = salience | torch.from_numpy(allowed == 0)
+    if entry.universal:
+        salience = _shared(attack, salience)
+    with call_lock(attack), _preserved(attack.estimator):
+        size = 1 if alone else {"all": len(x), "batch": getattr(attack, "batch_size", len(x)), "one": 1}[entry.at_once]
+        if size >= len(x) and not entry.starts:
+            return _attack_part(attack, entry, x, y, salience, allowed, kwargs, None)
+        return _attack_parts(attack, entry, size, x, y, salience, allowed, kwargs)
+
+
+def _attack_parts(
+    attack: EvasionAttack,
+    entry: ArtEntry,
+    size: int,
+    x: np.ndarray,
+    y: np.ndarray | None,
+    salience: Tensor,
+    allowed: np.ndarray | None,
+    kwargs: dict[str, Any],
+) -> np.ndarray:
+    """Run an attack on ``size`` images at a time, and show its progress over all of them.
+
+    Images of which nothing may change are left out: attacks that search for a starting point would fail or never end.
+    """
+    infers = entry.infers_range and attack.estimator.clip_values is None
+    value_range = (x.min(), x.max()) if infers else None
+    per_image = {name: kwargs[name] for name in _PER_IMAGE if kwargs.get(name) is not None}
+    free = np.flatnonzero(~salience.expand(len(x), -1, -1, -1).flatten(1).all(1).numpy())
+    first_iteration = vars(attack).get("curr_iter")
+    results: dict[int, np.ndarray] = {}
+    with _quiet(attack) as verbose, tqdm(total=len(x), desc=type(attack).__name__, disable=not verbose) as bar:
+        bar.update(len(x) - len(free))
+        for start in range(0, len(free), size):
+            rows = free[start : start + size]
+            if kwargs.get("resume") and first_iteration is not None:
+                attack.curr_iter = first_iteration  # each image goes on where the last call ended
+            part = _attack_part(
+                attack,
+                entry,
+                x[rows],
+                None if y is None else y[rows],
+                salience if len(salience) == 1 else salience[rows],
+                allowed if allowed is None or len(allowed) == 1 else allowed[rows],
+                {**kwargs, **{name: np.array(given[rows]) for name, given in per_image.items()}},
+                value_range,
+            )
+            results.update(zip(rows.tolist(), part, strict=True))
+            bar.update(len(rows))
+    dtype = next(iter(results.values())).dtype if results else x.dtype
+    return np.stack([results.get(row, x[row]) for row in range(len(x))]).astype(dtype, copy=False)
+
+
+def _attack_part(
+    attack: EvasionAttack,
+    entry: ArtEntry,
+    x: np.ndarray,
+    y: np.ndarray | None,
+    salience: Tensor,
+    allowed: np.ndarray | None,
+    kwargs: dict[str, Any],
+    value_range: tuple[Any, Any] | None,
+) -> np.ndarray:
+    images = torch.from_numpy(np.array(x))  # a copy: an attack may write into what it is handed
+    projection = EstimatorProjection(
+        images,
+        salience,
+        dtype=_network_dtype(attack.estimator),
+        piece=attack.batch_size if entry.chunked else 0,
+        in_place=entry.mechanism is Mechanism.ITERATE,
+        exempt=torch.from_numpy(np.asarray(y)) if entry.y == "guides" and y is not None else None,
+    )
+    with ExitStack() as stack:
+        if entry.native:
+            free = np.broadcast_to(1.0 if allowed is None else allowed, x.shape)
+            native = np.where(salience.numpy(), 0, free).astype(np.float32)
+            if entry.native == "argument":
+                kwargs = {**kwargs, "mask": native}
+            else:
+                stack.enter_context(_attribute(attack, "mask", native))
+        if entry.mechanism is MEMBERS:
+            stack.enter_context(_members_projected(attack, entry, images, salience))
+        else:
+            stack.enter_context(_estimators_projected(attack, projection, value_range))
+        if entry.starts:
+            stack.enter_context(_starts_projected(attack, entry.starts, projection))
+        adversarial = attack.generate(x.copy(), y, **kwargs)
+    result = _selected(attack, adversarial, images, salience)
+    if known_name(attack) is None:
+        warn_if_never_asked(attack, projection, np.array_equal(result, x))
+    return result
+
+
+def _selected(attack: EvasionAttack, adversarial: Any, images: Tensor, salience: Tensor) -> np.ndarray:
+    given = adversarial
+    if isinstance(adversarial, np.ndarray):
+        given = torch.from_numpy(np.ascontiguousarray(adversarial))
+        images = images.to(given.dtype)
+    result: np.ndarray = project_result(attack, given, images, salience).numpy()
+    return result
+
+
+# --- what an attack holds, for the length of a call --------------------------------------------------------------------
+
+
+@contextmanager
+def _estimators_projected(
+    attack: EvasionAttack, projection: EstimatorProjection, value_range: tuple[Any, Any] | None
+) -> Iterator[None]:
+    """Put projecting stand-ins in place of every estimator that an attack, or one it is built upon, holds."""
+    made: dict[int, Any] = {}
+    with ExitStack() as stack:
+        for holder in (attack, *_inner_attacks(attack)):
+            for name, held in list(vars(holder).items()):
+                if not isinstance(held, BaseEstimator):
+                    continue
+                if id(held) not in made:
+                    made[id(held)] = projected_estimator(held, projection)
+                    if value_range is not None:
+                        made[id(held)]._clip_values = value_range
+                stack.enter_context(_attribute(holder, name, made[id(held)]))
+        yield
+
+
+@contextmanager
+def _members_projected(attack: EvasionAttack, entry: ArtEntry, images: Tensor, salience: Tensor) -> Iterator[None]:
+    """Have the attacks that an attack is made of project their own steps."""
+    made: list[Member] = []
+    run = _Run(salience if entry.universal else RowFinder(images.float(), salience))
+
+    def stand_in(member: EvasionAttack) -> Member:
+        made.append(Member(member, run, method="generate"))
+        return made[-1]
+
+    get_attack = getattr(attack, "_get_attack", None)
+
+    def get_stand_in(*args: Any) -> Member:
+        return stand_in(get_attack(*args))  # type: ignore[misc]
+
+    name = "_get_attack" if entry.universal else "attacks"
+    value: Any = get_stand_in if entry.universal else [stand_in(member) for member in attack.attacks]
+    try:
+        with ExitStack() as stack:
+            for member in getattr(attack, "attacks", ()):
+                stack.enter_context(_preserved(member.estimator))
+            stack.enter_context(_attribute(attack, name, value))
+            yield
+    finally:
+        for member in made:
+            member.release()
+
+
+class _Run:
+    """What a composite's stand-ins do when they are called; a class, because ART's parallel AutoAttack pickles it."""
+
+    def __init__(self, maps: RowFinder | Tensor) -> None:
+        self.maps = maps
+
+    def __call__(self, member: EvasionAttack, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
+        """Attack some images of the batch with their maps."""
+        maps = self.maps if isinstance(self.maps, Tensor) else self.maps.maps(torch.from_numpy(x).float())
+        mask = kwargs.pop("mask", None)
+        return attack_batch(member, x, y, maps, check_mask(mask, x), kwargs)
+
+
+@contextmanager
+def _starts_projected(attack: EvasionAttack, method: str, projection: EstimatorProjection) -> Iterator[None]:
+    """Tell the projection which image a starting point is sought for: its queries are far from any."""
+    find = getattr(attack, method)
+    index = -1
+
+    def find_start(*args: Any, **kwargs: Any) -> Any:
+        nonlocal index
+        index += 1
+        with projection.only(index):
+            return find(*args, **kwargs)
+
+    with _attribute(attack, method, find_start):
+        yield
+
+
+@contextmanager
+def _attribute(holder: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value of an attribute for the length of a block."""
+    missing = object()
+    before = vars(holder).get(name, missing)
+    vars(holder)[name] = value
+    try:
+        yield
+    finally:
+        if before is missing:
+            del vars(holder)[name]
+        else:
+            vars(holder)[name] = before
+
+
+@contextmanager
+def _quiet(attack: EvasionAttack) -> Iterator[bool]:
+    """Silence an attack's own progress bars, which know of one part at a time; give whether they were wanted."""
+    verbose = bool(getattr(attack, "verbose", False))
+    if not verbose:
+        yield False
+        return
+    attack.set_params(verbose=False)
+    try:
+        yield True
+    finally:
+        attack.set_params(verbose=True)
+
+
+@contextmanager
+def _preserved(estimator: Any) -> Iterator[None]:
+    """Put back what ART changes in a classifier and its network."""
+    before = dict(vars(estimator))
+    wrapper: Any = getattr(estimator, "_model", None)
+    training = getattr(wrapper, "training", None)
+    with preserved(estimator.model):
+        try:
+            yield
+        finally:
+            vars(estimator).clear()
+            vars(estimator).update(before)
+            if training is not None:
+                wrapper.training = training
+
+
+# --- what can be wrapped ------------------------------------------------------------------------------------------------
+
+
+def _check_attack(attack: Any) -> None:
+    """Refuse what cannot be made to preserve salience.
+
+    Raises:
+        TypeError: If it is no evasion attack on images by a PyTorch classifier, and why.
+    """
+    if isinstance(attack, SalienceArtAttack):
+        return  # a wrapped member
+    name = type(attack).__name__
+    if not isinstance(attack, EvasionAttack):
+        raise TypeError(
+            f"{name} is no evasion attack (art.attacks.EvasionAttack), so it perturbs no images to be wrapped."
+        )
+    known = known_name(attack)
+    if known in REFUSED:
+        raise TypeError(f"{name} cannot be made to preserve salience: {REFUSED[known]}.")
+    estimator = attack.estimator
+    if not (isinstance(estimator, PyTorchEstimator) and isinstance(estimator, ClassifierMixin)):
+        raise TypeError(
+            f"{name} attacks a {type(estimator).__name__}; sip-plugin works on PyTorch networks. Wrap the network in an "
+            "art.estimators.classification.PyTorchClassifier."
+        )
+    members = attack.attacks if known == "AutoAttack" else ()
+    for member in members:
+        _check_attack(member)
+    for inner in _inner_attacks(attack) if known is None else ():
+        _check_attack(inner)
+        entry = entry_of(inner)
+        if isinstance(inner, SalienceArtAttack) or entry.mechanism is MEMBERS or entry.at_once != "all":
+            raise TypeError(
+                f"{name} is built upon {type(inner).__name__}, whose steps cannot be projected from outside. Wrap that "
+                "attack instead: SIPWrapper(inner, mask_fn)."
+            )
+
+
+def _inner_attacks(attack: Any) -> list[Any]:
+    """The attacks that an attack is built upon: ProjectedGradientDescent hands its calls to the one for its framework."""
+    return [held for held in vars(attack).values() if isinstance(held, Attack)]
+
+
+def _holds_targets(attack: EvasionAttack) -> bool:
+    return attack.targeted or entry_of(attack).y != "labels"
+
+
+def _shared(attack: EvasionAttack, salience: Tensor) -> Tensor:
+    """The one map of all images, for an attack that looks for one perturbation of all images."""
+    if bool((salience != salience[:1]).any()):
+        raise ValueError(
+            f"{type(attack).__name__} looks for one perturbation of all images, which cannot keep to a map for each of "
+            "them. Give one map: (H, W) or (1, C, H, W)."
+        )
+    return salience[:1]
+
+
+def _network_dtype(estimator: Any) -> torch.dtype:
+    """The dtype of queries; ART's own is float32, but some attacks compute in float64 on NumPy 2."""
+    parameters = (p.dtype for p in estimator.model.parameters() if p.is_floating_point())
+    return torch.float64 if next(parameters, None) is torch.float64 else torch.float32
+
+
+# --- the face of ART's base classes, which reaches the wrapped attack ---------------------------------------------------
+
+
+def _delegate(name: str) -> None:
+    def method(self: SalienceArtAttack, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.wrapped, name)(*args, **kwargs)
+
+    method.__name__ = name
+    method.__doc__ = getattr(Attack, name).__doc__
+    setattr(SalienceArtAttack, name, method)
+
+
+for _name in ("set_params", "is_estimator_valid", "_check_params"):
+    _delegate(_name)
+for _name in (
+    "estimator",
+    "summary_writer",
+    "estimator_requirements",
+    "targeted",
+    "attack_params",
+    "_estimator_requirements",
+):
+    setattr(SalienceArtAttack, _name, property(operator.attrgetter(f"wrapped.{_name}")))

@@ -1,0 +1,342 @@
+"""Foolbox 3.3: the wrapper is a ``foolbox.attacks.base.Attack`` and is called with a model, like one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+try:
+    import eagerpy as ep
+    from foolbox.attacks.base import (
+        Attack,
+        AttackWithDistance,
+        FixedEpsilonAttack,
+        MinimizationAttack,
+        Repeated,
+        get_criterion,
+    )
+    from foolbox.criteria import Criterion, Misclassification, TargetedMisclassification
+    from foolbox.models.base import Model
+except ImportError as error:
+    raise ImportError("Foolbox is not installed: pip install 'sip-plugin[foolbox]'") from error
+
+from sip_plugin.adapters.base import SalienceAttack, project_result
+from sip_plugin.adapters.foolbox_table import REFUSED, entry_of, known_name
+from sip_plugin.adapters.projection import BatchProjection, warn_if_never_asked
+from sip_plugin.checks import check_images
+from sip_plugin.constraint import SalienceMap, project
+from sip_plugin.salience_source import MaskSource
+from sip_plugin.state import preserved
+
+
+class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
+    """An attack of Foolbox whose every step leaves salient elements alone."""
+
+    def __init__(self, attack: Attack, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> None:
+        known = known_name(attack)
+        if known in REFUSED:
+            raise TypeError(f"{type(attack).__name__} cannot be made to preserve salience: {REFUSED[known]}.")
+        for inner in _inner_attacks(attack):
+            adapter_of(inner)(inner)  # refuses what may not be part of it either
+        super().__init__(attack, mask_fn, one_by_one=one_by_one)
+
+    def __call__(
+        self,
+        model: Model,
+        inputs: Any,
+        criterion: Any,
+        *,
+        epsilons: Any,
+        mask: SalienceMap | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Foolbox's own call; images in it equal the clean ones on salient elements.
+
+        Args:
+            model: A ``PyTorchModel``, or a Foolbox model around one.
+            inputs: Images ``(N, C, H, W)`` within the model's bounds, a PyTorch tensor (or EagerPy's of one).
+            criterion: Class indices ``(N,)``, or a criterion.
+            epsilons: One budget or several, or None where the attack minimises.
+            mask: The map for this call, in place of ``mask_fn``, which sees the images scaled to ``[0, 1]``, and labels
+                where the criterion holds any (misclassification).
+            **kwargs: The attack's own further arguments.
+
+        Returns:
+            Raw and clipped adversarial images and whether each succeeds, as Foolbox returns them: the clipped images are the
+            raw ones, salience preserved, cut to the budget; success is the network's verdict on them.
+
+        Raises:
+            TypeError: If inputs or map are of the wrong type.
+            ValueError: If their shapes or values do not fit.
+        """
+
+        def attack(images: Tensor, criterion: Criterion, projected: Model) -> Any:
+            return self.wrapped(projected, images, criterion, epsilons=epsilons, **kwargs)
+
+        return self._around(attack, model, inputs, criterion, mask, epsilons)
+
+    def repeat(self, times: int) -> Any:
+        """Foolbox's ``repeat``: the best of several runs with the same map."""
+        repeated = self.wrapped.repeat(times)
+        return adapter_of(repeated)(repeated, self.mask_fn, one_by_one=self.one_by_one)
+
+    def _run(self, model: Model, inputs: Any, criterion: Any, kwargs: dict[str, Any]) -> Any:
+        """What an attack of which this one finds the starting points calls."""
+
+        def attack(images: Tensor, criterion: Criterion, projected: Model) -> Any:
+            return self.wrapped.run(projected, images, criterion, **kwargs)
+
+        return self._around(attack, model, inputs, criterion, None, None)
+
+    def _around(
+        self,
+        attack: Callable[[Tensor, Criterion, Model], Any],
+        model: Model,
+        inputs: Any,
+        criterion: Any,
+        mask: SalienceMap | None,
+        epsilons: Any,
+    ) -> Any:
+        images, restore = _images(inputs)
+        if not isinstance(model, Model):
+            raise TypeError(f"model must be a Foolbox model (foolbox.PyTorchModel), got {type(model).__name__}.")
+        with self._lock, preserved(_network(model)):
+            plain = _in_unit_range(images, model)
+            check_images(plain, name=f"inputs (scaled from the model's bounds {tuple(model.bounds)} to [0, 1])")
+            criterion = get_criterion(criterion.raw if isinstance(criterion, ep.Tensor) else criterion)
+            salience = self.salience(plain, _labels(criterion), mask)
+            rows = self._rows(images, criterion, salience)
+            if rows is None:
+                return _each(self._attack_images(attack, model, images, criterion, salience), restore)
+            outcomes = []
+            for part in rows:
+                maps = salience if len(salience) == 1 else salience[part]
+                some = _some(criterion, part)
+                if bool(maps.all()):
+                    outcomes.append(_unchanged(model, images[part], some, epsilons))
+                else:
+                    outcomes.append(self._attack_images(attack, model, images[part], some, maps))
+            return _each(_in_order(outcomes, torch.cat(rows).argsort()), restore)
+
+    def _rows(self, images: Tensor, criterion: Criterion, salience: Tensor) -> list[Tensor] | None:
+        """The parts in which the batch is attacked, None for all at once."""
+        everything = torch.arange(len(images), device=images.device)
+        if self.one_by_one:
+            _check_splits(criterion, "one_by_one")
+            return list(everything.split(1))
+        full = salience.expand(len(images), -1, -1, -1).flatten(1).all(1)
+        innermost = self.wrapped
+        while isinstance(innermost, Repeated):
+            innermost = innermost.attack
+        if not entry_of(innermost).searches_start or not bool(full.any()):
+            return None
+        _check_splits(criterion, "a map that marks all of an image")
+        return [part for part in (everything[full], everything[~full]) if len(part)]
+
+    def _attack_images(
+        self,
+        attack: Callable[[Tensor, Criterion, Model], Any],
+        model: Model,
+        images: Tensor,
+        criterion: Criterion,
+        salience: Tensor,
+    ) -> Any:
+        projection = BatchProjection(images, salience)
+        projected = ProjectedFoolboxModel(model, projection)
+        with _runs_projected(self.wrapped, projection):
+            outcome = attack(images.clone(), criterion, projected)
+        result = _each(outcome, lambda found: _selected(found, images, salience))
+        if known_name(self.wrapped) is None and not isinstance(self.wrapped, Repeated):
+            changed = result if isinstance(result, Tensor) else result[0]
+            first = changed if isinstance(changed, Tensor) else changed[0]
+            warn_if_never_asked(self.wrapped, projected, torch.equal(first, images))
+        return result
+
+
+class SalienceAttackWithDistance(SalienceFoolboxAttack, AttackWithDistance):  # type: ignore[misc]
+    """An attack that measures a distance."""
+
+    repeat = SalienceFoolboxAttack.repeat
+
+    @property
+    def distance(self) -> Any:
+        """The wrapped attack's own."""
+        return self.wrapped.distance
+
+
+class SalienceMinimizationAttack(SalienceAttackWithDistance, MinimizationAttack):  # type: ignore[misc]
+    """An attack that looks for the smallest perturbation; it also finds starting points for other attacks."""
+
+    __call__ = SalienceFoolboxAttack.__call__
+
+    def run(self, model: Model, inputs: Any, criterion: Any, **kwargs: Any) -> Any:
+        """Foolbox's own: adversarial images, which equal the clean ones on salient elements."""
+        return self._run(model, inputs, criterion, kwargs)
+
+
+class SalienceFixedEpsilonAttack(SalienceAttackWithDistance, FixedEpsilonAttack):  # type: ignore[misc]
+    """An attack within a budget."""
+
+    __call__ = SalienceFoolboxAttack.__call__
+
+    def run(self, model: Model, inputs: Any, criterion: Any, **kwargs: Any) -> Any:
+        """Foolbox's own: adversarial images, which equal the clean ones on salient elements."""
+        return self._run(model, inputs, criterion, kwargs)
+
+
+class ProjectedFoolboxModel(Model):  # type: ignore[misc]
+    """``f∘P_x`` in the attack's own space: before any preprocessing of the model."""
+
+    def __init__(self, model: Model, projection: BatchProjection) -> None:
+        self.model = model
+        self.projection = projection
+        self.asked = False
+
+    @property
+    def bounds(self) -> Any:
+        """The model's own."""
+        return self.model.bounds
+
+    def __call__(self, inputs: Any) -> Any:
+        """The model's output at the projected queries."""
+        self.asked = True
+        queries = inputs.raw if isinstance(inputs, ep.Tensor) else inputs
+        projected = self.projection(queries).to(self.projection.images.dtype)
+        return self.model(ep.astensor(projected) if isinstance(inputs, ep.Tensor) else projected)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "model":
+            raise AttributeError(name)
+        return getattr(self.model, name)
+
+
+def adapter_of(attack: Attack) -> type[SalienceFoolboxAttack]:
+    """The wrapper's class for an attack, of the same of Foolbox's kinds."""
+    if isinstance(attack, MinimizationAttack):
+        return SalienceMinimizationAttack
+    if isinstance(attack, FixedEpsilonAttack):
+        return SalienceFixedEpsilonAttack
+    return SalienceAttackWithDistance if isinstance(attack, AttackWithDistance) else SalienceFoolboxAttack
+
+
+@contextmanager
+def _runs_projected(attack: Attack, projection: BatchProjection) -> Iterator[None]:
+    """Project random starts and what ``run`` gives, of an attack and those it is built upon, for the length of a block.
+
+    Foolbox cuts what ``run`` gives to the budget afterwards: salient elements must not count there.
+    """
+    with ExitStack() as stack:
+        for holder in (attack, *_inner_attacks(attack)):
+            if isinstance(holder, SalienceFoolboxAttack):
+                continue  # sees to itself
+            for name in ("run", entry_of(holder).start):
+                if hasattr(holder, name):
+                    stack.callback(_restore, holder, name, vars(holder).get(name))
+                    vars(holder)[name] = _with_projected_result(holder, getattr(holder, name), projection)
+        yield
+
+
+def _with_projected_result(
+    attack: Attack, function: Callable[..., Any], projection: BatchProjection
+) -> Callable[..., Any]:
+    def projected(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        raw = result.raw if isinstance(result, ep.Tensor) else result
+        raw = project_result(attack, raw, projection.images, projection.salience)
+        return ep.astensor(raw) if isinstance(result, ep.Tensor) else raw
+
+    return projected
+
+
+def _restore(holder: Any, name: str, before: Any) -> None:
+    if before is None:
+        del vars(holder)[name]
+    else:
+        vars(holder)[name] = before
+
+
+def _inner_attacks(attack: Attack) -> list[Attack]:
+    """The attacks that an attack is built upon, to any depth."""
+    inner = [held for held in vars(attack).values() if isinstance(held, Attack)]
+    return inner + [
+        deeper for one in inner if not isinstance(one, SalienceFoolboxAttack) for deeper in _inner_attacks(one)
+    ]
+
+
+# --- inputs and outputs -------------------------------------------------------------------------------------------------
+
+
+def _images(inputs: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """Inputs as a tensor, and what makes a result of the same type."""
+    if isinstance(inputs, ep.PyTorchTensor):
+        return inputs.raw.detach(), ep.astensor
+    if not isinstance(inputs, Tensor):
+        raise TypeError(f"inputs must be a torch.Tensor of images (N, C, H, W), got {type(inputs).__name__}.")
+    return inputs.detach(), lambda result: result
+
+
+def _network(model: Any) -> nn.Module | None:
+    """The network of a Foolbox model, which it keeps in a function's closure."""
+    while (held := getattr(model, "_model", None)) is not None:
+        model = held
+    cells = (cell.cell_contents for cell in getattr(model, "__closure__", None) or ())
+    return next((held for held in (model, *cells) if isinstance(held, nn.Module)), None)
+
+
+def _in_unit_range(images: Tensor, model: Model) -> Tensor:
+    """Images scaled from the model's bounds to ``[0, 1]``, as maps are made of."""
+    low, high = model.bounds
+    return images if (low, high) == (0, 1) else (images - low) / (high - low)
+
+
+def _labels(criterion: Criterion) -> Tensor | None:
+    """The class indices of the images, where the criterion holds them."""
+    return criterion.labels.raw if isinstance(criterion, Misclassification) else None
+
+
+def _check_splits(criterion: Criterion, what: str) -> None:
+    if not isinstance(criterion, (Misclassification, TargetedMisclassification)):
+        raise TypeError(
+            f"{what} needs the criterion to be cut to some of the images, which only Misclassification (or class "
+            f"indices) and TargetedMisclassification can be, got {type(criterion).__name__}."
+        )
+
+
+def _some(criterion: Criterion, rows: Tensor) -> Criterion:
+    """The criterion for some of the images."""
+    if isinstance(criterion, Misclassification):
+        return Misclassification(criterion.labels.raw[rows])
+    return TargetedMisclassification(criterion.target_classes.raw[rows])
+
+
+def _unchanged(model: Model, images: Tensor, criterion: Criterion, epsilons: Any) -> Any:
+    """What an attack gives for images of which nothing may change."""
+    success = criterion(images, model(images))
+    if not isinstance(epsilons, (list, tuple)):
+        return images, images, success
+    return [images] * len(epsilons), [images] * len(epsilons), success.expand(len(epsilons), -1)
+
+
+def _each(outcome: Any, function: Callable[[Any], Any]) -> Any:
+    """Apply a function to each tensor of an outcome."""
+    if isinstance(outcome, (list, tuple)):
+        return type(outcome)(_each(part, function) for part in outcome)
+    return function(outcome)
+
+
+def _in_order(outcomes: list[Any], order: Tensor) -> Any:
+    """The outcomes for parts of the batch as one for all of it."""
+    first = outcomes[0]
+    if isinstance(first, (list, tuple)):
+        return type(first)(_in_order(list(parts), order) for parts in zip(*outcomes, strict=True))
+    joined = torch.cat(outcomes, dim=-1 if first.dim() < 4 else 0)
+    return joined[..., order] if first.dim() < 4 else joined[order]
+
+
+def _selected(found: Tensor, images: Tensor, salience: Tensor) -> Tensor:
+    """Images with the clean values on salient elements; whether they succeed, as it is."""
+    return project(found, images, salience) if found.shape == images.shape else found
