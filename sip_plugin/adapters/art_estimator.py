@@ -135,7 +135,7 @@ class ProjectedEstimator:
 
 def projected_estimator(estimator: Any, projection: EstimatorProjection) -> Any:
     """An estimator of the same class and attributes, whose queries are projected."""
-    stand_in: Any = object.__new__(_kind(type(estimator)))
+    stand_in: Any = object.__new__(_kind(type(estimator)))  # type: ignore[arg-type]
     vars(stand_in).update(vars(estimator), _sip_projection=projection)
     return stand_in
 
