@@ -2,9 +2,12 @@
 
 import copy
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
+_home = tempfile.TemporaryDirectory()
+os.environ["HOME"] = _home.name  # into which ART writes its configuration and pickled models when it is imported
 
 import pytest
 import torch

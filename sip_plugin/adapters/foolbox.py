@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -31,6 +32,8 @@ from sip_plugin.checks import check_images
 from sip_plugin.constraint import SalienceMap, project
 from sip_plugin.salience_source import MaskSource
 from sip_plugin.state import preserved
+
+_PER_IMAGE = ("starting_points",)  # arguments of a call that hold one row for each image
 
 
 class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
@@ -74,10 +77,8 @@ class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
             ValueError: If their shapes or values do not fit.
         """
 
-        def attack(images: Tensor, criterion: Criterion, projected: Model) -> Any:
-            return self.wrapped(projected, images, criterion, epsilons=epsilons, **kwargs)
-
-        return self._around(attack, model, inputs, criterion, mask, epsilons)
+        call = functools.partial(self.wrapped, epsilons=epsilons)
+        return self._around(call, model, inputs, criterion, mask, epsilons, kwargs)
 
     def repeat(self, times: int) -> Any:
         """Foolbox's ``repeat``: the best of several runs with the same map."""
@@ -87,19 +88,20 @@ class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
     def _run(self, model: Model, inputs: Any, criterion: Any, kwargs: dict[str, Any]) -> Any:
         """What an attack of which this one finds the starting points calls."""
 
-        def attack(images: Tensor, criterion: Criterion, projected: Model) -> Any:
-            return self.wrapped.run(projected, images, criterion, **kwargs)
-
-        return self._around(attack, model, inputs, criterion, None, None)
+        # Looked up when it is called: it is replaced for the length of the call.
+        return self._around(
+            lambda *args, **options: self.wrapped.run(*args, **options), model, inputs, criterion, None, None, kwargs
+        )
 
     def _around(
         self,
-        attack: Callable[[Tensor, Criterion, Model], Any],
+        call: Callable[..., Any],
         model: Model,
         inputs: Any,
         criterion: Any,
         mask: SalienceMap | None,
         epsilons: Any,
+        kwargs: dict[str, Any],
     ) -> Any:
         images, restore = _images(inputs)
         if not isinstance(model, Model):
@@ -111,7 +113,7 @@ class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
             salience = self.salience(plain, _labels(criterion), mask)
             rows = self._rows(images, criterion, salience)
             if rows is None:
-                return _each(self._attack_images(attack, model, images, criterion, salience), restore)
+                return _each(self._attack_images(call, model, images, criterion, salience, kwargs), restore)
             outcomes = []
             for part in rows:
                 maps = salience if len(salience) == 1 else salience[part]
@@ -119,7 +121,8 @@ class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
                 if bool(maps.all()):
                     outcomes.append(_unchanged(model, images[part], some, epsilons))
                 else:
-                    outcomes.append(self._attack_images(attack, model, images[part], some, maps))
+                    options = {name: _rows_of(given, part) for name, given in kwargs.items() if name in _PER_IMAGE}
+                    outcomes.append(self._attack_images(call, model, images[part], some, maps, {**kwargs, **options}))
             return _each(_in_order(outcomes, torch.cat(rows).argsort()), restore)
 
     def _rows(self, images: Tensor, criterion: Criterion, salience: Tensor) -> list[Tensor] | None:
@@ -139,16 +142,17 @@ class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
 
     def _attack_images(
         self,
-        attack: Callable[[Tensor, Criterion, Model], Any],
+        call: Callable[..., Any],
         model: Model,
         images: Tensor,
         criterion: Criterion,
         salience: Tensor,
+        kwargs: dict[str, Any],
     ) -> Any:
         projection = BatchProjection(images, salience)
         projected = ProjectedFoolboxModel(model, projection)
         with _runs_projected(self.wrapped, projection):
-            outcome = attack(images.clone(), criterion, projected)
+            outcome = call(projected, images.clone(), criterion, **kwargs)
         result = _each(outcome, lambda found: _selected(found, images, salience))
         if known_name(self.wrapped) is None and not isinstance(self.wrapped, Repeated):
             changed = result if isinstance(result, Tensor) else result[0]
@@ -311,6 +315,10 @@ def _some(criterion: Criterion, rows: Tensor) -> Criterion:
     if isinstance(criterion, Misclassification):
         return Misclassification(criterion.labels.raw[rows])
     return TargetedMisclassification(criterion.target_classes.raw[rows])
+
+
+def _rows_of(given: Any, rows: Tensor) -> Any:
+    return None if given is None else ep.astensor(given).raw[rows]
 
 
 def _unchanged(model: Model, images: Tensor, criterion: Criterion, epsilons: Any) -> Any:

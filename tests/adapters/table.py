@@ -1,4 +1,4 @@
-"""The one list of torchattacks attacks that every property runs over: arguments small enough to run."""
+"""The list of torchattacks attacks that every property runs over: arguments small enough to run."""
 
 import dataclasses
 from typing import Any
@@ -23,6 +23,12 @@ class Row:
         finds: Whether it changes the images of the tests at all, with half of each salient.
         bounded: Whether the bare attack keeps to [0, 1]: EADL1's and EADEN's variable shares its memory with the images,
             so that their first step moves the images themselves.
+        images: How many of the tests' images it is run on.
+        universal: Whether it takes one map for all images only.
+        grouped: Whether the wrapper asks the network in the same groups of rows as the bare attack. Where it does not, ART's
+            ``predict`` is called more often, whose data loader draws a number from torch's generator each time.
+        guided: Whether the network sees other images than queries about the batch's.
+        noisy: Whether it works on a network whose answers are random (one in train mode).
     """
 
     name: str
@@ -33,6 +39,21 @@ class Row:
     plain: dict[str, Any] = dataclasses.field(default_factory=dict)
     finds: bool = True
     bounded: bool = True
+    images: int = 6
+    universal: bool = False
+    grouped: bool = True
+    guided: bool = False
+    noisy: bool = True
+
+    def call(self, attack: Any, images: torch.Tensor, labels: torch.Tensor, **options: Any) -> torch.Tensor:
+        """The attack's result for a batch."""
+        return attack(images, labels, **options)
+
+    def references(self, attack: Any) -> list[tuple[Any, Any]]:
+        """Each object that holds the network for the attack, with what it holds."""
+        holders = (attack, *attack._attacks.values())
+        held = [(holder, holder.model) for holder in holders]
+        return [(lambda holder=holder: holder.model, value) for holder, value in held]
 
     @property
     def eps(self) -> float:
