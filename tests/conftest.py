@@ -6,14 +6,14 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
-_home = tempfile.TemporaryDirectory()
-os.environ["HOME"] = _home.name  # into which ART writes its configuration and pickled models when it is imported
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+_home = tempfile.TemporaryDirectory()
+os.environ["HOME"] = _home.name  # into which ART writes its configuration when it is imported, and models it pickles
 torch.set_num_threads(1)  # for networks this small, waking other threads takes longer than the work
 
 ROOT = Path(__file__).resolve().parents[1]
