@@ -28,7 +28,7 @@ except ImportError as error:
 from sip_plugin.adapters.base import SalienceAttack, project_result
 from sip_plugin.adapters.foolbox_table import REFUSED, entry_of, known_name
 from sip_plugin.adapters.projection import BatchProjection, warn_if_never_asked
-from sip_plugin.checks import check_images
+from sip_plugin.checks import check_images, check_labels
 from sip_plugin.constraint import SalienceMap, project
 from sip_plugin.salience_source import MaskSource
 from sip_plugin.state import preserved
@@ -110,7 +110,7 @@ class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
             plain = _in_unit_range(images, model)
             check_images(plain, name=f"inputs (scaled from the model's bounds {tuple(model.bounds)} to [0, 1])")
             criterion = get_criterion(criterion.raw if isinstance(criterion, ep.Tensor) else criterion)
-            salience = self.salience(plain, _labels(criterion), mask)
+            salience = self.salience(plain, _labels(criterion, plain), mask)
             rows = self._rows(images, criterion, salience)
             if rows is None:
                 return _each(self._attack_images(call, model, images, criterion, salience, kwargs), restore)
@@ -297,9 +297,13 @@ def _in_unit_range(images: Tensor, model: Model) -> Tensor:
     return images if (low, high) == (0, 1) else (images - low) / (high - low)
 
 
-def _labels(criterion: Criterion) -> Tensor | None:
-    """The class indices of the images, where the criterion holds them."""
-    return criterion.labels.raw if isinstance(criterion, Misclassification) else None
+def _labels(criterion: Criterion, images: Tensor) -> Tensor | None:
+    """The class indices of the images, where the criterion holds them; checked, as target classes are."""
+    if isinstance(criterion, Misclassification):
+        return check_labels(criterion.labels.raw, images, name="the criterion's labels")
+    if isinstance(criterion, TargetedMisclassification):
+        check_labels(criterion.target_classes.raw, images, name="the criterion's target classes")
+    return None
 
 
 def _check_splits(criterion: Criterion, what: str) -> None:

@@ -13,6 +13,7 @@ from art.attacks.poisoning import PoisoningAttackBackdoor
 from art.defences.preprocessor import SpatialSmoothing
 from art.defences.trainer import AdversarialTrainer, AdversarialTrainerAWPPyTorch, AdversarialTrainerTRADESPyTorch
 from art.estimators.classification import BlackBoxClassifierNeuralNetwork
+from art.summary_writer import SummaryWriter
 from torch import nn
 
 from sip_plugin import SIPWrapper
@@ -153,11 +154,33 @@ def test_a_new_setting_reaches_the_inner_attack_too(way, network, x, y):
         wrapper.eps = -1.0
 
 
-def test_the_summary_writer_still_writes(network, x, y, salient, tmp_path):
-    pytest.importorskip("tensorboardX")
-    attack = evasion.ProjectedGradientDescent(classifier(network), summary_writer=str(tmp_path), **LINF)
-    SIPWrapper(attack, salient).generate(x, y)
-    assert list(tmp_path.iterdir())
+class Recorder(SummaryWriter):
+    """Keeps what is written."""
+
+    def __init__(self):
+        self.steps = []
+
+    @property
+    def summary_writer(self):
+        return self
+
+    def update(self, batch_id, global_step, grad=None, x=None, **kwargs):
+        self.steps.append((grad, x))
+
+    def reset(self):
+        pass
+
+
+def test_the_summary_writer_sees_the_projected_gradient(network, x, y, salient):
+    recorder = Recorder()
+    attack = evasion.ProjectedGradientDescent(classifier(network), summary_writer=recorder, **LINF)
+    wrapper = SIPWrapper(attack, salient)
+    wrapper.generate(x, y)
+    assert wrapper.summary_writer is recorder
+    assert len(recorder.steps) == 4
+    for gradient, point in recorder.steps:
+        assert not gradient[salient].any()
+        assert np.array_equal(point[salient], x[salient])
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda wrapper: pickle.loads(pickle.dumps(wrapper))])
@@ -577,7 +600,7 @@ def test_rows_of_starting_points_go_with_their_images_and_are_not_written_into(n
 def trainable(network):
     """A classifier that can be trained; a module and no nn.Sequential, which ART's TRADES trainer does not take."""
     model = Plain(network, lambda z: z)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9)
     return classifier(model, optimizer=optimizer)
 
 
@@ -600,7 +623,9 @@ def test_arts_trainers_train_with_it(kind, network, digits):
     else:
         proxy = trainable(copy.deepcopy(network))
         trainer = AdversarialTrainerAWPPyTorch(estimator, proxy, attack, mode="PGD", gamma=0.01, beta=6.0, warmup=0)
+    np.random.seed(0)
+    torch.manual_seed(0)
     trainer.fit(x, y, batch_size=32, nb_epochs=1)
     assert maps == [32, 32, 32]
     assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
-    assert (estimator.predict(x).argmax(1) == y.argmax(1)).mean() > 0.4
+    assert (estimator.predict(x).argmax(1) == y.argmax(1)).mean() > 0.7
