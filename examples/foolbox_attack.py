@@ -46,7 +46,7 @@ def main() -> dict[str, list[float]]:
 
     left = {}
     for attack in (
-        foolbox.attacks.LinfPGD(steps=20),
+        foolbox.attacks.LinfPGD(steps=40),
         foolbox.attacks.LinfDeepFoolAttack(),  # looks for the smallest perturbation, and is then cut to each budget
         foolbox.attacks.LinfAdditiveUniformNoiseAttack().repeat(10),
     ):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works in a clone that is not installed too
 
+from sip_plugin.adapters import art_table, foolbox_table
 from sip_plugin.adapters.autoattack import MEMBERS
 from sip_plugin.adapters.torchattacks_table import TABLE
 
@@ -26,14 +27,18 @@ HEAD = """\
   salient elements by the chain rule.
 - **iterate**: the attack's variable itself is projected whenever the attack marks it for a gradient, and its gradient is
   masked.
+- **iterate** in ART, whose attacks work on NumPy arrays: each query is projected, and the queried array, which is the
+  attack's variable, is projected in place.
 - **members**: the attack is made of others, each of which is projected in its own way on the images that it is handed.
 
 All guarantees (salient elements bit for bit, the attack's own ball, equality with the bare attack for a map of zeros, clean
 images for a map of ones, as many queries and random draws, nothing left behind) are tests that run over all rows.
 
-How much weaker masking only the result is: [for every attack](../benchmarks/results/attack_strength/table.md). The arguments
-there are such that the bare attack works: with short runs of the randomised ones (DI-FGSM at 10 steps, SI-NI-FGSM, Jitter at
-its default scale) the two differ by a few images either way with the seed.
+How much weaker masking only the result is, for every attack:
+[torchattacks](../benchmarks/results/attack_strength/table.md), [ART](../benchmarks/results/attack_strength_art/table.md),
+[Foolbox](../benchmarks/results/attack_strength_foolbox/table.md). The arguments there are such that the bare attack
+works: with short runs of the randomised ones (DI-FGSM at 10 steps, SI-NI-FGSM, Jitter at its default scale) the two
+differ by a few images either way with the seed.
 
 ## Which map belongs to which query
 
@@ -45,6 +50,52 @@ Two nearly identical images with different maps can be taken for each other then
 one_by_one=True)` runs any attack image by image and excludes it, at the price of speed and of the bare attack's
 random draws on the batch. Members of composites and the attacks of AutoAttack get their images' maps by exact value;
 images that are identical get all their maps together there.
+"""
+
+ART_HEAD = """
+## ART 1.20 (`adversarial-robustness-toolbox`)
+
+The wrapper is an `EvasionAttack` and goes wherever ART takes one, its trainers included. Projection happens at the
+classifier (`predict`, `loss_gradient`, `class_gradient`, `compute_loss`, `get_activations`), in the space of `x`: before
+any preprocessing or defence, for any `clip_values`, channels first or last. Queries are cast to float32 (or float64 for a
+network in it). ART's own `mask` (1 = may change) is intersected with the map, and works for every attack; where an
+attack's native mask can be trusted with a map for each image, it is used besides the projection (*native mask*), so that
+random starts spend no budget on salient elements.
+
+*At once* is what one call of the attack's own `generate` is handed: all images, pieces of its `batch_size`, or one image.
+Attacks that query pieces of `batch_size` in their order (*pieces*) keep their batch; a query is recognised as the nearest
+piece as a whole. Where an attack runs image by image or piece by piece, one progress bar counts the images of the batch,
+images of which nothing may change are left out, and ART's `predict` is called more often, whose data loader draws a
+number from torch's generator each time (the attacks themselves draw from NumPy's, as often as the bare ones).
+
+| Attack | Projected at | Native mask | At once | Remark |
+|---|---|---|---|---|
+"""
+
+ART_REFUSED = """
+Refused with a `TypeError` that says why: classifiers that are not PyTorch's, and
+
+| Attack | Reason |
+|---|---|
+"""
+
+FOOLBOX_HEAD = """
+## Foolbox 3.3
+
+`SIPWrapper(attack, mask_fn)(fmodel, inputs, criterion, epsilons=...)` gives raw images, clipped images and success, as
+Foolbox does, for `PyTorchModel` with any bounds and preprocessing. Every attack asks about the whole batch in its order,
+so each query's image is known. What `run` gives is projected before Foolbox cuts it to the budget, so that salient
+elements do not count there; the clipped images are what `success` was judged by. `.repeat(n)` repeats with one map.
+
+| Attack | Remark |
+|---|---|
+"""
+
+FOOLBOX_REFUSED = """
+Refused with a `TypeError` that says why:
+
+| Attack | Reason |
+|---|---|
 """
 
 TAIL = """
@@ -66,6 +117,44 @@ weaker while it looks the same.
   through the wrapper).
 - pyautoattack 0.2.0 writes a state file but cannot resume from it (it compares a set with its own text); the file is written
   through the wrapper as without it.
+
+Native masks of ART 1.20.1 that are not what they say:
+
+- AutoProjectedGradientDescent (`auto_projected_gradient_descent.py`, line 422), AutoConjugateGradient and
+  RescalingAutoConjugateGradient (both line 427): the random start is not masked, so masked elements change.
+- The same three (lines 487, 506, 516): a mask for each image is multiplied with the perturbation of the images still
+  robust, and of one piece of the batch, without being cut to them: wrong rows, or an error. The wrapper does not use it.
+- AutoAttack (`auto_attack.py`, lines 227 and 284) hands its mask uncut to its attacks, which attack some of the images.
+- HopSkipJump (`hop_skip_jump.py`, line 176) writes the masked starting points into the caller's `x_adv_init`; the wrapper
+  hands it a copy.
+- FastGradientMethod, BasicIterativeMethod, MomentumIterativeMethod and ProjectedGradientDescent mask their random start
+  and every gradient; a mask with the images' number of dimensions must have a row for each image, or later pieces get
+  none.
+
+Other findings in ART 1.20.1:
+
+- HopSkipJump, BoundaryAttack and BrendelBethgeAttack ask in float64 on NumPy 2 and crash on a float32 network; they work
+  wrapped.
+- The same three draw their starting points from generators that they seed from the system (`RandomState()`), so that two
+  bare runs under one seed differ.
+- GeoDA fails on NumPy 2 (`np.mat`), wrapped as bare; where NumPy has it, it works wrapped.
+- FeatureSqueezing (a preprocessor) computes in float64 on NumPy 2, which crashes any attack on a float32 network.
+- ZooAttack with `batch_size` above 1 fails when it begins its fine tuning (`zoo.py`, line 413).
+- ShadowAttack becomes a targeted one for good once it is given labels (`shadow_attack.py`, line 136).
+- AutoAttack with `parallel_pool_size` takes the classifier's optimizer away (`auto_attack.py`, lines 204 and 261); not so
+  wrapped.
+- `attack.eps = ...` does not reach ProjectedGradientDescent's inner attack (`set_params` does); through the wrapper it does.
+- AdversarialTrainerAWPPyTorch hands its attack images that are preprocessed already when it validates; with a classifier
+  that preprocesses, they lie outside its `clip_values`, and the wrapper says so.
+
+In Foolbox 3.3.4:
+
+- NewtonFoolAttack gives NaN where a gradient vanishes, and counts it as a success; wrapped, such images stay clean and do
+  not count (unless nothing is salient).
+- L0 attacks cannot be cut to a budget (`NotImplementedError`), and PointwiseAttack has no distance: use `epsilons=None`.
+- HopSkipJumpAttack clips to [0, 1] whatever the model's bounds are.
+- Attacks that start from afar fail as a whole where no starting point is found for one image. With a map fewer starts are
+  adversarial: give an `init_attack` (InversionAttack finds one for most images) or `starting_points`.
 """
 
 
@@ -88,7 +177,26 @@ def page() -> str:
         "|---|---|",
     ]
     lines += [f"| `{name}` | {mechanism.value} |" for name, mechanism in MEMBERS.items()]
-    return "\n".join(lines) + "\n" + TAIL
+    return "\n".join(lines) + "\n" + _art() + _foolbox() + TAIL
+
+
+def _art() -> str:
+    at_once = {"all": "all", "batch": "`batch_size`", "one": "one"}
+    rows = [
+        f"| {name} | {entry.mechanism.value} | {'yes' if entry.native else ''} | "
+        f"{'all, in pieces' if entry.chunked else at_once[entry.at_once]} | {entry.reason} |\n"
+        for name, entry in art_table.TABLE.items()
+    ]
+    return ART_HEAD + "".join(rows) + ART_REFUSED + _reasons(art_table.REFUSED)
+
+
+def _foolbox() -> str:
+    rows = [f"| {name} | {entry.reason} |\n" for name, entry in foolbox_table.TABLE.items()]
+    return FOOLBOX_HEAD + "".join(rows) + FOOLBOX_REFUSED + _reasons(foolbox_table.REFUSED)
+
+
+def _reasons(refused: dict[str, str]) -> str:
+    return "".join(f"| {name} | {reason} |\n" for name, reason in refused.items())
 
 
 def main() -> int:

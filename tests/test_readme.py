@@ -5,8 +5,10 @@ import re
 
 import pytest
 import torch
+import torchattacks
 from torch.utils.data import DataLoader, TensorDataset
 
+from sip_plugin import SIPWrapper
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -14,7 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_snippets_run_one_after_the_other(network, images, labels, digits):
     snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(snippets) == 3
+    assert len(snippets) == 5
     names = {
         "model": network,
         "teacher": network,
@@ -23,15 +25,25 @@ def test_the_snippets_run_one_after_the_other(network, images, labels, digits):
         "loader": DataLoader(TensorDataset(digits[0][:40], digits[1][:40]), batch_size=20),
         "optimizer": torch.optim.SGD(network.parameters(), lr=0.01),
         "epochs": 2,
+        "torch": torch,
+        "input_shape": (3, 16, 16),
+        "x": images.numpy(),
+        "y": labels.numpy(),
     }
     before = [p.detach().clone() for p in network.parameters()]
     exec(snippets[0], names)
     salient = names["mask_fn"](images)
     assert torch.equal(names["adv"][salient], images[salient])
     exec(snippets[1], names)
+    assert (names["adv_art"] != names["x"]).any()
+    assert (names["adv_art"][salient.numpy()] == names["x"][salient.numpy()]).all()
+    exec(snippets[2], names)
+    assert all(torch.equal(clipped[salient], images[salient]) for clipped in names["clipped"])
+    exec(snippets[3], names)
     assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
     names |= {"images": images, "labels": labels}
-    exec(snippets[2], names)
+    names["attack"] = SIPWrapper(torchattacks.PGD(network), names["mask_fn"])
+    exec(snippets[4], names)
     assert torch.equal(names["adv"][names["maps"]], images[names["maps"]])
     assert names["loss"].requires_grad
 

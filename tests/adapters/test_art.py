@@ -108,7 +108,9 @@ def test_geoda_fails_bare_on_numpy_2_and_works_where_numpy_has_what_it_needs(
     assert np.array_equal(SIPWrapper(attack, np.ones((16, 16))).generate(x[:2], y[:2]), x[:2])  # and ends
 
 
-@pytest.mark.parametrize("name", ["AutoProjectedGradientDescent", "AutoConjugateGradient", "RescalingAutoConjugateGradient"])
+@pytest.mark.parametrize(
+    "name", ["AutoProjectedGradientDescent", "AutoConjugateGradient", "RescalingAutoConjugateGradient"]
+)
 def test_the_auto_attacks_own_mask_leaves_the_random_start_unmasked(name, network, x, y):
     allowed = np.zeros((3, 16, 16), dtype=np.float32)
     allowed[:, :8] = 1
@@ -238,10 +240,8 @@ def test_pgd_equals_a_plain_loop_that_projects_each_step(kind, norm, network, x,
         point = point.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(network(point), target), point)
         gradient = gradient.masked_fill(marked, 0)
-        if norm == 2:
-            gradient = gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
-        else:
-            gradient = gradient.sign()
+        norms = gradient.flatten(1).norm(dim=1)[:, None, None, None]
+        gradient = gradient / norms if norm == 2 else gradient.sign()
         delta = (point.detach() + alpha * gradient).clamp(0, 1) - clean
         if norm == 2:
             size = delta.flatten(1).norm(dim=1)[:, None, None, None]
@@ -358,7 +358,13 @@ def test_maps_of_a_teacher_go_with_a_classifier_of_bytes(network, x, y):
 
 @pytest.mark.parametrize("form", ["one-hot", "indices", "column", "list", "none"])
 def test_labels_in_any_of_arts_forms(form, network, x, y, salient):
-    forms = {"one-hot": y, "indices": y.argmax(1), "column": y.argmax(1)[:, None], "list": y.argmax(1).tolist(), "none": None}
+    forms = {
+        "one-hot": y,
+        "indices": y.argmax(1),
+        "column": y.argmax(1)[:, None],
+        "list": y.argmax(1).tolist(),
+        "none": None,
+    }
     seen = []
 
     def mask_fn(images, labels):
@@ -380,7 +386,9 @@ def test_targets_are_not_handed_to_mask_fn_as_labels(network, x, labels, salient
         return torch.from_numpy(salient)
 
     targets = one_hot((labels + 1) % 10)
-    attack = evasion.ProjectedGradientDescent(classifier(network), targeted=True, **{**LINF, "eps": 0.3, "max_iter": 10})
+    attack = evasion.ProjectedGradientDescent(
+        classifier(network), targeted=True, **{**LINF, "eps": 0.3, "max_iter": 10}
+    )
     adversarial = SIPWrapper(attack, mask_fn).generate(x, targets)
     assert seen == [None]
     loss = nn.functional.cross_entropy
@@ -393,7 +401,9 @@ def test_targets_are_not_handed_to_mask_fn_as_labels(network, x, labels, salient
 def test_integer_images_are_attacked_as_the_bare_attack_does(network, x, y, salient):
     around, options, _ = SETTINGS["255"]
     given = (x * 255).astype(np.uint8)
-    attack = evasion.ProjectedGradientDescent(classifier(around(network), **options), **{**LINF, "eps": 20.0, "eps_step": 5.0})
+    attack = evasion.ProjectedGradientDescent(
+        classifier(around(network), **options), **{**LINF, "eps": 20.0, "eps_step": 5.0}
+    )
     assert np.array_equal(SIPWrapper(attack, np.zeros((16, 16))).generate(given, y), attack.generate(given, y))
     adversarial = SIPWrapper(attack, salient).generate(given, y)
     assert np.array_equal(adversarial[salient], given[salient])
@@ -402,7 +412,9 @@ def test_integer_images_are_attacked_as_the_bare_attack_does(network, x, y, sali
 # --- ART's own mask -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["ProjectedGradientDescent", "DeepFool", "AutoProjectedGradientDescent", "HopSkipJump"])
+@pytest.mark.parametrize(
+    "name", ["ProjectedGradientDescent", "DeepFool", "AutoProjectedGradientDescent", "HopSkipJump"]
+)
 @pytest.mark.parametrize("form", ["bool", "float", "weights", "row of the batch", "each image"])
 def test_arts_mask_is_intersected_with_the_map_for_any_attack(name, form, network, x, y, salient):
     allowed = np.zeros((16, 16), dtype=bool)
@@ -464,7 +476,9 @@ def test_a_call_may_bring_its_own_map(network, x, y, salient):
 @pytest.mark.parametrize("targeted", [False, True])
 def test_one_perturbation_for_all_images_needs_one_map(targeted, network, x, y, salient):
     kind = evasion.TargetedUniversalPerturbation if targeted else evasion.UniversalPerturbation
-    attack = kind(classifier(network), attacker="fgsm", attacker_params={"eps": 0.5, "targeted": targeted}, max_iter=3, eps=0.5)
+    attack = kind(
+        classifier(network), attacker="fgsm", attacker_params={"eps": 0.5, "targeted": targeted}, max_iter=3, eps=0.5
+    )
     with pytest.raises(ValueError, match="one perturbation of all images"):
         SIPWrapper(attack, salient).generate(x, np.roll(y, 1, 1) if targeted else y)
     shared = salient[:1]
@@ -502,13 +516,13 @@ def test_members_travel_to_the_processes_of_a_parallel_autoattack(network, x, y,
     assert np.array_equal(adversarial[salient[2:5]], x[2:5][salient[2:5]])
 
 
-# --- attacks of the user's own ----------------------------------------------------------------------------------------------
+# --- attacks of the user's own --------------------------------------------------------------------------------------------
 
 
 class OwnAttack(EvasionAttack):
     """One signed step, by an estimator under a name of its own."""
 
-    attack_params = [*EvasionAttack.attack_params, "eps"]
+    attack_params = [*EvasionAttack.attack_params, "eps"]  # noqa: RUF012 (as ART has it)
     _estimator_requirements = ()
 
     def __init__(self, estimator, eps=0.1):
@@ -575,7 +589,9 @@ def test_a_derived_attack_is_projected_as_its_parent(network):
         (lambda x, y: (x, y[:3]), ValueError, "one row for each of the 6"),
     ],
 )
-def test_bad_images_and_labels_are_a_clear_error_and_leave_the_attack_usable(change, kind, says, network, x, y, salient):
+def test_bad_images_and_labels_are_a_clear_error_and_leave_the_attack_usable(
+    change, kind, says, network, x, y, salient
+):
     wrapper = pgd(network, salient)
     with pytest.raises(kind, match=says):
         wrapper.generate(*change(x, y))

@@ -83,7 +83,9 @@ def test_a_minimisation_attack_without_a_budget(model, images, labels, salience)
         SIPWrapper(pgd(), salience)(model, images, labels, epsilons=None)
 
 
-def test_success_is_that_of_the_preserving_image_and_salient_elements_do_not_eat_the_budget(model, images, labels, salience):
+def test_success_is_that_of_the_preserving_image_and_salient_elements_do_not_eat_the_budget(
+    model, images, labels, salience
+):
     """An L2 attack whose start is random: cut to the budget as it comes, the rest of it would be smaller than allowed."""
     attack = attacks.L2PGD(steps=1, rel_stepsize=1e-6)
     _, clipped, _ = SIPWrapper(attack, salience)(model, images, labels, epsilons=0.5)
@@ -321,7 +323,7 @@ def test_newtonfool_gives_nan_that_foolbox_counts_as_success_and_the_wrapper_doe
     assert not (success[0] & unchanged).any()
 
 
-# --- attacks of the user's own, bad arguments --------------------------------------------------------------------------------
+# --- attacks of the user's own, bad arguments ----------------------------------------------------------------------
 
 
 class Own(FixedEpsilonAttack):
@@ -380,5 +382,5 @@ def test_bad_arguments_are_a_clear_error_and_leave_the_attack_usable(
     with pytest.raises(kind, match=says):
         wrapper(*change(model, images, labels), epsilons=0.1)
     assert not torch.equal(wrapper(model, images, labels, epsilons=0.1)[1], images)
-    with pytest.raises(ValueError, match="3-D|three|ambiguous"):
+    with pytest.raises(ValueError, match=r"3-D|three|ambiguous"):
         SIPWrapper(pgd(), np.zeros((6, 16, 16)))(model, images, labels, epsilons=0.1)

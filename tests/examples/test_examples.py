@@ -21,7 +21,7 @@ def example(name):
 
 
 def test_every_example_has_a_test():
-    tested = {"quickstart", "train_sip_at", "wrap_attack"}
+    tested = {"quickstart", "train_sip_at", "wrap_attack", "art_attack", "art_trainer", "foolbox_attack"}
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} == tested
 
 
@@ -30,6 +30,26 @@ def test_wrap_attack(capsys):
     assert set(changed) == {"PGD", "PGDL2", "CW"}
     assert changed["PGD"] > 0.9
     assert "no salient element changed" in capsys.readouterr().out
+
+
+def test_art_attack():
+    left = example("art_attack").main()
+    assert set(left) == {"ProjectedGradientDescent", "DeepFool", "HopSkipJump"}
+    assert max(left.values()) < 0.6
+
+
+def test_art_trainer():
+    results = example("art_trainer").main()
+    assert results["standard"][1] < min(results["Madry"][1], results["SIP-AT"][1])
+    assert min(clean for clean, _ in results.values()) > 0.8
+
+
+def test_foolbox_attack():
+    left = example("foolbox_attack").main()
+    assert len(left) == 3
+    for accuracies in left.values():
+        assert accuracies == sorted(accuracies, reverse=True)
+    assert left["LinfProjectedGradientDescentAttack"][-1] < 0.6
 
 
 def test_train_sip_at():
