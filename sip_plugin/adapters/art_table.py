@@ -42,6 +42,10 @@ class ArtEntry:
 
 _GRADIENT = ArtEntry(native="argument", chunked=True)
 _UNMASKED_START = ArtEntry(ITERATE, reason="its own mask leaves the random start as it is and is not cut to the images")
+_UNIVERSAL = (
+    "the attack that finds its steps is projected; one perturbation cannot keep to a map for each image: that is an error, give "
+    "one map"
+)
 _FAR = "starts far from the image, so each image has a call to itself"
 
 TABLE: dict[str, ArtEntry] = {
@@ -61,10 +65,8 @@ TABLE: dict[str, ArtEntry] = {
     "ElasticNet": ArtEntry(chunked=True),
     "DeepFool": ArtEntry(chunked=True),
     "NewtonFool": ArtEntry(chunked=True),
-    "UniversalPerturbation": ArtEntry(MEMBERS, universal=True, reason="the attack that finds its steps is projected"),
-    "TargetedUniversalPerturbation": ArtEntry(
-        MEMBERS, y="targets", universal=True, reason="the attack that finds its steps is projected"
-    ),
+    "UniversalPerturbation": ArtEntry(MEMBERS, universal=True, reason=_UNIVERSAL),
+    "TargetedUniversalPerturbation": ArtEntry(MEMBERS, y="targets", universal=True, reason=_UNIVERSAL),
     "VirtualAdversarialMethod": ArtEntry(chunked=True),
     "SaliencyMapMethod": ArtEntry(y="targets"),
     "SquareAttack": ArtEntry(ITERATE, reason="squares on salient elements would eat the L2 budget"),
