@@ -43,8 +43,8 @@ class ArtEntry:
 _GRADIENT = ArtEntry(native="argument", chunked=True)
 _UNMASKED_START = ArtEntry(ITERATE, reason="its own mask leaves the random start as it is and is not cut to the images")
 _UNIVERSAL = (
-    "the attack that finds its steps is projected; one perturbation cannot keep to a map for each image: that is an error, give "
-    "one map"
+    "the attack that finds its steps is projected; one perturbation cannot keep to a map for each image: that is an "
+    "error, give one map"
 )
 _FAR = "starts far from the image, so each image has a call to itself"
 
