@@ -14,7 +14,17 @@ from typing import Any
 
 import torch
 
-_PACKAGES = ("sip-plugin", "torch", "torchvision", "numpy", "torchattacks", "pyautoattack", "scikit-learn")
+_PACKAGES = (
+    "sip-plugin",
+    "torch",
+    "torchvision",
+    "numpy",
+    "torchattacks",
+    "adversarial-robustness-toolbox",
+    "foolbox",
+    "pyautoattack",
+    "scikit-learn",
+)
 
 
 def run_record(seed: int | None) -> dict[str, Any]:

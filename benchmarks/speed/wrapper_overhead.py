@@ -1,21 +1,22 @@
 """What wrapping costs: SIPWrapper against the bare attack, and a SIP-AT step against the passes that it cannot do without.
 
-    python -m benchmarks.speed.wrapper_overhead [--batch 64] [--rounds 9] [--device cuda] [--out FILE]
+    python -m benchmarks.speed.wrapper_overhead [--batch 64] [--rounds 9] [--device cuda] [--parts art foolbox] [--out FILE]
 
 The network is pyautoattack's ResNet-18 for CIFAR-10, the images are random and the labels what it predicts for them. Maps
 are ready (random halves), so that only the wrapper is timed. AutoAttack runs each of its four attacks on half a batch, with
 10 iterations, one target class and 20 queries in place of 100, 9 and 5000, at ε = 1/255, where some images fall and some do
-not.
+not. The attacks of ART and Foolbox have ε = 8/255, and ART's take all of the batch at once.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torchattacks
@@ -27,6 +28,9 @@ from benchmarks.speed.measure import interleaved, ratio, reference_resnet18, sho
 from sip_plugin import AdversarialTrainer, SIPWrapper
 
 STEPS = 10
+EPS = 8 / 255
+PARTS = ("torchattacks", "art", "foolbox", "autoattack", "trainer")
+Ways = dict[str, Callable[[], Any]]
 
 
 def bare_passes(model: nn.Module, images: Tensor, labels: Tensor) -> None:
@@ -60,14 +64,86 @@ def scaled_down_autoattack(model: nn.Module, device: str, seed: int) -> AutoAtta
     return attack
 
 
+def of_torchattacks(
+    names: Sequence[str], model: nn.Module, images: Tensor, labels: Tensor, salience: Tensor
+) -> Iterator[tuple[str, Ways]]:
+    """Attacks of torchattacks by name, wrapped and bare."""
+    for name in names:
+        attack = getattr(torchattacks, name)(model, **({} if name == "FGSM" else {"steps": STEPS}))
+        wrapped = SIPWrapper(attack, salience)
+        yield name, {"wrapped": partial(wrapped, images, labels), "bare": partial(attack, images, labels)}
+
+
+def of_art(model: nn.Module, images: Tensor, labels: Tensor, salience: Tensor) -> Iterator[tuple[str, Ways]]:
+    """ART's PGD, in its default and its NumPy variant, and FGM, wrapped and bare."""
+    # Imported here, because ART writes a configuration into the home folder.
+    import art.attacks.evasion
+    from art.estimators.classification import PyTorchClassifier
+
+    kind = "gpu" if images.is_cuda else "cpu"
+    shape = tuple(images.shape[1:])
+    estimator = PyTorchClassifier(model, nn.CrossEntropyLoss(), shape, 10, clip_values=(0.0, 1.0), device_type=kind)
+    x, y = images.cpu().numpy(), np.eye(10, dtype=np.float32)[labels.cpu().numpy()]
+    pgd = {"eps": EPS, "eps_step": EPS / 4, "max_iter": STEPS, "batch_size": len(x), "verbose": False}
+    for name, arguments in {
+        "ProjectedGradientDescent": pgd,
+        "ProjectedGradientDescentNumpy": pgd,
+        "FastGradientMethod": {"eps": EPS, "batch_size": len(x)},
+    }.items():
+        attack = getattr(art.attacks.evasion, name)(estimator, **arguments)
+        wrapped = SIPWrapper(attack, salience.cpu())
+        yield name, {"wrapped": partial(wrapped.generate, x, y), "bare": partial(attack.generate, x, y)}
+
+
+def of_foolbox(model: nn.Module, images: Tensor, labels: Tensor, salience: Tensor) -> Iterator[tuple[str, Ways]]:
+    """Foolbox's PGD and FGSM, wrapped and bare."""
+    import foolbox
+
+    fmodel = foolbox.PyTorchModel(model, bounds=(0, 1), device=images.device)
+    for name, arguments in {"LinfPGD": {"steps": STEPS}, "FGSM": {}}.items():
+        attack = getattr(foolbox.attacks, name)(**arguments)
+        wrapped = SIPWrapper(attack, salience)
+        yield (
+            name,
+            {
+                "wrapped": partial(wrapped, fmodel, images, labels, epsilons=EPS),
+                "bare": partial(attack, fmodel, images, labels, epsilons=EPS),
+            },
+        )
+
+
+def of_autoattack(attack: AutoAttack, images: Tensor, labels: Tensor, salience: Tensor) -> Ways:
+    """AutoAttack on half a batch, wrapped and bare."""
+    count = len(images) // 2
+    wrapped = SIPWrapper(attack, salience[:count])
+    half = images[:count], labels[:count]
+    return {
+        "wrapped": partial(wrapped.run_standard_evaluation_individual, *half),
+        "bare": partial(attack.run_standard_evaluation_individual, *half),
+    }
+
+
+def of_trainer(model: nn.Module, images: Tensor, labels: Tensor, salience: Tensor) -> Ways:
+    """A SIP-AT step, and the passes that it cannot do without."""
+    trainer = AdversarialTrainer(model, "sip-at", salience=salience, steps=STEPS)
+
+    def step() -> None:
+        model.train()
+        trainer(images, labels).backward()
+
+    return {"SIP-AT step": step, "bare passes": partial(bare_passes, model, images, labels)}
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print the ratios, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--attacks", nargs="+", default=["PGD", "FGSM", "APGD", "DIFGSM", "PGDL2"])
-    parser.add_argument("--autoattack", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="what is measured")
+    parser.add_argument(
+        "--attacks", nargs="+", default=["PGD", "FGSM", "APGD", "DIFGSM", "PGDL2"], help="those of torchattacks"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="result file (JSON)")
     options = parser.parse_args(arguments)
@@ -76,34 +152,26 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     images = torch.rand(options.batch, 3, 32, 32, device=options.device)
     with torch.no_grad():
         labels = model(images).argmax(1)
-    salience = torch.rand_like(images) < 0.5
+    batch = images, labels, torch.rand_like(images) < 0.5
+    attacks = {
+        "torchattacks": partial(of_torchattacks, options.attacks, model, *batch),
+        "art": partial(of_art, model, *batch),
+        "foolbox": partial(of_foolbox, model, *batch),
+    }
     results: dict[str, Any] = {}
-    ways: dict[str, Callable[[], Any]]
-    for name in options.attacks:
-        attack = getattr(torchattacks, name)(model, **({} if name == "FGSM" else {"steps": STEPS}))
-        wrapped = SIPWrapper(attack, salience)
-        ways = {"wrapped": partial(wrapped, images, labels), "bare": partial(attack, images, labels)}
-        seconds = interleaved(ways, rounds=options.rounds * (STEPS if name == "FGSM" else 1), device=options.device)
-        results[f"SIPWrapper(torchattacks.{name}) / bare"] = ratio(seconds, "wrapped", "bare")
-    if options.autoattack:
-        attack = scaled_down_autoattack(model, options.device, options.seed)
-        wrapped = SIPWrapper(attack, salience[: options.batch // 2])
-        half = images[: options.batch // 2], labels[: options.batch // 2]
-        ways = {
-            "wrapped": partial(wrapped.run_standard_evaluation_individual, *half),
-            "bare": partial(attack.run_standard_evaluation_individual, *half),
-        }
+    for library in (name for name in attacks if name in options.parts):
+        for name, ways in attacks[library]():
+            single_step = name in ("FGSM", "FastGradientMethod")
+            rounds = options.rounds * (STEPS if single_step else 1)
+            seconds = interleaved(ways, rounds=rounds, device=options.device)
+            results[f"SIPWrapper({library}.{name}) / bare"] = ratio(seconds, "wrapped", "bare")
+    if "autoattack" in options.parts:
+        ways = of_autoattack(scaled_down_autoattack(model, options.device, options.seed), *batch)
         seconds = interleaved(ways, rounds=max(3, options.rounds // 2), device=options.device)
         results["SIPWrapper(pyautoattack.AutoAttack) / bare"] = ratio(seconds, "wrapped", "bare")
-    trainer = AdversarialTrainer(model, "sip-at", salience=salience, steps=STEPS)
-
-    def step() -> None:
-        model.train()
-        trainer(images, labels).backward()
-
-    ways = {"SIP-AT step": step, "bare passes": partial(bare_passes, model, images, labels)}
-    seconds = interleaved(ways, rounds=options.rounds, device=options.device)
-    results["AdversarialTrainer('sip-at') step / bare passes"] = ratio(seconds, "SIP-AT step", "bare passes")
+    if "trainer" in options.parts:
+        seconds = interleaved(of_trainer(model, *batch), rounds=options.rounds, device=options.device)
+        results["AdversarialTrainer('sip-at') step / bare passes"] = ratio(seconds, "SIP-AT step", "bare passes")
     print(shown(list(results.items())))
     if options.out is not None:
         conditions = {"network": "ResNet-18 of pyautoattack", "batch": options.batch, "steps": STEPS}

@@ -23,6 +23,11 @@ def test_rounds_turn_round_and_the_first_does_not_count():
     assert "".join(order) == "abbaabba"
 
 
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))  # ART writes a configuration there when it is imported
+
+
 def test_wrapper_overhead_runs_and_writes_its_record(tmp_path, monkeypatch):
     monkeypatch.setattr(wrapper_overhead, "reference_resnet18", small_network)
     out = tmp_path / "result.json"
@@ -30,8 +35,38 @@ def test_wrapper_overhead_runs_and_writes_its_record(tmp_path, monkeypatch):
     record = json.loads(out.read_text())
     assert {"versions", "hardware", "command", "seed", "results"} <= set(record)
     assert record["versions"]["torch"] == torch.__version__.partition("+")[0] or "+" in record["versions"]["torch"]
-    assert len(record["results"]) == 4
+    assert list(record["results"]) == [
+        "SIPWrapper(torchattacks.PGD) / bare",
+        "SIPWrapper(torchattacks.FGSM) / bare",
+        "SIPWrapper(art.ProjectedGradientDescent) / bare",
+        "SIPWrapper(art.ProjectedGradientDescentNumpy) / bare",
+        "SIPWrapper(art.FastGradientMethod) / bare",
+        "SIPWrapper(foolbox.LinfPGD) / bare",
+        "SIPWrapper(foolbox.FGSM) / bare",
+        "SIPWrapper(pyautoattack.AutoAttack) / bare",
+        "AdversarialTrainer('sip-at') step / bare passes",
+    ]
     assert all(result["median_ratio"] > 0 for result in record["results"].values())
+
+
+def test_parts_of_wrapper_overhead_run_alone(monkeypatch):
+    monkeypatch.setattr(wrapper_overhead, "reference_resnet18", small_network)
+    results = wrapper_overhead.main(["--batch", "4", "--rounds", "1", "--parts", "foolbox"])
+    assert list(results) == ["SIPWrapper(foolbox.LinfPGD) / bare", "SIPWrapper(foolbox.FGSM) / bare"]
+
+
+@pytest.mark.parametrize("measured", [wrapper_overhead.of_art, wrapper_overhead.of_foolbox])
+def test_what_is_timed_is_one_attack_wrapped_and_bare(measured, network, images, labels, salience):
+    for name, ways in measured(network, images, labels, salience):
+        results = {}
+        for way, run in ways.items():
+            torch.manual_seed(0)
+            found = run()
+            results[way] = torch.as_tensor(found[1] if isinstance(found, tuple) else found)
+        assert torch.equal(results["wrapped"][salience], images[salience]), name
+        assert not torch.equal(results["bare"][salience], images[salience]), name
+        for result in results.values():
+            assert (result - images).abs().max() <= wrapper_overhead.EPS + 1e-6, name
 
 
 @pytest.mark.slow
