@@ -343,8 +343,12 @@ def _preserved(estimator: Any) -> Iterator[None]:
         try:
             yield
         finally:
-            vars(estimator).clear()
-            vars(estimator).update(before)
+            # One attribute after the other: another thread may be using the classifier.
+            for name in [name for name, value in vars(estimator).items() if before.get(name, estimator) is not value]:
+                if name in before:
+                    vars(estimator)[name] = before[name]
+                else:
+                    del vars(estimator)[name]
             if training is not None:
                 wrapper.training = training
 
