@@ -29,7 +29,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "ProjectedGradientDescent L2": L2,
     "ProjectedGradientDescentNumpy": {**LINF, "num_random_init": 2},
     "ProjectedGradientDescentPyTorch": {**LINF, "num_random_init": 2},
-    "MomentumIterativeMethod": LINF,
+    "MomentumIterativeMethod": {**LINF, "max_iter": 40},
     "AutoProjectedGradientDescent Linf": AUTO_LINF,
     "AutoProjectedGradientDescent L2": AUTO_L2,
     "AutoConjugateGradient": AUTO_L2,  # for L∞ ART takes no sign of its direction, and the bare attack hardly moves

@@ -51,7 +51,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
         "stepsize": 0.03,
         "initial_const": 1.0,
     },
-    "NewtonFoolAttack": {"epsilons": None, "steps": 100, "stepsize": 0.01},
+    "NewtonFoolAttack": {"epsilons": None, "steps": 100, "stepsize": 1e-4},
     "EADAttack": {
         "epsilons": None,
         "binary_search_steps": 4,

@@ -116,7 +116,8 @@ def seeded(seed: int, attack: Callable[[], Tensor]) -> Tensor:
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
-    with mock.patch.object(np.random, "RandomState", Seeded):
+    # CMA-ES, on which ART's ThresholdAttack is built, seeds NumPy anew by the clock.
+    with mock.patch.object(np.random, "RandomState", Seeded), mock.patch.object(np.random, "seed"):
         return attack()
 
 

@@ -87,15 +87,20 @@ def test_an_attack_of_no_chosen_library_is_refused(capsys):
     assert "PGDL2" in capsys.readouterr().err
 
 
-def test_a_seed_reaches_generators_that_attacks_make_themselves():
+def test_a_seed_reaches_generators_that_attacks_make_or_seed_themselves():
     def draw():
         return torch.from_numpy(np.concatenate([np.random.RandomState().rand(2), np.random.RandomState(5).rand(2)]))
 
-    kind = np.random.RandomState
+    def draw_anew():
+        np.random.seed()
+        return torch.from_numpy(np.random.rand(2))
+
+    kind, seed = np.random.RandomState, np.random.seed
+    assert torch.equal(seeded(3, draw_anew), seeded(3, draw_anew))
     assert torch.equal(seeded(3, draw), seeded(3, draw))
     assert not torch.equal(seeded(3, draw)[:2], seeded(4, draw)[:2])
     assert torch.equal(seeded(3, draw)[2:], seeded(4, draw)[2:])
-    assert np.random.RandomState is kind
+    assert (np.random.RandomState, np.random.seed) == (kind, seed)
 
 
 def test_an_image_with_nan_counts_as_unchanged():
