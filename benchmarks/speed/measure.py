@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 
@@ -47,6 +50,44 @@ def reference_resnet18() -> nn.Module:
     with resources.as_file(resources.files("pyautoattack") / "examples" / "model_test.pt") as path:
         model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return model.eval()
+
+
+def resnet18(width: int) -> nn.Sequential:
+    """A ResNet-18 for 32×32 images with another number of channels (``width``, 2, 4 and 8 times it), untrained."""
+    from pyautoattack.examples.resnet import BasicBlock
+
+    stages: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    before = width
+    for number in range(4):
+        after = width * 2**number
+        first, second = BasicBlock(before, after, 1 if number == 0 else 2), BasicBlock(after, after, 1)
+        stages.append(nn.Sequential(first, second))
+        before = after
+    return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10))
+
+
+class PeakMemory(TorchDispatchMode):  # type: ignore[misc]
+    """The largest sum of the tensors that are alive at once, of those made while it is active.
+
+    Attributes:
+        bytes: The peak so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and count what is alive after it."""
+        output = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, torch.Tensor):
+                storage = leaf.untyped_storage()
+                self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self._alive = {key: entry for key, entry in self._alive.items() if not entry[0].expired()}
+        self.bytes = max(self.bytes, sum(size for _, size in self._alive.values()))
+        return output
 
 
 def shown(results: Sequence[tuple[str, dict[str, Any]]]) -> str:

@@ -133,7 +133,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
 
 LEFT_OUT = {
     "GeoDA": "the bare attack fails on NumPy 2, which has no np.mat",
-    "FeatureAdversariesNumpy": "asks once for each element and step, which takes minutes for one image",
+    "FeatureAdversariesNumpy": "its gradient is estimated element by element, by one query for each of the batch's elements",
 }
 
 IMAGES = {

@@ -209,7 +209,16 @@ def _attack_part(
             stack.enter_context(_estimators_projected(attack, projection, value_range))
         if entry.starts:
             stack.enter_context(_starts_projected(attack, entry.starts, projection))
-        adversarial = attack.generate(x.copy(), y, **kwargs)
+        try:
+            adversarial = attack.generate(x.copy(), y, **kwargs)
+        except AssertionError as error:
+            if not entry.starts:
+                raise
+            raise ValueError(
+                f"{type(attack).__name__} found no adversarial starting point for one of the {len(x)} images, and ART gives "
+                "up on all of them then. With a map fewer points are adversarial: give it x_adv_init=... or starting_points=..., "
+                "which have to be so with their salient elements as in the image, or raise init_size."
+            ) from error
     result = _selected(attack, adversarial, images, salience)
     if known_name(attack) is None:
         warn_if_never_asked(attack, projection, np.array_equal(result, x))

@@ -94,6 +94,14 @@ def test_attacks_that_ask_in_float64_crash_bare_and_work_wrapped(name, network, 
     assert (adversarial[salient] == x[salient]).all()
 
 
+def test_brendel_bethge_says_what_to_do_where_it_finds_no_start(network, x, y):
+    attack = evasion.BrendelBethgeAttack(classifier(network), norm=2, steps=2, init_size=1, batch_size=6)
+    nearly_all = np.ones((16, 16), dtype=bool)
+    nearly_all[0, 0] = False
+    with pytest.raises(ValueError, match="x_adv_init"):
+        SIPWrapper(attack, nearly_all).generate(x, y)
+
+
 def test_geoda_fails_bare_on_numpy_2_and_works_where_numpy_has_what_it_needs(
     network, x, y, salient, monkeypatch, tmp_path
 ):
