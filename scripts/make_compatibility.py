@@ -31,8 +31,8 @@ HEAD = """\
   attack's variable, is projected in place.
 - **members**: the attack is made of others, each of which is projected in its own way on the images that it is handed.
 
-All guarantees (salient elements bit for bit, the attack's own ball, equality with the bare attack for a map of zeros, clean
-images for a map of ones, as many queries and random draws, nothing left behind) are tests that run over all rows.
+All guarantees (salient elements bit for bit, the attack's own ball, equality with the bare attack for a map of zeros,
+clean images for a map of ones, as many queries and random draws, nothing left behind) are tests that run over all rows.
 
 How much weaker masking only the result is, for every attack:
 [torchattacks](../benchmarks/results/attack_strength/table.md), [ART](../benchmarks/results/attack_strength_art/table.md),
@@ -66,7 +66,11 @@ random starts spend no budget on salient elements.
 Attacks that query pieces of `batch_size` in their order (*pieces*) keep their batch; a query is recognised as the nearest
 piece as a whole. Where an attack runs image by image or piece by piece, one progress bar counts the images of the batch,
 images of which nothing may change are left out, and ART's `predict` is called more often, whose data loader draws a
-number from torch's generator each time (the attacks themselves draw from NumPy's, as often as the bare ones).
+number from torch's generator each time (the attacks themselves draw from NumPy's, as often as the bare ones). What an
+attack leaves in its attributes (SignOPTAttack's `logs`) is that of its last part then.
+
+A map for one call is `generate(x, y, salience=...)` (1 = may not change); `mask=` is ART's own. A wrapped attack among
+those of a wrapped AutoAttack keeps to both maps.
 
 | Attack | Projected at | Native mask | At once | Remark |
 |---|---|---|---|---|
@@ -85,7 +89,8 @@ FOOLBOX_HEAD = """
 `SIPWrapper(attack, mask_fn)(fmodel, inputs, criterion, epsilons=...)` gives raw images, clipped images and success, as
 Foolbox does, for `PyTorchModel` with any bounds and preprocessing. Every attack asks about the whole batch in its order,
 so each query's image is known. What `run` gives is projected before Foolbox cuts it to the budget, so that salient
-elements do not count there; the clipped images are what `success` was judged by. `.repeat(n)` repeats with one map.
+elements do not count there; the clipped images are what `success` was judged by. `.repeat(n)` repeats with one map. A
+wrapped `init_attack` keeps its own map for the starting points only.
 
 | Attack | Remark |
 |---|---|
@@ -101,9 +106,9 @@ Refused with a `TypeError` that says why:
 TAIL = """
 ## Any other library
 
-An object that is called as `attack(images, labels)` and keeps its network in `.model` is projected at its queries. Whatever
-has no `.model` is refused with a `TypeError`: there would be no place to project its steps, and masking only its result is
-weaker while it looks the same.
+An object that is called as `attack(images, labels)` and keeps its network in `.model` is projected at its queries.
+Whatever has no `.model` is refused with a `TypeError`: there would be no place to project its steps, and masking only its
+result is weaker while it looks the same.
 
 ## Found upstream
 
@@ -115,8 +120,8 @@ weaker while it looks the same.
 - torchattacks 3.5.1 clamps inputs outside [0, 1] silently; the wrapper raises a `ValueError`.
 - pyautoattack 0.2.0 takes float32 images only, and its individual evaluation leaves only the last attack to run (not so
   through the wrapper).
-- pyautoattack 0.2.0 writes a state file but cannot resume from it (it compares a set with its own text); the file is written
-  through the wrapper as without it.
+- pyautoattack 0.2.0 writes a state file but cannot resume from it (it compares a set with its own text); the file is
+  written through the wrapper as without it.
 
 Native masks of ART 1.20.1 that are not what they say:
 
@@ -139,11 +144,15 @@ Other findings in ART 1.20.1:
   bare runs under one seed differ.
 - GeoDA fails on NumPy 2 (`np.mat`), wrapped as bare; where NumPy has it, it works wrapped.
 - FeatureSqueezing (a preprocessor) computes in float64 on NumPy 2, which crashes any attack on a float32 network.
+- AutoConjugateGradient and RescalingAutoConjugateGradient (lines 503 and 513) step along the raw direction for L∞ too,
+  where its sign was meant, and hardly move.
+- Two threads that attack one classifier with gradient attacks crash inside torch, bare as wrapped; give each its own.
 - ZooAttack with `batch_size` above 1 fails when it begins its fine tuning (`zoo.py`, line 413).
 - ShadowAttack becomes a targeted one for good once it is given labels (`shadow_attack.py`, line 136).
 - AutoAttack with `parallel_pool_size` takes the classifier's optimizer away (`auto_attack.py`, lines 204 and 261); not so
   wrapped.
-- `attack.eps = ...` does not reach ProjectedGradientDescent's inner attack (`set_params` does); through the wrapper it does.
+- `attack.eps = ...` does not reach ProjectedGradientDescent's inner attack (`set_params` does); through the wrapper it
+  does.
 - AdversarialTrainerAWPPyTorch hands its attack images that are preprocessed already when it validates; with a classifier
   that preprocesses, they lie outside its `clip_values`, and the wrapper says so.
 

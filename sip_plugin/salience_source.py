@@ -31,14 +31,18 @@ def check_mask_source(source: MaskSource, name: str = "mask_fn") -> MaskSource:
     return source
 
 
-def call_mask_source(source: MaskSource, images: Tensor, labels: Tensor | None) -> SalienceMap:
+def call_mask_source(
+    source: MaskSource, images: Tensor, labels: Tensor | None, *, keyword: str = "mask"
+) -> SalienceMap:
     """The map of a batch, not yet checked, from a callable of (images, labels) or (images), or the map itself.
+
+    ``keyword`` is the name under which a call brings its own.
 
     Raises:
         ValueError: If there is no source.
     """
     if source is None:
-        raise ValueError("No salience map: give mask_fn (a callable or a map), or mask=... with the call.")
+        raise ValueError(f"No salience map: give mask_fn (a callable or a map), or {keyword}=... with the call.")
     if isinstance(source, (Tensor, np.ndarray)):
         return source
     # A copy: what a function does to its images (marks them for a gradient, normalises them in place) is its own affair.

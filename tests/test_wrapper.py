@@ -270,7 +270,7 @@ def test_an_attack_that_goes_past_its_model_is_not_masked_late_in_silence(networ
         def __call__(self, images, labels):
             return Foreign(network)(images, labels)
 
-    with pytest.warns(RuntimeWarning, match=r"Past changed the images without one query to its \.model"):
+    with pytest.warns(RuntimeWarning, match=r"Past changed the images without one query to its network"):
         SIPWrapper(Past(network), salience)(images, labels)
 
 

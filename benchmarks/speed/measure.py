@@ -66,7 +66,7 @@ def resnet18(width: int) -> nn.Sequential:
     return nn.Sequential(*stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10))
 
 
-class PeakMemory(TorchDispatchMode):  # type: ignore[misc]
+class PeakMemory(TorchDispatchMode):
     """The largest sum of the tensors that are alive at once, of those made while it is active.
 
     Attributes:
@@ -74,7 +74,7 @@ class PeakMemory(TorchDispatchMode):  # type: ignore[misc]
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
         self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
 

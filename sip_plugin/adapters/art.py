@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -40,6 +41,13 @@ class SalienceArtAttack(SalienceAttack, EvasionAttack):  # type: ignore[misc]
         _check_attack(attack)
         super().__init__(attack, mask_fn, one_by_one=one_by_one)
 
+    def __copy__(self) -> SalienceArtAttack:
+        duplicate = copy.copy(self.wrapped)
+        for name, held in vars(duplicate).items():
+            if isinstance(held, Attack):  # or the copy's settings would reach the inner attack of the original
+                vars(duplicate)[name] = copy.copy(held)
+        return type(self)(duplicate, self.mask_fn, one_by_one=self.one_by_one)
+
     def __setattr__(self, name: str, value: Any) -> None:
         # By set_params where that is the way: ProjectedGradientDescent, for one, hands its parameters on to an inner attack.
         if "wrapped" in self.__dict__ and name in self.wrapped.attack_params and name != "summary_writer":
@@ -72,7 +80,8 @@ class SalienceArtAttack(SalienceAttack, EvasionAttack):  # type: ignore[misc]
         and gives its map in that layout; its labels are class indices, or None where ``y`` is None or holds targets.
 
         Returns:
-            An array of the shape of ``x``, and of the bare attack's dtype.
+            An array of the shape of ``x``, and of the bare attack's dtype (so that float64 images come back rounded to
+            float32 from most attacks, salient elements too).
 
         Raises:
             TypeError: If an argument is of the wrong type.
@@ -82,7 +91,8 @@ class SalienceArtAttack(SalienceAttack, EvasionAttack):  # type: ignore[misc]
         attack = self.wrapped
         with self._lock, _preserved(attack.estimator):
             check_inputs(x, attack.estimator.clip_values)
-            y = check_labels(y, x)
+            guides = entry_of(attack).y == "guides"
+            y = check_labels(y, x, None if guides else attack.estimator.nb_classes)
             allowed = check_mask(mask, x)
             map_ = self._map(x, y, salience)
             return attack_batch(attack, x, y, map_, allowed, kwargs, alone=self.one_by_one)
@@ -100,7 +110,7 @@ class SalienceArtAttack(SalienceAttack, EvasionAttack):  # type: ignore[misc]
         if source is not None and source.ndim == 2 and not first:
             source = source[None, :, :, None]
         images = torch.from_numpy(np.ascontiguousarray(x))
-        return as_salience_map(call_mask_source(source, images, None), images)
+        return as_salience_map(call_mask_source(source, images, None, keyword="salience"), images)
 
 
 def attack_batch(
@@ -160,16 +170,17 @@ def _attack_parts(
             rows = free[start : start + size]
             if kwargs.get("resume") and first_iteration is not None:
                 attack.curr_iter = first_iteration  # each image goes on where the last call ended
-            part = _attack_part(
-                attack,
-                entry,
-                x[rows],
-                None if y is None else y[rows],
-                salience if len(salience) == 1 else salience[rows],
-                allowed if allowed is None or len(allowed) == 1 else allowed[rows],
-                {**kwargs, **{name: np.array(given[rows]) for name, given in per_image.items()}},
-                value_range,
-            )
+            with _budgets_of(attack, rows, len(x)):
+                part = _attack_part(
+                    attack,
+                    entry,
+                    x[rows],
+                    None if y is None else y[rows],
+                    salience if len(salience) == 1 else salience[rows],
+                    allowed if allowed is None or len(allowed) == 1 else allowed[rows],
+                    {**kwargs, **{name: np.array(given[rows]) for name, given in per_image.items()}},
+                    value_range,
+                )
             results.update(zip(rows.tolist(), part, strict=True))
             bar.update(len(rows))
     dtype = next(iter(results.values())).dtype if results else x.dtype
@@ -215,9 +226,9 @@ def _attack_part(
             if not entry.starts:
                 raise
             raise ValueError(
-                f"{type(attack).__name__} found no adversarial starting point for one of the {len(x)} images, and ART gives "
-                "up on all of them then. With a map fewer points are adversarial: give it x_adv_init=... or starting_points=..., "
-                "which have to be so with their salient elements as in the image, or raise init_size."
+                f"{type(attack).__name__} found no adversarial starting point for one of the {len(x)} images, and ART "
+                "gives up on all of them then. With a map fewer points are adversarial: give it x_adv_init=... or "
+                "starting_points=..., which have to be so with their salient elements as in the image, or raise init_size."
             ) from error
     result = _selected(attack, adversarial, images, salience)
     if known_name(attack) is None:
@@ -329,6 +340,18 @@ def _attribute(holder: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextmanager
+def _budgets_of(attack: EvasionAttack, rows: np.ndarray, count: int) -> Iterator[None]:
+    """Cut budgets that an attack holds for each of ``count`` images to some of them."""
+    with ExitStack() as stack:
+        for holder in (attack, *_inner_attacks(attack)):
+            for name in ("eps", "eps_step"):
+                held = vars(holder).get(name)
+                if isinstance(held, np.ndarray) and held.ndim == 4 and len(held) == count:
+                    stack.enter_context(_attribute(holder, name, held[rows]))
+        yield
+
+
+@contextmanager
 def _quiet(attack: EvasionAttack) -> Iterator[bool]:
     """Silence an attack's own progress bars, which know of one part at a time; give whether they were wanted."""
     verbose = bool(getattr(attack, "verbose", False))
@@ -344,20 +367,16 @@ def _quiet(attack: EvasionAttack) -> Iterator[bool]:
 
 @contextmanager
 def _preserved(estimator: Any) -> Iterator[None]:
-    """Put back what ART changes in a classifier and its network."""
-    before = dict(vars(estimator))
+    """Put back what ART changes in a classifier and its network (attacks ask a stand-in, which takes the rest)."""
     wrapper: Any = getattr(estimator, "_model", None)
     training = getattr(wrapper, "training", None)
+    optimizer = vars(estimator).get("_optimizer")  # which a parallel AutoAttack takes away
     with preserved(estimator.model):
         try:
             yield
         finally:
-            # One attribute after the other: another thread may be using the classifier.
-            for name in [name for name, value in vars(estimator).items() if before.get(name, estimator) is not value]:
-                if name in before:
-                    vars(estimator)[name] = before[name]
-                else:
-                    del vars(estimator)[name]
+            if optimizer is not None:
+                estimator._optimizer = optimizer
             if training is not None:
                 wrapper.training = training
 

@@ -17,12 +17,14 @@ def check_inputs(x: Any, clip_values: tuple[Any, Any] | None) -> None:
         ValueError: If its shape is not four-dimensional, it is empty, or a value is not finite or outside the range.
     """
     if not isinstance(x, np.ndarray):
-        hint = " For a tensor: x.detach().cpu().numpy()." if isinstance(x, Tensor) else ""
+        hint = " For a tensor: x.detach().cpu().numpy()." if isinstance(x, Tensor) else " np.asarray makes one."
         raise TypeError(f"x must be a NumPy array of images (N, C, H, W), got {type(x).__name__}.{hint}")
     if x.dtype.kind not in "fiu":
         raise TypeError(f"x must be an array of real numbers, got dtype {x.dtype}.")
     if x.ndim != 4:
-        raise ValueError(f"x must have four dimensions (N, C, H, W), got shape {x.shape}. For a single image: x[None].")
+        raise ValueError(
+            f"x must have four dimensions, the images' number and their shape, got {x.shape}. For a single image: x[None]."
+        )
     if x.size == 0:
         raise ValueError(f"x must hold at least one image, got an empty array of shape {x.shape}.")
     if not np.isfinite(x).all():
@@ -37,11 +39,11 @@ def check_inputs(x: Any, clip_values: tuple[Any, Any] | None) -> None:
             )
 
 
-def check_labels(y: Any, x: np.ndarray) -> np.ndarray | None:
-    """Labels, targets or guides as an array of one row for each image.
+def check_labels(y: Any, x: np.ndarray, classes: int | None) -> np.ndarray | None:
+    """Labels, targets or guides (no ``classes`` then) as an array of one row for each image.
 
     Raises:
-        ValueError: If there is another number of rows.
+        ValueError: If there is another number of rows, or they are no labels of so many classes.
     """
     if y is None:
         return None
@@ -50,6 +52,17 @@ def check_labels(y: Any, x: np.ndarray) -> np.ndarray | None:
         raise ValueError(
             f"y must hold one row for each of the {len(x)} images (class indices ({len(x)},) or one-hot rows), got shape "
             f"{array.shape}."
+        )
+    if classes is None:
+        return array
+    rows = array.ndim == 2 and array.shape[1] > 1
+    if array.ndim > 2 or (rows and array.shape[1] != classes):
+        raise ValueError(
+            f"y must be class indices ({len(x)},) or one-hot rows ({len(x)}, {classes}), got shape {array.shape}."
+        )
+    if not rows and not (array.min() >= 0 and array.max() < max(classes, 2)):
+        raise ValueError(
+            f"y must hold class indices from 0 to {classes - 1}, got values from {array.min()} to {array.max()}."
         )
     return array
 
@@ -71,14 +84,17 @@ def check_mask(mask: Any, x: np.ndarray) -> np.ndarray | None:
         return None
     if not isinstance(mask, np.ndarray) or mask.dtype.kind not in "bfiu":
         given = f"an array of {mask.dtype}" if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise TypeError(f"mask must be a NumPy array of bool or numbers (1 = may change), got {given}.")
+        raise TypeError(
+            f"mask must be a NumPy array of bool or numbers (ART's own: 1 = may change), got {given}. A salience map for "
+            "one call is salience=..., where 1 marks what may not change."
+        )
     try:
         fits = np.broadcast_shapes(mask.shape, x.shape) == x.shape
     except ValueError:
         fits = False
     if not fits:
         raise ValueError(f"mask must broadcast to the images' shape {x.shape}, got {mask.shape}.")
-    if mask.dtype.kind == "f" and not (mask >= 0).all():
+    if not (mask >= 0).all():
         raise ValueError("mask must hold no negative number and no NaN; where it is 0 nothing changes.")
     return mask.reshape((1,) * (x.ndim - mask.ndim) + mask.shape).astype(np.float32)
 

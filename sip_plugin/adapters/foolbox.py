@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -107,8 +107,8 @@ class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
         if not isinstance(model, Model):
             raise TypeError(f"model must be a Foolbox model (foolbox.PyTorchModel), got {type(model).__name__}.")
         with self._lock, preserved(_network(model)):
+            _check_bounds(images, model)
             plain = _in_unit_range(images, model)
-            check_images(plain, name=f"inputs (scaled from the model's bounds {tuple(model.bounds)} to [0, 1])")
             criterion = get_criterion(criterion.raw if isinstance(criterion, ep.Tensor) else criterion)
             salience = self.salience(plain, _labels(criterion, plain), mask)
             rows = self._rows(images, criterion, salience)
@@ -294,7 +294,18 @@ def _network(model: Any) -> nn.Module | None:
 def _in_unit_range(images: Tensor, model: Model) -> Tensor:
     """Images scaled from the model's bounds to ``[0, 1]``, as maps are made of."""
     low, high = model.bounds
-    return images if (low, high) == (0, 1) else (images - low) / (high - low)
+    return images if (low, high) == (0, 1) else ((images - low) / (high - low)).clamp(0, 1)
+
+
+def _check_bounds(images: Tensor, model: Model) -> None:
+    low, high = model.bounds
+    check_images(images.clamp(0, 1), name="inputs")  # all but the range, which is the model's (a clamp keeps NaN)
+    smallest, largest = (value.item() for value in images.aminmax())
+    if smallest < low or largest > high:
+        raise ValueError(
+            f"inputs must lie within the model's bounds ({low}, {high}), got values from {smallest:g} to {largest:g}. Scale "
+            "them, or give the model their bounds; normalise by its preprocessing."
+        )
 
 
 def _labels(criterion: Criterion, images: Tensor) -> Tensor | None:
@@ -328,8 +339,9 @@ def _rows_of(given: Any, rows: Tensor) -> Any:
 def _unchanged(model: Model, images: Tensor, criterion: Criterion, epsilons: Any) -> Any:
     """What an attack gives for images of which nothing may change."""
     success = criterion(images, model(images))
-    if not isinstance(epsilons, (list, tuple)):
+    if not isinstance(epsilons, Iterable):  # Foolbox's own rule
         return images, images, success
+    epsilons = list(epsilons)
     return [images] * len(epsilons), [images] * len(epsilons), success.expand(len(epsilons), -1)
 
 

@@ -207,8 +207,9 @@ def warn_if_never_asked(attack: Any, stand_in: Asked, unchanged: bool) -> None:
     """Say so if an attack found something without asking ``.model``: its steps were not projected then."""
     if not stand_in.asked and not unchanged:
         warnings.warn(
-            f"{type(attack).__name__} changed the images without one query to its .model, so only its result was projected, "
-            "not its steps. If it asks the network under another name or through another attack, wrap that instead.",
+            f"{type(attack).__name__} changed the images without one query to its network (.model; ART's .estimator), "
+            "so only its result was projected, not its steps. If it asks the network under another name or through another attack, "
+            "wrap that instead.",
             RuntimeWarning,
             stacklevel=4,
         )

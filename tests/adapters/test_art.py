@@ -193,6 +193,43 @@ def test_the_summary_writer_sees_the_projected_gradient(network, x, y, salient):
         assert np.array_equal(point[salient], x[salient])
 
 
+def test_the_classifier_stays_usable_for_others_during_a_call(network, x, y):
+    estimator, other = classifier(network), []
+
+    class Asking(nn.Module):
+        def forward(self, z):
+            other.append(set(vars(estimator)))
+            return network(z)
+
+    attack = evasion.SquareAttack(classifier(Asking()), eps=0.1, max_iter=2, **QUIET)
+    estimator = attack.estimator
+    whole = set(vars(estimator))
+    SIPWrapper(attack, np.zeros((16, 16))).generate(x, y)
+    assert all(seen == whole for seen in other[1:])
+    assert set(vars(estimator)) == whole
+
+
+def test_a_copys_settings_are_its_own(network, salient):
+    wrapper = pgd(network, salient)
+    duplicate = copy.copy(wrapper)
+    duplicate.set_params(eps=0.07)
+    assert wrapper.eps == wrapper.wrapped._attack.eps == 0.1
+    assert duplicate.wrapped._attack.eps == 0.07
+
+
+@pytest.mark.parametrize("name", ["ProjectedGradientDescent", "FastGradientMethod"])
+def test_budgets_of_each_image_go_with_it(name, network, x, y, salient):
+    eps = np.linspace(0.02, 0.2, 6, dtype=np.float32)[:, None, None, None]
+    options = {"eps_step": eps, "batch_size": 4} | ({**QUIET, "max_iter": 3} if name != "FastGradientMethod" else {})
+    attack = getattr(evasion, name)(classifier(network), eps=eps, **options)
+    for one_by_one in (False, True):
+        adversarial = SIPWrapper(attack, salient, one_by_one=one_by_one).generate(x, y)
+        sizes = np.abs(adversarial - x).max((1, 2, 3))
+        assert (sizes <= eps.ravel() + 1e-6).all()
+        assert (sizes > 0.9 * eps.ravel()).all()
+    assert attack.eps is eps
+
+
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda wrapper: pickle.loads(pickle.dumps(wrapper))])
 def test_a_copy_works_alike(duplicate, network, x, y, salient):
     wrapper = pgd(network, salient)
@@ -461,6 +498,8 @@ def test_a_mask_that_is_given_to_carlini_l0_is_kept(network, x, y, salient):
         (np.full((16, 16), -1.0), ValueError, "negative"),
         (np.full((16, 16), np.nan), ValueError, "NaN"),
         (np.ones((1, 6, 3, 16, 16)), ValueError, "broadcast"),
+        (np.full((16, 16), -1), ValueError, "negative"),
+        (torch.ones(16, 16), TypeError, "salience="),
         ("mask", TypeError, "NumPy"),
         (np.array([["a"]]), TypeError, "numbers"),
     ],
@@ -474,7 +513,7 @@ def test_a_call_may_bring_its_own_map(network, x, y, salient):
     wrapper = pgd(network)
     adversarial = wrapper.generate(x, y, salience=salient)
     assert np.array_equal(adversarial, pgd(network, salient).generate(x, y))
-    with pytest.raises(ValueError, match="No salience map"):
+    with pytest.raises(ValueError, match=r"No salience map.*salience=\.\.\."):
         wrapper.generate(x, y)
 
 
@@ -595,6 +634,9 @@ def test_a_derived_attack_is_projected_as_its_parent(network):
         (lambda x, y: (x * 2, y), ValueError, "clip_values"),
         (lambda x, y: (np.where(x > 0.5, np.nan, x), y), ValueError, "finite"),
         (lambda x, y: (x, y[:3]), ValueError, "one row for each of the 6"),
+        (lambda x, y: (x, y[:, :9]), ValueError, r"one-hot rows \(6, 10\)"),
+        (lambda x, y: (x, y.argmax(1) + 5), ValueError, "from 0 to 9"),
+        (lambda x, y: (x, y.argmax(1) - 5), ValueError, "from 0 to 9"),
     ],
 )
 def test_bad_images_and_labels_are_a_clear_error_and_leave_the_attack_usable(

@@ -267,6 +267,31 @@ def test_images_of_which_nothing_may_change_do_not_fail_the_others(kind, model, 
     assert success[1].tolist() == [False, True, True, False, True, True]
 
 
+@pytest.mark.parametrize(
+    "budgets", [np.array([0.5, 50.0]), torch.tensor([0.5, 50.0]), (0.5, 50.0), range(1, 3)], ids=type
+)
+def test_budgets_of_any_kind_that_foolbox_takes(budgets, model, images, labels, salience):
+    maps = salience.clone()
+    maps[1] = True
+    attack = attacks.BoundaryAttack(init_attack=attacks.InversionAttack(), steps=2)
+    raw, clipped, success = SIPWrapper(attack, maps)(model, images, labels, epsilons=budgets)
+    assert len(raw) == len(clipped) == len(success) == 2
+    assert torch.equal(clipped[1][1], images[1])
+
+
+def test_images_at_odd_bounds_are_not_refused_for_a_rounding_error(network, images, labels, salience):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        low, width = (torch.rand(2, generator=generator) * 3).tolist()
+        low, high = -low, width + 0.1
+        model = foolbox.PyTorchModel(network, bounds=(low, high), device="cpu")
+        given = images.new_full(images.shape, low) + images * (high - low)
+        given = given.clamp(low, high)
+        given[0, 0, 0, 0] = float(np.nextafter(np.float32(low), np.float32(9)))
+        given[0, 0, 0, 1] = float(np.nextafter(np.float32(high), np.float32(-9)))
+        SIPWrapper(attacks.LinfFastGradientAttack(), salience)(model, given, labels, epsilons=0.01)
+
+
 def test_starting_points_go_with_their_images(model, images, labels, salience):
     maps = salience.clone()
     maps[2] = True
@@ -367,7 +392,7 @@ def test_maps_of_a_teacher(model, network, images, labels):
     ("change", "kind", "says"),
     [
         (lambda m, x, y: (m, x.numpy(), y), TypeError, "torch.Tensor"),
-        (lambda m, x, y: (m, x * 2, y), ValueError, "must lie in"),
+        (lambda m, x, y: (m, x * 2, y), ValueError, "must lie within the model's bounds"),
         (lambda m, x, y: (m, x[0], y), ValueError, "four dimensions"),
         (lambda m, x, y: (m, x[:0], y[:0]), ValueError, "at least one"),
         (lambda m, x, y: (m, x.where(x < 0.5, torch.nan), y), ValueError, "NaN"),
