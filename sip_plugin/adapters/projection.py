@@ -208,8 +208,8 @@ def warn_if_never_asked(attack: Any, stand_in: Asked, unchanged: bool) -> None:
     if not stand_in.asked and not unchanged:
         warnings.warn(
             f"{type(attack).__name__} changed the images without one query to its network (.model; ART's .estimator), "
-            "so only its result was projected, not its steps. If it asks the network under another name or through another attack, "
-            "wrap that instead.",
+            "so only its result was projected, not its steps. If it asks the network under another name or through another "
+            "attack, wrap that instead.",
             RuntimeWarning,
             stacklevel=4,
         )
