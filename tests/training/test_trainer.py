@@ -235,7 +235,7 @@ def test_a_users_own_method_is_one_small_class(network, images, labels):
     ("arguments", "kind", "says"),
     [
         ({"model": lambda x: x}, TypeError, "nn.Module"),
-        ({"method": "sipat"}, ValueError, "standard, madry, sip-at"),
+        ({"method": "sipat"}, ValueError, "standard, madry, trades, fat, part, mart, sip-at"),
         ({"method": nn.CrossEntropyLoss()}, TypeError, "method"),
         ({"method": SIPAT}, TypeError, "method"),
         ({"salience": "map.png"}, TypeError, "salience"),
