@@ -24,6 +24,10 @@ class Standard(Method):
     adversarial = False
     takes_attack = False
 
+    def loss(self, network: Callable[[Tensor], Any], images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
+        """The cross-entropy on the clean images."""
+        return F.cross_entropy(network(images), labels)
+
 
 class Madry(Method):
     """Adversarial training with projected gradient descent (Madry et al. 2018).
