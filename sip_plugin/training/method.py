@@ -41,7 +41,7 @@ class Method:
     def budget(self, network: nn.Module, images: Tensor, eps: float, progress: Progress) -> Tensor | None:
         """The largest change per element before salience, broadcastable to ``(N, C, H, W)``; None for ``eps`` everywhere.
 
-        The network is in eval mode. Where a salience map allows less, the smaller budget wins.
+        The network is in eval mode. Where ``eps`` or a salience map allows less, the smaller budget wins.
         """
         return None
 

@@ -205,13 +205,13 @@ class PART(Method):
         self.layer = layer
 
     def budget(self, network: nn.Module, images: Tensor, eps: float, progress: Progress) -> Tensor | None:
-        """ε on important pixels, ``(N, 1, H, W)``."""
+        """ε on important pixels and ``eps_low`` on the others, ``(N, 1, H, W)``."""
         if self.warmup and progress.share(self) < self.warmup:
             return None
         maps = class_activation_maps(network, images, self.cam, self.layer)
         # (map − mean) / std > 1 without the division: a constant map has no important pixel.
         std, mean = torch.std_mean(maps, (1, 2, 3), correction=0, keepdim=True)
-        return torch.where(maps - mean > std, images.new_full((), eps), images.new_full((), min(self.eps_low, eps)))
+        return torch.where(maps - mean > std, images.new_full((), eps), images.new_full((), self.eps_low))
 
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (Standard, Madry, TRADES, FAT, PART, MART, SIPAT)}

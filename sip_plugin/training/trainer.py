@@ -205,7 +205,8 @@ class AdversarialTrainer:
                     adversarial, passes = self._maximise(network, images, labels, salience)
                 told["steps"] = images.new_full((), passes / len(images))
         if torch.is_autocast_cache_enabled():
-            # Weights that were cast where no graph is recorded (f(x) of TRADES, somebody's attack) would stay without one.
+            # Weights that were cast where no graph is recorded (f(x) of TRADES, somebody's attack) would stay without one
+            # in a torch that does not have the fix of pytorch/pytorch#158232.
             torch.clear_autocast_cache()
         return adversarial, told
 

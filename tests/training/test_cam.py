@@ -60,6 +60,16 @@ def test_the_maps_of_a_batch_are_those_of_its_images_alone(kind, network, batch)
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_a_map_fills_0_to_1_also_where_all_of_it_is_positive(kind, batch):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, 0.5)
+    maps = class_activation_maps(network, batch[0], kind)
+    assert torch.equal(maps.amin((1, 2, 3)), torch.zeros(12))
+    assert torch.equal(maps.amax((1, 2, 3)), torch.ones(12))
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_parts_budgets_are_those_of_a_plain_cam(kind, network, batch):
     found = budgets(PART(kind), network, batch[0])
     plain = torch.stack([plain_budget(network, image, kind) for image in batch[0]])

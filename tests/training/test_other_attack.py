@@ -82,6 +82,10 @@ def test_any_function_and_a_bound_method_will_do(network, images, labels, salien
     trainer = AdversarialTrainer(network, "madry", attack=lambda x, y: (x + 0.05).clamp(0, 1).double())
     assert torch.equal(trainer.perturb(images, labels), (images + 0.05).clamp(0, 1))
     wrapper = SIPWrapper(pgd(network), salience)
+    before = images.clone()
+    adversarial = AdversarialTrainer(network, "madry", attack=lambda x, y: x.mul_(0.9)).perturb(images, labels)
+    assert torch.equal(images, before)
+    assert torch.equal(adversarial, before * 0.9)
     adversarial = AdversarialTrainer(network, "sip-at", attack=wrapper.forward).perturb(images, labels)
     assert torch.equal(adversarial[salience], images[salience])
 

@@ -168,13 +168,19 @@ def test_a_compiled_model_trains_alike(network, images, labels, salience):
     assert torch.allclose(losses[0], losses[1], atol=1e-5)
 
 
-def test_in_distributed_data_parallel_only_the_losss_own_pass_is_reduced(tmp_path, network, images, labels, salience):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_in_distributed_data_parallel_only_the_losss_own_pass_is_reduced(
+    compiled, tmp_path, network, images, labels, salience
+):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         parallel = nn.parallel.DistributedDataParallel(network)
         calls = []
         parallel.register_forward_hook(lambda *_: calls.append(1))
-        trainer = AdversarialTrainer(parallel, "sip-at", salience=salience, random_start=False, **SHORT)
+        model = torch.compile(parallel, backend="eager") if compiled else parallel
+        trainer = AdversarialTrainer(model, "sip-at", salience=salience, random_start=False, **SHORT)
+        trainer.perturb(images, labels)
+        assert not calls
         trainer(images, labels).backward()
         assert len(calls) == 1
         ours = [p.grad.clone() for p in network.parameters()]
