@@ -10,7 +10,8 @@ attack library and no network.
 
 from __future__ import annotations
 
-from typing import Protocol
+import copy
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from sip_plugin.checks import Norm
 
 SalienceMap = Tensor | np.ndarray
+_Set = TypeVar("_Set", bound="LinfBox | L2Ball")
 
 
 # --- legal maps -------------------------------------------------------------------------------------------------------
@@ -138,14 +140,24 @@ def element_budget(images: Tensor, eps: float, salience: Tensor | None = None) -
 
 
 class FeasibleSet(Protocol):
-    """What an inner maximisation asks of Δ'(x): a random start, and one projected ascent step."""
+    """What an inner maximisation asks of Δ'(x): where to start, one projected ascent step, and part of the batch."""
+
+    images: Tensor
 
     def random_start(self) -> Tensor:
         """A random point of the set, ``(N, C, H, W)``. Draws from torch's global generator."""
         ...
 
-    def ascend(self, point: Tensor, gradient: Tensor, alpha: float) -> Tensor:
-        """``point`` after one step of size ``alpha`` up the gradient, back in the set."""
+    def ascend(self, point: Tensor, gradient: Tensor, alpha: float, noise: float = 0.0) -> Tensor:
+        """``point`` after one step of size ``alpha`` up the gradient and ``noise·N(0, 1)``, back in the set."""
+        ...
+
+    def project(self, candidate: Tensor) -> Tensor:
+        """The point of the set for a candidate outside it; the clean values, bit for bit, where the budget is 0."""
+        ...
+
+    def rows(self, index: Tensor) -> FeasibleSet:
+        """The set of some of the images, given by their indices ``(n,)``."""
         ...
 
 
@@ -168,9 +180,20 @@ class LinfBox:
         noise = torch.empty_like(self.images).uniform_(-1, 1)
         return noise.mul_(self.budget).add_(self.images).clamp_(self.lower, self.upper)
 
-    def ascend(self, point: Tensor, gradient: Tensor, alpha: float) -> Tensor:
-        """A signed gradient step."""
-        return point.add(gradient.sign(), alpha=alpha).clamp_(self.lower, self.upper)
+    def ascend(self, point: Tensor, gradient: Tensor, alpha: float, noise: float = 0.0) -> Tensor:
+        """A signed gradient step, then noise, then the projection."""
+        moved = point.add(gradient.sign(), alpha=alpha)
+        if noise:
+            moved.add_(torch.randn_like(moved), alpha=noise)
+        return moved.clamp_(self.lower, self.upper)
+
+    def project(self, candidate: Tensor) -> Tensor:
+        """Each element to the nearer bound."""
+        return candidate.clamp(self.lower, self.upper)
+
+    def rows(self, index: Tensor) -> LinfBox:
+        """The box of some of the images."""
+        return _rows(self, index)
 
 
 class L2Ball:
@@ -199,12 +222,33 @@ class L2Ball:
         length = torch.rand_like(dimensions).pow_(1 / dimensions).mul_(self.radius)
         return direction.mul_(self.weight * length / _norms(direction)).add_(self.images).clamp_(0, 1)
 
-    def ascend(self, point: Tensor, gradient: Tensor, alpha: float) -> Tensor:
-        """A step of length ``alpha`` along the normalised gradient, scaled back into the ball."""
+    def ascend(self, point: Tensor, gradient: Tensor, alpha: float, noise: float = 0.0) -> Tensor:
+        """A step of length ``alpha`` along the normalised gradient, then noise, scaled back into the ball."""
         gradient = gradient * self.weight
         delta = (point - self.images).add_(gradient.mul_(self.weight * alpha / _norms(gradient)))
+        if noise:
+            delta.add_(torch.randn_like(delta).mul_(self.weight > 0), alpha=noise)
+        return self._shortened(delta)
+
+    def project(self, candidate: Tensor) -> Tensor:
+        """The change shortened to the ball, and dropped where the budget is 0."""
+        return self._shortened((candidate - self.images).mul_(self.weight > 0))
+
+    def rows(self, index: Tensor) -> L2Ball:
+        """The ball of some of the images."""
+        return _rows(self, index)
+
+    def _shortened(self, delta: Tensor) -> Tensor:
         length = _norms(delta * self.inverse)
         return delta.mul_((self.radius / length).clamp_(max=1)).add_(self.images).clamp_(0, 1)
+
+
+def _rows(feasible: _Set, index: Tensor) -> _Set:
+    """The same set with the rows of its tensors; a tensor of one row stands for every image."""
+    part = copy.copy(feasible)
+    for name, tensor in vars(feasible).items():
+        setattr(part, name, tensor if len(tensor) == 1 else tensor[index])
+    return part
 
 
 def _norms(batch: Tensor) -> Tensor:

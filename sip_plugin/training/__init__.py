@@ -1,6 +1,19 @@
 """Adversarial training methods that take the place of the criterion in a training loop."""
 
-from sip_plugin.training.methods import SIPAT, Madry, Method, Standard
+from sip_plugin.training.method import Method
+from sip_plugin.training.methods import FAT, MART, PART, SIPAT, TRADES, Madry, Standard
+from sip_plugin.training.progress import Progress
 from sip_plugin.training.trainer import AdversarialTrainer
 
-__all__ = ["SIPAT", "AdversarialTrainer", "Madry", "Method", "Standard"]
+__all__ = [
+    "FAT",
+    "MART",
+    "PART",
+    "SIPAT",
+    "TRADES",
+    "AdversarialTrainer",
+    "Madry",
+    "Method",
+    "Progress",
+    "Standard",
+]

@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-
-class Method:
-    """What an :class:`~sip_plugin.training.AdversarialTrainer` asks of a training method.
-
-    The defaults are Madry's: search the images that the cross-entropy is largest at, and train on them.
-
-    Attributes:
-        name: The name that the trainer takes it by.
-        adversarial: Whether there is an inner search at all.
-        needs_salience: Whether it is an error to train without a map.
-    """
-
-    name = "method"
-    adversarial = True
-    needs_salience = False
-
-    def objective(self, labels: Tensor) -> Callable[[Any], Tensor]:
-        """What the inner search maximises: logits ``(N, classes)`` to a scalar, summed over the images."""
-        return lambda logits: F.cross_entropy(logits, labels, reduction="sum")
-
-    def loss(self, network: Callable[[Tensor], Any], images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
-        """The scalar that the caller's loop minimises, with its graph; runs in the mode the caller set."""
-        return F.cross_entropy(network(adversarial), labels)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+from sip_plugin.checks import check_eps
+from sip_plugin.constraint import FeasibleSet
+from sip_plugin.training.cam import CAM, KINDS, class_activation_maps
+from sip_plugin.training.method import Method
+from sip_plugin.training.progress import Progress
 
 
 class Standard(Method):
@@ -41,12 +22,17 @@ class Standard(Method):
 
     name = "standard"
     adversarial = False
+    takes_attack = False
+
+    def loss(self, network: Callable[[Tensor], Any], images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
+        """The cross-entropy on the clean images."""
+        return F.cross_entropy(network(images), labels)
 
 
 class Madry(Method):
     """Adversarial training with projected gradient descent (Madry et al. 2018).
 
-    With a salience map it is SIP-AT; without, every element has the budget ε.
+    With a salience map it is SIP-AT; without, every element has the budget ε. ``K + 1`` forward passes.
     """
 
     name = "madry"
@@ -59,7 +45,176 @@ class SIPAT(Method):
     needs_salience = True
 
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Standard, Madry, SIPAT)}
+class TRADES(Method):
+    """The trade-off of accuracy and robustness (Zhang et al. 2019, eq. 5): ``CE(f(x), y) + β·KL(f(x) ‖ f(x'))``.
+
+    The search maximises the KL term from ``x + 0.001·N(0, 1)``; the distribution at ``x`` is computed once, where the
+    public code does so at each step. ``1 + K + 2`` forward passes (published: ``2K + 3``).
+
+    Args:
+        beta: Weight of the KL term (``1/λ`` in the paper).
+
+    Raises:
+        TypeError: If ``beta`` is not a number.
+        ValueError: If it is negative or not finite.
+    """
+
+    name = "trades"
+    needs_random_start = True  # at the image itself the gradient of the KL term is zero
+
+    def __init__(self, beta: float = 6.0) -> None:
+        self.beta = _weight(beta, "beta")
+
+    def start(self, feasible: FeasibleSet) -> Tensor:
+        """A normally distributed step of about 0.001 per element."""
+        return _near(feasible)
+
+    def target(self, network: Callable[[Tensor], Any], images: Tensor, labels: Tensor) -> Tensor:
+        """The logarithms of the probabilities at the clean images."""
+        return F.log_softmax(network(images), 1)
+
+    def objective(self, target: Tensor) -> Callable[[Any], Tensor]:
+        """The KL divergence from the clean distribution, summed."""
+        return lambda logits: F.kl_div(F.log_softmax(logits, 1), target, reduction="sum", log_target=True)
+
+    def loss(self, network: Callable[[Tensor], Any], images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
+        """Both terms have a gradient through the clean images' pass, as in the public code."""
+        clean, attacked = network(images), network(adversarial)
+        divergence = F.kl_div(
+            F.log_softmax(attacked, 1), F.log_softmax(clean, 1), reduction="batchmean", log_target=True
+        )
+        return F.cross_entropy(clean, labels) + self.beta * divergence
+
+
+class MART(Method):
+    """Misclassification-aware adversarial training (Wang et al. 2020, eq. 11).
+
+    ``BCE(x') + β·mean(KL(f(x) ‖ f(x'))·(1 − p_y(x)))`` with ``BCE = −log p_y(x') − log(1 − max_{k≠y} p_k(x'))`` and the
+    small constants of the public code. The search is Madry's from ``x + 0.001·N(0, 1)``. ``K + 2`` forward passes.
+
+    Args:
+        beta: Weight of the KL term (λ in the paper).
+
+    Raises:
+        TypeError: If ``beta`` is not a number.
+        ValueError: If it is negative or not finite.
+    """
+
+    name = "mart"
+
+    def __init__(self, beta: float = 6.0) -> None:
+        self.beta = _weight(beta, "beta")
+
+    def start(self, feasible: FeasibleSet) -> Tensor:
+        """A normally distributed step of about 0.001 per element."""
+        return _near(feasible)
+
+    def loss(self, network: Callable[[Tensor], Any], images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
+        """Images that the network gets wrong anyway count more in the KL term."""
+        clean, attacked = network(images), network(adversarial)
+        p_clean, p_attacked = F.softmax(clean, 1), F.softmax(attacked, 1)
+        of_label = labels[:, None]
+        runner_up = p_attacked.scatter(1, of_label, 0).max(1).values
+        boosted = F.cross_entropy(attacked, labels) - torch.log(1.0001 - runner_up + 1e-12).mean()
+        divergence = F.kl_div(torch.log(p_attacked + 1e-12), p_clean, reduction="none").sum(1)
+        doubt = 1.0000001 - p_clean.gather(1, of_label).squeeze(1)
+        return boosted + self.beta * (divergence * doubt).mean()
+
+
+class FAT(Method):
+    """Friendly adversarial training (Zhang et al. 2020, Algorithm 1): the search stops soon after it succeeds.
+
+    An image is done at its ``τ + 1``-th misclassification and leaves the batch, so the search costs at most the sum over
+    the images of the steps they use, in forward passes, and the loss one more (published: the same, with gradients of the
+    parameters at each step, which are not used).
+
+    Args:
+        tau: Misclassifications after which an image still goes on (τ). None for the published schedule: 0, from 50/120 of
+            the epochs on 1, from 90/120 on 2; it needs ``trainer.set_epoch(epoch, epochs)``.
+        omega: Standard deviation of the normal noise that each step adds (ω).
+        random_start: Start uniformly in the budget, not at the image.
+
+    Raises:
+        TypeError: If ``tau`` is not an integer or ``omega`` not a number.
+        ValueError: If one of them is negative.
+    """
+
+    name = "fat"
+    takes_attack = False
+
+    def __init__(self, tau: int | None = None, omega: float = 0.001, random_start: bool = True) -> None:
+        if tau is not None and (isinstance(tau, bool) or not isinstance(tau, numbers.Integral)):
+            raise TypeError(f"tau must be an integer, or None for the schedule, got {tau!r}.")
+        if tau is not None and tau < 0:
+            raise ValueError(f"tau must not be negative, got {tau}.")
+        self.tau = None if tau is None else int(tau)
+        self.omega = _weight(omega, "omega")
+        self.random_start = random_start
+
+    @property
+    def step_noise(self) -> float:  # type: ignore[override]
+        """ω."""
+        return self.omega
+
+    def start(self, feasible: FeasibleSet) -> Tensor:
+        """Uniform in the budget, or the image."""
+        return feasible.random_start() if self.random_start else feasible.images
+
+    def patience(self, progress: Progress) -> int:
+        """τ, given or by the schedule."""
+        if self.tau is not None:
+            return self.tau
+        share = progress.share(self)
+        return int(share >= 50 / 120) + int(share >= 90 / 120)
+
+
+class PART(Method):
+    """Pixel-reweighted adversarial training (Zhang et al. 2024): a smaller budget where a pixel matters little.
+
+    The class activation map of the network as it is now, for the class that it predicts, is standardised per image; where
+    it is above 1 the budget is ε, elsewhere ``eps_low``. Maps are made for the very images of the batch, so they cannot
+    go out of step with shuffling and augmentation. ``K + 1`` forward passes and one for the maps of the batch, with a
+    backward pass down to the layer (published: one image at a time, once per epoch, and by way of an 8-bit colour picture of
+    the map, which is left out here).
+
+    Args:
+        cam: ``"gradcam"``, ``"xgradcam"`` or ``"layercam"``.
+        eps_low: Budget of unimportant pixels, in the trainer's norm; ε if that is smaller.
+        warmup: Share of the epochs, from the first, that are trained as Madry; unless it is 0, it needs
+            ``trainer.set_epoch(epoch, epochs)``.
+        layer: Name of the module whose output the maps are made from; None for the last convolution stage.
+
+    Raises:
+        TypeError: If ``eps_low`` or ``warmup`` is not a number.
+        ValueError: If ``cam`` is unknown or a number is out of range.
+    """
+
+    name = "part"
+    takes_attack = False
+
+    def __init__(
+        self, cam: CAM = "gradcam", eps_low: float = 7 / 255, warmup: float = 0.25, layer: str | None = None
+    ) -> None:
+        if cam not in KINDS:
+            raise ValueError(f"cam must be one of {', '.join(map(repr, KINDS))}, got {cam!r}.")
+        self.cam: CAM = cam
+        self.eps_low = _weight(eps_low, "eps_low")
+        self.warmup = _weight(warmup, "warmup")
+        if self.warmup > 1:
+            raise ValueError(f"warmup is a share of the epochs, from 0 to 1, got {warmup!r}.")
+        self.layer = layer
+
+    def budget(self, network: nn.Module, images: Tensor, eps: float, progress: Progress) -> Tensor | None:
+        """ε on important pixels and ``eps_low`` on the others, ``(N, 1, H, W)``."""
+        if self.warmup and progress.share(self) < self.warmup:
+            return None
+        maps = class_activation_maps(network, images, self.cam, self.layer)
+        # (map − mean) / std > 1 without the division: a constant map has no important pixel.
+        std, mean = torch.std_mean(maps, (1, 2, 3), correction=0, keepdim=True)
+        return torch.where(maps - mean > std, images.new_full((), eps), images.new_full((), self.eps_low))
+
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Standard, Madry, TRADES, FAT, PART, MART, SIPAT)}
 """The methods by name."""
 
 
@@ -77,3 +232,13 @@ def as_method(method: str | Method) -> Method:
     if method not in METHODS:
         raise ValueError(f"Unknown training method {method!r}. Known: {', '.join(METHODS)}.")
     return METHODS[method]()
+
+
+def _near(feasible: FeasibleSet) -> Tensor:
+    """A point beside the images, inside the set: salient elements stay."""
+    images = feasible.images
+    return feasible.project(images.add(torch.randn_like(images), alpha=0.001))
+
+
+def _weight(value: Any, name: str) -> float:
+    return check_eps(value, "L2", name=name)  # any finite number from 0

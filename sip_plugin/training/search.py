@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,36 +13,102 @@ from sip_plugin.constraint import FeasibleSet
 Objective = Callable[[Any], Tensor]
 
 
+class Found(NamedTuple):
+    """What a search found, and what it cost."""
+
+    images: Tensor
+    """The last points, ``(N, C, H, W)``, without a graph."""
+    passes: int
+    """Forward passes, counted in images."""
+
+
+class EarlyStop:
+    """Which images a search is done with: those misclassified once more than ``patience`` allows (FAT, Algorithm 1).
+
+    Args:
+        labels: Class indices ``(N,)``.
+        patience: Misclassifications after which an image still goes on (τ).
+    """
+
+    def __init__(self, labels: Tensor, patience: int) -> None:
+        self._labels = labels
+        self._left = torch.full_like(labels, patience)
+        self._sure = patience  # for so many steps no image can be done, and the device need not be asked
+
+    def running(self, logits: Tensor) -> Tensor | None:
+        """The indices of the rows that go on, None if all do; later calls are about those rows."""
+        wrong = logits.argmax(1) != self._labels
+        keep = ~wrong | (self._left > 0)
+        self._left -= wrong.long()
+        if self._sure > 0:
+            self._sure -= 1
+            return None
+        index = keep.nonzero().flatten()  # waits for the device, which has to say how many rows the next pass has
+        if len(index) == len(keep):
+            return None
+        self._labels, self._left = self._labels[index], self._left[index]
+        return index
+
+
 def maximise(
     network: Callable[[Tensor], Any],
-    objective: Objective,
+    objective: Callable[[Tensor], Objective],
+    target: Tensor,
     start: Tensor,
     feasible: FeasibleSet,
     *,
     alpha: float,
     steps: int,
-) -> Tensor:
+    noise: float = 0.0,
+    stop: EarlyStop | None = None,
+) -> Found:
     """Projected gradient ascent from ``start``: one forward and one backward pass to the input per step.
 
     Parameters get no gradient, and ``start`` is not written to.
 
     Args:
         network: The network, in the mode that it should be searched in.
-        objective: The network's output to a scalar. A *sum* over the images, so that the gradient of each does not shrink
-            with the batch (and vanish in float16).
+        objective: From the target of some images to a function of the network's output for them, which gives a scalar. A
+            *sum* over the images, so that the gradient of each does not shrink with the batch (and vanish in float16).
+        target: What the output is compared with, one row per image.
         start: A point of the set, ``(N, C, H, W)``.
         feasible: Where the points may lie, and what a step is.
         alpha: Step size.
-        steps: Number of steps; 0 gives ``start``.
-
-    Returns:
-        The last point, ``(N, C, H, W)``, without a graph.
+        steps: Largest number of steps; 0 gives ``start``.
+        noise: Standard deviation of the normal noise that is added to each step before the projection.
+        stop: Which images are done before the last step. They leave the batch; the result has them in their place.
     """
-    point = start.detach()
+    point, passes = start.detach(), 0
+    result, places = point, None  # once an image is done: all images, and where in it the rows of ``point`` belong
     for _ in range(steps):
         point.requires_grad_()
         with torch.enable_grad():
-            value = objective(network(point))
+            output = network(point)
+        passes += len(point)
+        running = stop.running(output) if stop is not None else None
+        if running is not None:
+            result, places = _put(result, places, point.detach()), _part(places, running)
+            if not len(running):
+                return Found(result, passes)
+        with torch.enable_grad():
+            value = objective(target)(output)
         (gradient,) = torch.autograd.grad(value, point)
-        point = feasible.ascend(point.detach(), gradient, alpha)
-    return point
+        point = point.detach()
+        if running is not None:
+            point, gradient, target, feasible = (
+                point[running],
+                gradient[running],
+                target[running],
+                feasible.rows(running),
+            )
+        point = feasible.ascend(point, gradient, alpha, noise)
+    return Found(_put(result, places, point), passes)
+
+
+def _put(result: Tensor, places: Tensor | None, point: Tensor) -> Tensor:
+    """All images, with those of ``point`` in their places."""
+    return point.clone() if places is None else result.index_copy_(0, places, point)
+
+
+def _part(places: Tensor | None, running: Tensor) -> Tensor:
+    return running if places is None else places[running]

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Callable
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from sip_plugin.checks import Norm, check_eps, check_images, check_labels, check_steps
 from sip_plugin.constraint import SalienceMap, as_salience_map, element_budget, feasible_set
 from sip_plugin.salience_source import MaskSource, call_mask_source, check_mask_source
-from sip_plugin.state import evaluating
-from sip_plugin.training.methods import Method, as_method
-from sip_plugin.training.search import maximise
+from sip_plugin.state import evaluating, preserved
+from sip_plugin.training.method import Method
+from sip_plugin.training.methods import as_method
+from sip_plugin.training.metrics import RecordedPasses
+from sip_plugin.training.networks import without_reducer
+from sip_plugin.training.other_attack import OtherAttack
+from sip_plugin.training.progress import Progress, at_epoch
+from sip_plugin.training.rng import restore_rng_state, rng_state
+from sip_plugin.training.search import EarlyStop, Found, maximise
+
+_SEARCH = {"eps": 8 / 255, "alpha": 2 / 255, "steps": 10, "norm": "Linf", "random_start": True}
 
 
 class AdversarialTrainer:
@@ -22,22 +30,35 @@ class AdversarialTrainer:
 
     The caller keeps the loop, the optimiser, the precision and the devices. The search for adversarial images runs with
     the network in eval mode and leaves no trace in it (modes, BatchNorm statistics, parameter gradients); the loss's own
-    forward pass runs in the mode that the loop set.
+    forward passes run in the mode that the loop set.
 
     Args:
         model: The network in training, images to logits ``(N, classes)``.
-        method: ``"standard"``, ``"madry"`` or ``"sip-at"``, or a :class:`~sip_plugin.training.Method` object.
+        method: ``"standard"``, ``"madry"``, ``"trades"``, ``"fat"``, ``"part"``, ``"mart"`` or ``"sip-at"``, or a
+            :class:`~sip_plugin.training.Method` object with parameters of its own.
         salience: Where maps come from: a callable ``(images, labels) -> map`` or ``(images) -> map``, or a map itself. A
-            call may bring its own instead (``mask=``). Values between 0 and 1 are legal here: the budget is ``ε·(1 − M)``.
+            call may bring its own instead (``mask=``). It works with every method. Values between 0 and 1 are legal here:
+            the budget is ``ε·(1 − M)``.
         eps: Radius of the ball, in units of images in ``[0, 1]``.
         alpha: Step size.
         steps: Steps of the search (K).
         norm: ``"Linf"`` or ``"L2"``; the defaults of ``eps`` and ``alpha`` are L∞'s.
-        random_start: Start the search at a random point of the feasible set, not at the image.
+        random_start: Start the search where the method says, not at the image.
+        attack: An attack in the place of the search, with settings of its own: called as ``attack(images, labels)``
+            (torchattacks) or by ART's ``generate``, bare or wrapped in ``SIPWrapper``. Without ``salience`` a wrapped one
+            uses its own maps. Give it the network itself, not DistributedDataParallel.
+
+    ``eps``, ``alpha`` and ``steps`` may also be callables of the epoch that :meth:`set_epoch` was told.
+
+    Attributes:
+        metrics: Of the last call, scalars that the host has not waited for: ``loss``; ``clean_loss``, ``clean_accuracy``,
+            ``adversarial_loss`` and ``adversarial_accuracy`` (cross-entropy and share of right answers) where the loss has
+            a pass with those images; ``steps`` (mean number of search steps, each with one forward pass, that an image
+            used) if there was a built-in search; ``salient`` (share of salient elements) if there was a map.
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If a method is unknown or a number is out of range.
+        ValueError: If a method is unknown, a number is out of range, or two settings exclude each other.
 
     Example:
         >>> criterion = AdversarialTrainer(model, "sip-at", salience=mask_fn)  # was nn.CrossEntropyLoss()
@@ -51,11 +72,12 @@ class AdversarialTrainer:
         method: str | Method = "sip-at",
         *,
         salience: MaskSource = None,
-        eps: float = 8 / 255,
-        alpha: float = 2 / 255,
-        steps: int = 10,
+        eps: float | Callable[[int], float] = 8 / 255,
+        alpha: float | Callable[[int], float] = 2 / 255,
+        steps: int | Callable[[int], int] = 10,
         norm: Norm = "Linf",
         random_start: bool = True,
+        attack: Any = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
@@ -64,13 +86,16 @@ class AdversarialTrainer:
         self.model = model
         self.method = as_method(method)
         self.salience = check_mask_source(salience, "salience")
-        self.eps = check_eps(eps, norm)
-        self.alpha = check_eps(alpha, norm, name="alpha")
-        self.steps = check_steps(steps)
+        self.eps = eps if callable(eps) else check_eps(eps, norm)
+        self.alpha = alpha if callable(alpha) else check_eps(alpha, norm, name="alpha")
+        self.steps = steps if callable(steps) else check_steps(steps)
         self.norm: Norm = norm
         self.random_start = random_start
+        self.attack = None if attack is None else OtherAttack(attack, self.method)
+        self.metrics: dict[str, Tensor] = {}
         self.epoch = 0
         self.epochs: int | None = None
+        self._check_together()
 
     def __call__(self, images: Tensor, labels: Tensor, mask: SalienceMap | None = None) -> Tensor:
         """The loss of a batch, with its graph.
@@ -85,11 +110,16 @@ class AdversarialTrainer:
 
         Raises:
             TypeError: If ``images``, ``labels`` or the map are of the wrong type.
-            ValueError: If their shapes or values do not fit, or the method needs a map and there is none.
+            ValueError: If their shapes or values do not fit, the method needs a map and there is none, or it has a schedule
+                and :meth:`set_epoch` was not told the number of epochs.
         """
         check_images(images)
         labels = check_labels(labels, images)
-        return self.method.loss(self.model, images, self._search(images, labels, mask), labels)
+        adversarial, found = self._search(images, labels, mask)
+        network = RecordedPasses(self.model, images, adversarial)
+        loss = self.method.loss(network, images, adversarial, labels)
+        self.metrics = {"loss": loss.detach(), **network.metrics(labels), **found}
+        return loss
 
     def perturb(self, images: Tensor, labels: Tensor, mask: SalienceMap | None = None) -> Tensor:
         """The adversarial images that the loss would use, ``(N, C, H, W)``, without a graph.
@@ -97,12 +127,12 @@ class AdversarialTrainer:
         Arguments and errors are those of a call. Works inside ``torch.no_grad()`` and ``torch.inference_mode()``.
         """
         check_images(images)
-        adversarial = self._search(images, check_labels(labels, images), mask)
+        adversarial, _ = self._search(images, check_labels(labels, images), mask)
         # Without a search they are the caller's images, which must not be written to through the result.
         return adversarial.clone() if adversarial.data_ptr() == images.data_ptr() else adversarial
 
     def set_epoch(self, epoch: int, epochs: int | None = None) -> None:
-        """Say which epoch begins (from 0), and of how many: drives a method's schedule.
+        """Say which epoch begins (from 0), and of how many: drives the schedules of method and settings.
 
         Raises:
             ValueError: If ``epoch`` is negative or not below ``epochs``.
@@ -112,36 +142,116 @@ class AdversarialTrainer:
         self.epoch = epoch
         self.epochs = epochs if epochs is not None else self.epochs
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs beside network and optimiser: epochs, the method's state and torch's random state.
+
+        The state of the CPU's generator and of those of the network's CUDA devices; NumPy's and Python's are not in it.
+        ``torch.load`` takes it with ``weights_only=True``.
+        """
+        return {
+            "epoch": self.epoch,
+            "epochs": self.epochs,
+            "method": {"name": self.method.name, "state": self.method.state_dict()},
+            "rng": rng_state(self.model),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state that :meth:`state_dict` gave, torch's global random state included.
+
+        Load it last, right before the loop goes on: what is drawn in between an uninterrupted run would not have drawn.
+
+        Raises:
+            ValueError: If it is the state of another method.
+        """
+        saved = state["method"]["name"]
+        if saved != self.method.name:
+            raise ValueError(f"The state is of a trainer with the method {saved!r}, this one has {self.method.name!r}.")
+        self.method.load_state_dict(state["method"]["state"])
+        self.epoch, self.epochs = state["epoch"], state["epochs"]
+        restore_rng_state(self.model, state["rng"])
+
     def __repr__(self) -> str:
         source = self.salience
         shown = f"map of shape {tuple(source.shape)}" if isinstance(source, (Tensor, np.ndarray)) else repr(source)
+        if self.attack is not None:
+            settings = [f"attack={self.attack!r}"]
+        else:
+            numbers = {"eps": self.eps, "alpha": self.alpha, "steps": self.steps}
+            settings = [
+                f"{name}={value!r}" if callable(value) else f"{name}={value:.4g}" for name, value in numbers.items()
+            ]
+            settings += [f"norm={self.norm!r}", f"random_start={self.random_start}"]
         return (
-            f"AdversarialTrainer({type(self.model).__name__}, {self.method!r}, salience={shown}, eps={self.eps:.4g}, "
-            f"alpha={self.alpha:.4g}, steps={self.steps}, norm={self.norm!r}, random_start={self.random_start})"
+            f"AdversarialTrainer({type(self.model).__name__}, {self.method!r}, salience={shown}, {', '.join(settings)})"
         )
 
-    def _search(self, images: Tensor, labels: Tensor, mask: SalienceMap | None) -> Tensor:
+    # --- the adversarial images ---
+
+    def _search(self, images: Tensor, labels: Tensor, mask: SalienceMap | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The images to train on, and what there is to tell about how they were found."""
         if not self.method.adversarial:
-            return images.detach()
+            return images.detach(), {}
         # A caller may be inside inference_mode, whose tensors cannot take part in a gradient; copies of them can.
         with torch.inference_mode(False), torch.no_grad():
             images, labels = (t.clone() if t.is_inference() else t.detach() for t in (images, labels))
-            budget = element_budget(images, self.eps, self._map(images, labels, mask))
-            feasible = feasible_set(images, budget, self.norm)
-            start = feasible.random_start() if self.random_start else images
-            # The search must not wake DistributedDataParallel's reducer: it goes past it, to the network itself.
-            network = self.model.module if isinstance(self.model, DistributedDataParallel) else self.model
-            with evaluating(network):
-                objective = self.method.objective(labels)
-                return maximise(network, objective, start, feasible, alpha=self.alpha, steps=self.steps)
+            salience = self._map(images, labels, mask)
+            told = {} if salience is None else {"salient": salience.to(images.dtype).mean()}
+            network = without_reducer(self.model)
+            if self.attack is not None:
+                with preserved(network):
+                    adversarial = self.attack(images, labels, salience)
+            else:
+                with evaluating(network):
+                    adversarial, passes = self._maximise(network, images, labels, salience)
+                told["steps"] = images.new_full((), passes / len(images))
+        if torch.is_autocast_cache_enabled():
+            # Weights that were cast where no graph is recorded (f(x) of TRADES, somebody's attack) would stay without one
+            # in a torch that does not have the fix of pytorch/pytorch#158232.
+            torch.clear_autocast_cache()
+        return adversarial, told
+
+    def _maximise(self, network: nn.Module, images: Tensor, labels: Tensor, salience: Tensor | None) -> Found:
+        method, progress = self.method, Progress(self.epoch, self.epochs)
+        eps = check_eps(at_epoch(self.eps, self.epoch), self.norm)
+        budget = element_budget(images, eps, salience)
+        own = method.budget(network, images, eps, progress)
+        feasible = feasible_set(images, budget if own is None else torch.minimum(budget, own), self.norm)
+        patience = method.patience(progress)
+        return maximise(
+            network,
+            method.objective,
+            method.target(network, images, labels),
+            method.start(feasible) if self.random_start else images,
+            feasible,
+            alpha=check_eps(at_epoch(self.alpha, self.epoch), self.norm, name="alpha"),
+            steps=check_steps(at_epoch(self.steps, self.epoch)),
+            noise=method.step_noise,
+            stop=None if patience is None else EarlyStop(labels, patience),
+        )
 
     def _map(self, images: Tensor, labels: Tensor, mask: SalienceMap | None) -> Tensor | None:
         source = self.salience if mask is None else mask
         if source is not None:
             return as_salience_map(call_mask_source(source, images, labels), images, soft=True)
-        if self.method.needs_salience:
+        if self.method.needs_salience and self.attack is None:
             raise ValueError(
                 f"{self.method.name!r} needs a salience map: AdversarialTrainer(..., salience=mask_fn), or mask=... with "
                 "the call. Without one it would be plain Madry training."
             )
-        return None
+        return None  # an attack that a map is needed of is a wrapped one, which has its own
+
+    def _check_together(self) -> None:
+        if self.attack is None:
+            if self.method.needs_random_start and not self.random_start:
+                raise ValueError(
+                    f"{self.method.name!r} needs random_start=True: at the image itself its objective has no gradient."
+                )
+            return
+        if self.salience is not None:
+            self.attack.check_keeps_salience("salience=")
+        changed = [name for name, default in _SEARCH.items() if getattr(self, name) != default]
+        if changed:
+            raise ValueError(
+                f"{', '.join(changed)} is a setting of the built-in search, but attack={self.attack!r} takes its place. "
+                "Set it on the attack."
+            )

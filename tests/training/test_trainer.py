@@ -10,7 +10,7 @@ from torch import nn
 
 from sip_plugin import AdversarialTrainer
 from sip_plugin.salience import GradientSalience
-from sip_plugin.training import SIPAT, Madry, Method, Standard
+from sip_plugin.training import PART, SIPAT, TRADES, Madry, Method, Standard
 from tests.adapters.test_contract import everything, same
 
 SHORT = {"eps": 0.1, "alpha": 0.03, "steps": 4}
@@ -168,13 +168,19 @@ def test_a_compiled_model_trains_alike(network, images, labels, salience):
     assert torch.allclose(losses[0], losses[1], atol=1e-5)
 
 
-def test_in_distributed_data_parallel_only_the_losss_own_pass_is_reduced(tmp_path, network, images, labels, salience):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_in_distributed_data_parallel_only_the_losss_own_pass_is_reduced(
+    compiled, tmp_path, network, images, labels, salience
+):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         parallel = nn.parallel.DistributedDataParallel(network)
         calls = []
         parallel.register_forward_hook(lambda *_: calls.append(1))
-        trainer = AdversarialTrainer(parallel, "sip-at", salience=salience, random_start=False, **SHORT)
+        model = torch.compile(parallel, backend="eager") if compiled else parallel
+        trainer = AdversarialTrainer(model, "sip-at", salience=salience, random_start=False, **SHORT)
+        trainer.perturb(images, labels)
+        assert not calls
         trainer(images, labels).backward()
         assert len(calls) == 1
         ours = [p.grad.clone() for p in network.parameters()]
@@ -235,7 +241,7 @@ def test_a_users_own_method_is_one_small_class(network, images, labels):
     ("arguments", "kind", "says"),
     [
         ({"model": lambda x: x}, TypeError, "nn.Module"),
-        ({"method": "sipat"}, ValueError, "standard, madry, sip-at"),
+        ({"method": "sipat"}, ValueError, "standard, madry, trades, fat, part, mart, sip-at"),
         ({"method": nn.CrossEntropyLoss()}, TypeError, "method"),
         ({"method": SIPAT}, TypeError, "method"),
         ({"salience": "map.png"}, TypeError, "salience"),
@@ -288,17 +294,17 @@ def test_the_repr_shows_the_settings(network, salience):
     assert "map of shape (6, 3, 16, 16)" in shown
 
 
-@pytest.mark.slow
-def test_a_network_trained_with_sip_at_is_more_robust_than_a_standard_one(digits):
+@pytest.fixture(scope="module")
+def robust_accuracy(digits):
+    """Trains a network with a method; it and its accuracy under PGD."""
     from tests.conftest import small_network
 
     x, y = digits[0][:1200], digits[1][:1200]
     x_test, y_test = digits[0][1200:1500], digits[1][1200:1500]
-    robust, teacher = {}, None
-    for method in ("standard", "madry", "sip-at"):
+
+    def trained(method, mask_fn=None):
         torch.manual_seed(0)
         model = small_network().train()
-        mask_fn = GradientSalience(teacher) if teacher is not None else None
         criterion = AdversarialTrainer(model, method, salience=mask_fn, eps=0.1, alpha=0.03, steps=5)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         for epoch in range(8):
@@ -309,10 +315,23 @@ def test_a_network_trained_with_sip_at_is_more_robust_than_a_standard_one(digits
                 optimizer.step()
         model.eval()
         adversarial = torchattacks.PGD(model, eps=0.1, alpha=0.02, steps=10)(x_test, y_test)
-        robust[method] = (model(adversarial).argmax(1) == y_test).float().mean().item()
-        teacher = model if method == "madry" else teacher
-    assert robust["sip-at"] > robust["standard"] + 0.1
-    assert robust["madry"] > robust["standard"] + 0.1
+        return model, (model(adversarial).argmax(1) == y_test).float().mean().item()
+
+    return trained
+
+
+@pytest.fixture(scope="module")
+def standard_and_madry(robust_accuracy):
+    return robust_accuracy("standard"), robust_accuracy("madry")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("salient", [False, True])
+@pytest.mark.parametrize("method", ["madry", TRADES(beta=2.0), "fat", "mart", PART(eps_low=0.07)], ids=str)
+def test_a_trained_network_is_more_robust_than_a_standard_one(method, salient, robust_accuracy, standard_and_madry):
+    (_, standard), (teacher, _) = standard_and_madry
+    _, robust = robust_accuracy(method, GradientSalience(teacher) if salient else None)
+    assert robust > standard + 0.1
 
 
 def test_a_mask_function_may_compute_its_own_gradient(network, images, labels):

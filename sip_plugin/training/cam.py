@@ -1,0 +1,121 @@
+"""Class activation maps of the network in training: one forward and one partial backward pass for a whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sip_plugin.training.networks import innermost
+
+CAM = Literal["gradcam", "xgradcam", "layercam"]
+
+
+def class_activation_maps(
+    network: nn.Module, images: Tensor, kind: CAM = "gradcam", layer: str | None = None
+) -> Tensor:
+    """How much each pixel speaks for the class that the network predicts.
+
+    With the activations ``A_k`` of a layer and the gradient ``G_k`` of the predicted logit to them, the map is
+    ``ReLU(Σ_k w_k A_k)``: for Grad-CAM (Selvaraju et al. 2017) ``w_k`` is the mean of ``G_k``, for XGrad-CAM (Fu et al.
+    2020) ``Σ G_k A_k / Σ A_k``, both over the positions; for LayerCAM (Jiang et al. 2021) ``ReLU(G_k)``, at each position
+    its own. Each map is scaled to ``[0, 1]`` and then enlarged bilinearly.
+
+    Args:
+        network: The network, in the mode that it should be looked at in. No trace is left in it.
+        images: ``(N, C, H, W)``.
+        kind: ``"gradcam"``, ``"xgradcam"`` or ``"layercam"``.
+        layer: The name of a module (as ``named_modules`` gives it); None for the last module with convolutions in it whose
+            output still has more than one position.
+
+    Returns:
+        ``(N, 1, H, W)`` in ``[0, 1]``, at least float32; 0 everywhere for an image whose map is constant.
+
+    Raises:
+        ValueError: If there is no such layer, or its output is not ``(N, K, h, w)``.
+    """
+    network = innermost(network)
+    with torch.enable_grad():
+        # The images ask for a gradient so that the activations are in a graph even where all weights are frozen.
+        output, activation = _forward(network, images.detach().requires_grad_(), layer)
+        (gradient,) = torch.autograd.grad(output.max(1).values.sum(), activation)
+    dtype = torch.promote_types(activation.dtype, torch.float32)
+    maps = _SUMS[kind](activation.detach().to(dtype), gradient.to(dtype)).relu_()
+    low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
+    maps = (maps - low) / (high - low).clamp(min=torch.finfo(dtype).tiny)
+    return F.interpolate(maps, size=images.shape[2:], mode="bilinear", align_corners=False)
+
+
+def _gradcam(activation: Tensor, gradient: Tensor) -> Tensor:
+    return (gradient.mean((2, 3), keepdim=True) * activation).sum(1, keepdim=True)
+
+
+def _xgradcam(activation: Tensor, gradient: Tensor) -> Tensor:
+    total = activation.sum((2, 3), keepdim=True)
+    total = torch.where(total == 0, torch.ones_like(total), total)  # a dead channel has no part in the map
+    weight = (gradient * activation).sum((2, 3), keepdim=True) / total
+    return (weight * activation).sum(1, keepdim=True)
+
+
+def _layercam(activation: Tensor, gradient: Tensor) -> Tensor:
+    return (gradient.relu() * activation).sum(1, keepdim=True)
+
+
+_SUMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gradcam": _gradcam,
+    "xgradcam": _xgradcam,
+    "layercam": _layercam,
+}
+KINDS = tuple(_SUMS)
+"""The kinds of map."""
+
+
+def _forward(network: nn.Module, images: Tensor, layer: str | None) -> tuple[Tensor, Tensor]:
+    """The network's output, and the activations of the layer, in one pass."""
+    seen: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        # Modules end in the order of the pass, a stage after the last of its blocks: the last one to end is the stage.
+        if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2:].numel() > 1:
+            seen[:] = [output]
+
+    watched = _containing_convolutions(network) if layer is None else [_named(network, layer)]
+    handles = [module.register_forward_hook(keep) for module in watched]
+    try:
+        output = network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not seen:
+        found = (
+            "No convolution stage"
+            if layer is None
+            else f"No output (N, K, h, w) with more than one position of {layer!r}"
+        )
+        raise ValueError(
+            f"{found} was seen in {type(network).__name__}: name one of its layers with such an output, PART(layer=...)."
+        )
+    return output, seen[0]
+
+
+def _containing_convolutions(network: nn.Module) -> list[nn.Module]:
+    modules = dict(network.named_modules())
+    names: set[str] = set()
+    for name, module in modules.items():
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+            parts = name.split(".")
+            names.update(".".join(parts[:count]) for count in range(len(parts) + 1))
+    return [modules[name] for name in names]
+
+
+def _named(network: nn.Module, layer: str) -> nn.Module:
+    try:
+        return network.get_submodule(layer)
+    except AttributeError as error:
+        known = [name for name, _ in network.named_modules() if name]
+        raise ValueError(
+            f"{type(network).__name__} has no layer {layer!r}. It has: {', '.join(known[:30])}{', ...' * (len(known) > 30)}."
+        ) from error

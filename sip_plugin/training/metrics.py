@@ -1,0 +1,36 @@
+"""What a training step tells about itself, from the passes that it makes anyway."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class RecordedPasses:
+    """The network as a method's loss sees it; remembers its outputs for the clean and for the adversarial images."""
+
+    def __init__(self, network: Callable[[Tensor], Any], images: Tensor, adversarial: Tensor) -> None:
+        self._network = network
+        self._inputs = {"clean": images, "adversarial": adversarial}
+        self._outputs: dict[str, Tensor] = {}
+
+    def __call__(self, images: Tensor) -> Any:
+        """The network's output."""
+        output = self._network(images)
+        for name, inputs in self._inputs.items():
+            if images is inputs and isinstance(output, Tensor) and output.dim() == 2:
+                self._outputs[name] = output.detach()
+        return output
+
+    @torch.no_grad()
+    def metrics(self, labels: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy and accuracy for the clean and the adversarial images, as far as there was a pass with them."""
+        found = {}
+        for name, logits in self._outputs.items():
+            found[f"{name}_loss"] = F.cross_entropy(logits.float(), labels)
+            found[f"{name}_accuracy"] = (logits.argmax(1) == labels).float().mean()
+        return found
