@@ -16,7 +16,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_snippets_run_one_after_the_other(network, images, labels, digits):
     snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(snippets) == 5
+    assert len(snippets) == 6
     names = {
         "model": network,
         "teacher": network,
@@ -42,8 +42,10 @@ def test_the_snippets_run_one_after_the_other(network, images, labels, digits):
     exec(snippets[3], names)
     assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
     names |= {"images": images, "labels": labels}
-    names["attack"] = SIPWrapper(torchattacks.PGD(network), names["mask_fn"])
     exec(snippets[4], names)
+    assert set(names["checkpoint"]) == {"network", "trainer"}
+    names["attack"] = SIPWrapper(torchattacks.PGD(network), names["mask_fn"])
+    exec(snippets[5], names)
     assert torch.equal(names["adv"][names["maps"]], images[names["maps"]])
     assert names["loss"].requires_grad
 

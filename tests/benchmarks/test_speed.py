@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.record import write_text
-from benchmarks.speed import measure, wrapper_overhead
+from benchmarks.speed import measure, training_step, wrapper_overhead
 from tests.conftest import small_network
 
 
@@ -47,6 +47,33 @@ def test_wrapper_overhead_runs_and_writes_its_record(tmp_path, monkeypatch):
         "AdversarialTrainer('sip-at') step / bare passes",
     ]
     assert all(result["median_ratio"] > 0 for result in record["results"].values())
+
+
+def test_training_step_runs_and_writes_its_record(tmp_path):
+    out = tmp_path / "result.json"
+    results = training_step.main(["--width", "4", "--batch", "4", "--rounds", "1", "--out", str(out)])
+    record = json.loads(out.read_text())
+    assert {"versions", "hardware", "command", "seed", "results", "peak_bytes", "network"} <= set(record)
+    for name, rows in {
+        "madry": [4] * 10,
+        "sip-at": [4] * 10,
+        "trades": [4] * 11,
+        "mart": [4] * 10,
+        "part": [4] * 11,
+    }.items():
+        assert results[f"{name} step / its bare passes"]["rows"] == rows
+    assert sum(results["fat step / its bare passes"]["rows"]) <= 40
+    assert len(results) == 6 + 6 + 1
+
+
+def test_peak_memory_counts_what_is_alive_at_once():
+    with measure.PeakMemory() as peak:
+        one = torch.ones(1000)
+        two = one + 1
+        del one
+        three = two * 2
+    assert peak.bytes == 8000
+    assert float(three[0]) == 4.0
 
 
 def test_parts_of_wrapper_overhead_run_alone(monkeypatch):
