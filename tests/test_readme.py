@@ -87,3 +87,16 @@ def test_the_rows_on_strength_are_the_committed_results():
     quoted = README[README.index(table.splitlines()[0]) :].split("\n\n")[0].splitlines()
     assert len(quoted) > 8
     assert set(quoted) <= set(table.splitlines())
+
+
+def test_the_training_steps_are_the_committed_results():
+    record = json.loads((ROOT / "benchmarks" / "results" / "speed" / "training_step.json").read_text())
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    for name, result in record["results"].items():
+        assert f"| {name} | {result['median_ratio']:.3f} |" in page
+        assert f"{result['median_ratio']:.3f}" in README
+    for name, result in record["results"].items():
+        assert "its bare passes" not in name or result["median_ratio"] <= 1.05, name
+    ours, theirs = (record["peak_bytes"][name] for name in ("sip-plugin madry", "torchattacks.PGD"))
+    assert f"{ours / theirs:.3f}" in page
+    assert ours <= 1.05 * theirs

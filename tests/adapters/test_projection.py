@@ -34,6 +34,21 @@ def test_rows_are_told_apart_even_where_images_are_close(salience):
     assert torch.equal(projected, torch.where(salience[rows], images[rows], images[rows] + 1e-4))
 
 
+@pytest.mark.parametrize(("piece", "rows"), [(4, [0, 1, 2, 3]), (4, [4, 5]), (2, [2, 3]), (3, [3, 4, 5])])
+def test_a_piece_of_the_batch_is_recognised_as_a_whole(piece, rows, images, salience):
+    twins = images.clone()
+    twins[rows[-1]] = twins[rows[0]]  # alone, they could not be told apart
+    queries = (twins[rows] + 0.1 * torch.randn(len(rows), 3, 16, 16)).clamp(0, 1)
+    projected = BatchProjection(twins, salience, piece=piece)(queries)
+    assert torch.equal(projected, torch.where(salience[rows], twins[rows], queries))
+
+
+def test_other_rows_than_a_pieces_go_by_distance(images, salience):
+    queries = images[[5, 0, 3]]
+    projected = BatchProjection(images, salience, piece=4)(queries)
+    assert torch.equal(projected, queries)
+
+
 def test_a_map_for_every_image_is_not_looked_up_by_row(images):
     mask = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
     mask[..., :8] = True

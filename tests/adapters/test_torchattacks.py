@@ -292,15 +292,6 @@ def test_near_identical_images_with_different_maps(network, images, labels):
     seen = []
     network.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
 
-    def mismatched():
-        """Queries in which a twin shows the other twin's clean half."""
-        wrong = 0
-        for queries in seen:
-            for query, twin in zip(queries, twins, strict=False):
-                halves = torch.equal(query[:, :8], twin[:, :8]), torch.equal(query[:, 8:], twin[:, 8:])
-                wrong += not any(halves)
-        return wrong
-
     exact = run(SIPWrapper(attack, maps, one_by_one=True), other, y)
     free = ~maps.expand_as(other)
     assert torch.equal(exact[~free], other[~free])
@@ -308,8 +299,8 @@ def test_near_identical_images_with_different_maps(network, images, labels):
     assert len(single) == len(seen)
     seen.clear()
     batched = run(SIPWrapper(attack, maps), other, y)
-    assert torch.equal(batched[~free], other[~free])  # the result is right in either mode
-    assert mismatched() > 0  # what the network was asked on the way may not be
+    # The result is right in either mode; what the network was asked on the way may not be (see BatchProjection's tests).
+    assert torch.equal(batched[~free], other[~free])
 
 
 class _Live(TorchDispatchMode):
