@@ -1,7 +1,11 @@
 """The examples for other people's training loops; they need Lightning and Accelerate."""
 
+import subprocess
+import sys
+
 import pytest
 
+from tests.conftest import ROOT
 from tests.examples.test_examples import example
 
 
@@ -12,6 +16,19 @@ def test_training_in_somebody_elses_loop(loop, tmp_path, monkeypatch):
     results = example(f"train_with_{loop}").main(epochs=5)
     assert results["clean"] > 0.8
     assert results["robust"] > 0.5
+
+
+def test_training_in_a_compiled_network_under_autocast():
+    # A backend without code generation: a user's machine may lack a compiler.
+    assert example("train_fast").main(epochs=4, backend="aot_eager") > 0.8
+
+
+def test_training_on_two_processes():
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = str(ROOT / "examples" / "train_with_ddp.py")
+    run = subprocess.run([*command, script], capture_output=True, text=True, timeout=300, check=False)
+    assert "2 processes, weights equal" in run.stdout, run.stderr[-2000:]
+    assert float(run.stdout.rpartition("accuracy ")[2].rstrip("%\n")) > 80
 
 
 @pytest.mark.parametrize("method", ["trades", "mart", "part", "sip-at"])
