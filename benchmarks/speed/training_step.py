@@ -152,6 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--bf16", action="store_true", help="autocast to bfloat16, channels last (not for ART)")
+    parser.add_argument("--compile", action="store_true", help="our search's step compiled (not FAT's)")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="result file (JSON)")
@@ -194,11 +195,19 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     for name, (clean, trained) in passes.items():
         method = PART(warmup=0) if name == "part" else name
         trainer = AdversarialTrainer(
-            model, method, salience=salience if name == "sip-at" else None, eps=EPS, alpha=ALPHA, steps=STEPS
+            model,
+            method,
+            salience=salience if name == "sip-at" else None,
+            eps=EPS,
+            alpha=ALPHA,
+            steps=STEPS,
+            compile=options.compile and name != "fat",
         )
         trainer.set_epoch(0, 120)
         ours = partial(step, trainer)
-        rows = rows_of_the_search(model, ours, trained)
+        # A hook would become part of a compiled graph, whose rows are known.
+        compiled = options.compile and name != "fat"
+        rows = [options.batch] * STEPS if compiled else rows_of_the_search(model, ours, trained)
         searched = rows if name == "fat" else rows[-STEPS:]
         needed: list[Callable[[], None]] = [partial(bare_passes, model, images, labels, searched, clean, trained)]
         if name == "part":
@@ -248,6 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             "batch": options.batch,
             "steps": STEPS,
             "device": options.device,
+            "compiled": options.compile,
             "precision": "bfloat16 autocast, channels last" if options.bf16 else "float32",
         }
         write_json(options.out, run_record(options.seed) | conditions | {"results": results, "peak_bytes": memory})

@@ -24,6 +24,7 @@ class Method:
         needs_salience: Whether it is an error to train without a map.
         needs_random_start: Whether it is an error to start the search at the image itself.
         takes_attack: Whether another attack may take the place of the search.
+        fixed_length: Whether the search goes on with every image to its last step, so that it can be compiled.
         step_noise: Standard deviation of the normal noise that each step of the search adds before the projection.
     """
 
@@ -32,6 +33,7 @@ class Method:
     needs_salience = False
     needs_random_start = False
     takes_attack = True
+    fixed_length = True
     step_noise = 0.0
 
     def start(self, feasible: FeasibleSet) -> Tensor:

@@ -141,6 +141,7 @@ class FAT(Method):
 
     name = "fat"
     takes_attack = False
+    fixed_length = False
 
     def __init__(self, tau: int | None = None, omega: float = 0.001, random_start: bool = True) -> None:
         if tau is not None and (isinstance(tau, bool) or not isinstance(tau, numbers.Integral)):

@@ -11,6 +11,8 @@ from torch import Tensor
 from sip_plugin.constraint import FeasibleSet
 
 Objective = Callable[[Any], Tensor]
+Step = Callable[..., Tensor]
+"""What :func:`ascent_step` is, also compiled."""
 
 
 class Found(NamedTuple):
@@ -50,6 +52,33 @@ class EarlyStop:
         return index
 
 
+def ascent_step(
+    network: Callable[[Tensor], Any],
+    objective: Callable[[Tensor], Objective],
+    target: Tensor,
+    point: Tensor,
+    feasible: FeasibleSet,
+    alpha: float,
+    noise: float,
+) -> Tensor:
+    """One step of :func:`maximise` as a function without side effects, which ``torch.compile`` takes as one graph."""
+    gradient = torch.func.grad(lambda candidate: objective(target)(network(candidate)))(point)
+    return feasible.ascend(point, gradient, alpha, noise)
+
+
+def compiled_step(device: torch.device) -> Step:
+    """:func:`ascent_step` as one compiled graph; on CUDA replayed as a CUDA graph."""
+    if device.type != "cuda":
+        return torch.compile(ascent_step, fullgraph=True)
+    step = torch.compile(ascent_step, fullgraph=True, mode="reduce-overhead")
+
+    def replayed(*args: Any) -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return step(*args).clone()  # the graph's own memory is overwritten by its next run
+
+    return replayed
+
+
 def maximise(
     network: Callable[[Tensor], Any],
     objective: Callable[[Tensor], Objective],
@@ -61,6 +90,7 @@ def maximise(
     steps: int,
     noise: float = 0.0,
     stop: EarlyStop | None = None,
+    step: Step | None = None,
 ) -> Found:
     """Projected gradient ascent from ``start``: one forward and one backward pass to the input per step.
 
@@ -77,8 +107,13 @@ def maximise(
         steps: Largest number of steps; 0 gives ``start``.
         noise: Standard deviation of the normal noise that is added to each step before the projection.
         stop: Which images are done before the last step. They leave the batch; the result has them in their place.
+        step: A compiled step, in place of the one written out here; not together with ``stop``, whose batches change.
     """
     point, passes = start.detach(), 0
+    if step is not None:
+        for _ in range(steps):
+            point = step(network, objective, target, point, feasible, alpha, noise)
+        return Found(point.clone() if not steps else point, steps * len(point))
     result, places = point, None  # once an image is done: all images, and where in it the rows of ``point`` belong
     for _ in range(steps):
         point.requires_grad_()

@@ -16,11 +16,11 @@ from sip_plugin.state import evaluating, preserved
 from sip_plugin.training.method import Method
 from sip_plugin.training.methods import as_method
 from sip_plugin.training.metrics import RecordedPasses
-from sip_plugin.training.networks import without_reducer
+from sip_plugin.training.networks import PastFabric, innermost, without_reducer
 from sip_plugin.training.other_attack import OtherAttack
 from sip_plugin.training.progress import Progress, at_epoch
 from sip_plugin.training.rng import restore_rng_state, rng_state
-from sip_plugin.training.search import EarlyStop, Found, maximise
+from sip_plugin.training.search import EarlyStop, Found, Step, compiled_step, maximise
 
 _SEARCH = {"eps": 8 / 255, "alpha": 2 / 255, "steps": 10, "norm": "Linf", "random_start": True}
 
@@ -47,6 +47,9 @@ class AdversarialTrainer:
         attack: An attack in the place of the search, with settings of its own: called as ``attack(images, labels)``
             (torchattacks) or by ART's ``generate``, bare or wrapped in ``SIPWrapper``. Without ``salience`` a wrapped one
             uses its own maps. Give it the network itself, not DistributedDataParallel.
+        compile: Compile the search's step (forward, backward to the images, projection) as one graph, on CUDA with CUDA
+            graphs. Takes some seconds at the first call, and for each new shape of a batch. The network must be one that
+            ``torch.compile(..., fullgraph=True)`` takes; not for FAT, whose batches shrink. Results differ by rounding.
 
     ``eps``, ``alpha`` and ``steps`` may also be callables of the epoch that :meth:`set_epoch` was told.
 
@@ -78,6 +81,7 @@ class AdversarialTrainer:
         norm: Norm = "Linf",
         random_start: bool = True,
         attack: Any = None,
+        compile: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
@@ -92,6 +96,8 @@ class AdversarialTrainer:
         self.norm: Norm = norm
         self.random_start = random_start
         self.attack = None if attack is None else OtherAttack(attack, self.method)
+        self.compile = bool(compile)
+        self._steps: dict[torch.device, Step] = {}
         self.metrics: dict[str, Tensor] = {}
         self.epoch = 0
         self.epochs: int | None = None
@@ -181,6 +187,7 @@ class AdversarialTrainer:
                 f"{name}={value!r}" if callable(value) else f"{name}={value:.4g}" for name, value in numbers.items()
             ]
             settings += [f"norm={self.norm!r}", f"random_start={self.random_start}"]
+            settings += ["compile=True"] * self.compile
         return (
             f"AdversarialTrainer({type(self.model).__name__}, {self.method!r}, salience={shown}, {', '.join(settings)})"
         )
@@ -217,6 +224,8 @@ class AdversarialTrainer:
         own = method.budget(network, images, eps, progress)
         feasible = feasible_set(images, budget if own is None else torch.minimum(budget, own), self.norm)
         patience = method.patience(progress)
+        if self.compile and not isinstance(network, PastFabric):
+            network = innermost(network)  # the step is compiled with the network in it, once
         return maximise(
             network,
             method.objective,
@@ -227,7 +236,16 @@ class AdversarialTrainer:
             steps=check_steps(at_epoch(self.steps, self.epoch)),
             noise=method.step_noise,
             stop=None if patience is None else EarlyStop(labels, patience),
+            step=self._step(images.device) if self.compile else None,
         )
+
+    def _step(self, device: torch.device) -> Step:
+        if device not in self._steps:
+            self._steps[device] = compiled_step(device)
+        return self._steps[device]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_steps": {}}  # compiled code is of this process
 
     def _map(self, images: Tensor, labels: Tensor, mask: SalienceMap | None) -> Tensor | None:
         source = self.salience if mask is None else mask
@@ -241,6 +259,9 @@ class AdversarialTrainer:
         return None  # an attack that a map is needed of is a wrapped one, which has its own
 
     def _check_together(self) -> None:
+        if self.compile and (self.attack is not None or not self.method.fixed_length):
+            what = "attack=" if self.attack is not None else f"{self.method.name!r}, whose batches change their length"
+            raise ValueError(f"compile=True compiles the built-in search's step, which does not go with {what}.")
         if self.attack is None:
             if self.method.needs_random_start and not self.random_start:
                 raise ValueError(
