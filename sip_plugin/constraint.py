@@ -148,7 +148,7 @@ class FeasibleSet(Protocol):
         """A random point of the set, ``(N, C, H, W)``. Draws from torch's global generator."""
         ...
 
-    def ascend(self, point: Tensor, gradient: Tensor, alpha: float, noise: float = 0.0) -> Tensor:
+    def ascend(self, point: Tensor, gradient: Tensor, alpha: float | Tensor, noise: float = 0.0) -> Tensor:
         """``point`` after one step of size ``alpha`` up the gradient and ``noise·N(0, 1)``, back in the set."""
         ...
 
@@ -180,9 +180,9 @@ class LinfBox:
         noise = torch.empty_like(self.images).uniform_(-1, 1)
         return noise.mul_(self.budget).add_(self.images).clamp_(self.lower, self.upper)
 
-    def ascend(self, point: Tensor, gradient: Tensor, alpha: float, noise: float = 0.0) -> Tensor:
+    def ascend(self, point: Tensor, gradient: Tensor, alpha: float | Tensor, noise: float = 0.0) -> Tensor:
         """A signed gradient step, then noise, then the projection."""
-        moved = point.add(gradient.sign(), alpha=alpha)
+        moved = point + gradient.sign() * alpha  # a compiled search has it as a tensor
         if noise:
             moved.add_(torch.randn_like(moved), alpha=noise)
         return moved.clamp_(self.lower, self.upper)
@@ -222,7 +222,7 @@ class L2Ball:
         length = torch.rand_like(dimensions).pow_(1 / dimensions).mul_(self.radius)
         return direction.mul_(self.weight * length / _norms(direction)).add_(self.images).clamp_(0, 1)
 
-    def ascend(self, point: Tensor, gradient: Tensor, alpha: float, noise: float = 0.0) -> Tensor:
+    def ascend(self, point: Tensor, gradient: Tensor, alpha: float | Tensor, noise: float = 0.0) -> Tensor:
         """A step of length ``alpha`` along the normalised gradient, then noise, scaled back into the ball."""
         gradient = gradient * self.weight
         delta = (point - self.images).add_(gradient.mul_(self.weight * alpha / _norms(gradient)))
@@ -252,9 +252,10 @@ def _rows(feasible: _Set, index: Tensor) -> _Set:
 
 
 def _norms(batch: Tensor) -> Tensor:
-    """The L2 norm of each image, ``(N, 1, 1, 1)``, never 0 (a zero image divided by it stays zero)."""
+    """The L2 norm of each image, ``(N, 1, 1, 1)``, never 0 (a zero image times any radius over it stays zero)."""
     norms: Tensor = torch.linalg.vector_norm(batch, dim=(1, 2, 3), keepdim=True)
-    return norms.clamp_(min=torch.finfo(norms.dtype).tiny)
+    smallest = torch.finfo(norms.dtype).tiny
+    return norms.clamp_(min=smallest if norms.dtype == torch.float16 else smallest**0.75)
 
 
 def feasible_set(images: Tensor, budget: Tensor, norm: Norm) -> FeasibleSet:

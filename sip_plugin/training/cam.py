@@ -77,10 +77,12 @@ def _forward(network: nn.Module, images: Tensor, layer: str | None) -> tuple[Ten
     """The network's output, and the activations of the layer, in one pass."""
     seen: list[Tensor] = []
 
-    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+    def keep(module: nn.Module, inputs: Any, output: Any) -> Any:
         # Modules end in the order of the pass, a stage after the last of its blocks: the last one to end is the stage.
         if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2:].numel() > 1:
             seen[:] = [output]
+            return output.clone()  # for the rest of the network, which may write into it
+        return output
 
     watched = _containing_convolutions(network) if layer is None else [_named(network, layer)]
     handles = [module.register_forward_hook(keep) for module in watched]

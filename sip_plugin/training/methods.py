@@ -71,15 +71,15 @@ class TRADES(Method):
 
     def target(self, network: Callable[[Tensor], Any], images: Tensor, labels: Tensor) -> Tensor:
         """The logarithms of the probabilities at the clean images."""
-        return F.log_softmax(network(images), 1)
+        return F.log_softmax(_wide(network(images)), 1)
 
     def objective(self, target: Tensor) -> Callable[[Any], Tensor]:
         """The KL divergence from the clean distribution, summed."""
-        return lambda logits: F.kl_div(F.log_softmax(logits, 1), target, reduction="sum", log_target=True)
+        return lambda logits: F.kl_div(F.log_softmax(_wide(logits), 1), target, reduction="sum", log_target=True)
 
     def loss(self, network: Callable[[Tensor], Any], images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
         """Both terms have a gradient through the clean images' pass, as in the public code."""
-        clean, attacked = network(images), network(adversarial)
+        clean, attacked = _wide(network(images)), _wide(network(adversarial))
         divergence = F.kl_div(
             F.log_softmax(attacked, 1), F.log_softmax(clean, 1), reduction="batchmean", log_target=True
         )
@@ -111,7 +111,7 @@ class MART(Method):
 
     def loss(self, network: Callable[[Tensor], Any], images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
         """Images that the network gets wrong anyway count more in the KL term."""
-        clean, attacked = network(images), network(adversarial)
+        clean, attacked = _wide(network(images)), _wide(network(adversarial))
         p_clean, p_attacked = F.softmax(clean, 1), F.softmax(attacked, 1)
         of_label = labels[:, None]
         runner_up = p_attacked.scatter(1, of_label, 0).max(1).values
@@ -239,6 +239,11 @@ def _near(feasible: FeasibleSet) -> Tensor:
     """A point beside the images, inside the set: salient elements stay."""
     images = feasible.images
     return feasible.project(images.add(torch.randn_like(images), alpha=0.001))
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """At least float32: autocast leaves the softmax of a CPU in bfloat16."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _weight(value: Any, name: str) -> float:

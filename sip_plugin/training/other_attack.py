@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sip_plugin.checks import check_images
 from sip_plugin.training.method import Method
 from sip_plugin.wrapper import SIPWrapper
 
@@ -67,8 +68,11 @@ class OtherAttack:
 
         Raises:
             RuntimeError: If the attack gives something else.
-            ValueError: If there is a map and the attack is bare.
+            ValueError: If there is a map and the attack is bare, the attack is a targeted one (it would take the labels for
+                targets and make the images easier), or its images are not in ``[0, 1]``.
         """
+        if getattr(getattr(self._attack, "__self__", self._attack), "targeted", False):
+            raise ValueError(f"Training needs an untargeted attack, got a targeted one: {self!r}.")
         if salience is not None:
             self.check_keeps_salience("A salience map")
         # A copy: what an attack does to its images (marks them for a gradient) is its own affair.
@@ -78,7 +82,9 @@ class OtherAttack:
         if not isinstance(found, Tensor) or found.shape != images.shape:
             got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise RuntimeError(f"{self!r} gave {got} where images of shape {tuple(images.shape)} were expected.")
-        return found.detach().to(images)
+        found = found.detach().to(images)
+        check_images(found, name=f"What {type(self._attack).__name__} gave", tolerance=1e-4)
+        return found
 
     def _call(self, images: Tensor, labels: Tensor, salience: Tensor | None) -> Any:
         with torch.enable_grad():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ from torch import Tensor
 from sip_plugin.constraint import FeasibleSet
 
 Objective = Callable[[Any], Tensor]
+_numbers = itertools.count()
 Step = Callable[..., Tensor]
 """What :func:`ascent_step` is, also compiled."""
 
@@ -58,7 +61,7 @@ def ascent_step(
     target: Tensor,
     point: Tensor,
     feasible: FeasibleSet,
-    alpha: float,
+    alpha: float | Tensor,
     noise: float,
 ) -> Tensor:
     """One step of :func:`maximise` as a function without side effects, which ``torch.compile`` takes as one graph."""
@@ -68,13 +71,17 @@ def ascent_step(
 
 def compiled_step(device: torch.device) -> Step:
     """:func:`ascent_step` as one compiled graph; on CUDA replayed as a CUDA graph."""
+    # Code of its own: what is compiled of one code, for whatever networks and methods, counts against one limit of torch's.
+    code = ascent_step.__code__.replace(co_name=f"{ascent_step.__name__}_{next(_numbers)}")
+    own = types.FunctionType(code, ascent_step.__globals__)
     if device.type != "cuda":
-        return torch.compile(ascent_step, fullgraph=True)
-    step = torch.compile(ascent_step, fullgraph=True, mode="reduce-overhead")
+        return torch.compile(own, fullgraph=True)
+    step = torch.compile(own, fullgraph=True, mode="reduce-overhead")
 
     def replayed(*args: Any) -> Tensor:
         torch.compiler.cudagraph_mark_step_begin()
-        return step(*args).clone()  # the graph's own memory is overwritten by its next run
+        result: Tensor = step(*args)
+        return result.clone()  # the graph's own memory is overwritten by its next run
 
     return replayed
 
@@ -111,8 +118,9 @@ def maximise(
     """
     point, passes = start.detach(), 0
     if step is not None:
+        size = point.new_full((), alpha)  # as a number it would be part of the graph, and a schedule compile many
         for _ in range(steps):
-            point = step(network, objective, target, point, feasible, alpha, noise)
+            point = step(network, objective, target, point, feasible, size, noise)
         return Found(point.clone() if not steps else point, steps * len(point))
     result, places = point, None  # once an image is done: all images, and where in it the rows of ``point`` belong
     for _ in range(steps):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -141,12 +142,16 @@ class AdversarialTrainer:
         """Say which epoch begins (from 0), and of how many: drives the schedules of method and settings.
 
         Raises:
-            ValueError: If ``epoch`` is negative or not below ``epochs``.
+            TypeError: If one of them is no integer.
+            ValueError: If ``epoch`` is negative or not below the number of epochs, this or an earlier call's.
         """
-        if epoch < 0 or (epochs is not None and epoch >= epochs):
-            raise ValueError(f"epoch counts from 0 to epochs - 1, got epoch={epoch}, epochs={epochs}.")
-        self.epoch = epoch
-        self.epochs = epochs if epochs is not None else self.epochs
+        for name, value in {"epoch": epoch, "epochs": epochs}.items():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
+                raise TypeError(f"{name} must be an integer, got {value!r}.")
+        epoch, total = int(epoch), self.epochs if epochs is None else int(epochs)
+        if epoch < 0 or (total is not None and epoch >= total):
+            raise ValueError(f"epoch counts from 0 to epochs - 1, got epoch={epoch}, epochs={total}.")
+        self.epoch, self.epochs = epoch, total
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beside network and optimiser: epochs, the method's state and torch's random state.
@@ -182,9 +187,9 @@ class AdversarialTrainer:
         if self.attack is not None:
             settings = [f"attack={self.attack!r}"]
         else:
-            numbers = {"eps": self.eps, "alpha": self.alpha, "steps": self.steps}
+            sizes = {"eps": self.eps, "alpha": self.alpha, "steps": self.steps}
             settings = [
-                f"{name}={value!r}" if callable(value) else f"{name}={value:.4g}" for name, value in numbers.items()
+                f"{name}={value!r}" if callable(value) else f"{name}={value:.4g}" for name, value in sizes.items()
             ]
             settings += [f"norm={self.norm!r}", f"random_start={self.random_start}"]
             settings += ["compile=True"] * self.compile
@@ -250,7 +255,9 @@ class AdversarialTrainer:
     def _map(self, images: Tensor, labels: Tensor, mask: SalienceMap | None) -> Tensor | None:
         source = self.salience if mask is None else mask
         if source is not None:
-            return as_salience_map(call_mask_source(source, images, labels), images, soft=True)
+            # A function may use the very network in training: its modes, statistics and gradients are put back.
+            with preserved(innermost(self.model) if callable(source) else None):
+                return as_salience_map(call_mask_source(source, images, labels), images, soft=True)
         if self.method.needs_salience and self.attack is None:
             raise ValueError(
                 f"{self.method.name!r} needs a salience map: AdversarialTrainer(..., salience=mask_fn), or mask=... with "

@@ -208,3 +208,14 @@ def test_no_usable_layer_is_a_clear_error(network, layer, says, batch):
     trainer = AdversarialTrainer(network, PART(warmup=0, layer=layer))
     with pytest.raises(ValueError, match=says):
         trainer(*batch)
+
+
+@pytest.mark.parametrize("layer", [None, "0"])
+def test_what_follows_the_layer_may_write_into_its_output(layer, batch):
+    maps = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        head = [nn.Flatten(), nn.Linear(4 * batch[0][0, 0].numel(), 10)]
+        net = nn.Sequential(nn.Conv2d(batch[0].shape[1], 4, 3, padding=1), nn.ReLU(inplace=inplace), *head)
+        maps.append(class_activation_maps(net.to(batch[0].dtype).eval(), batch[0], layer=layer))
+    assert torch.equal(*maps)

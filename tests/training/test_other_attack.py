@@ -170,3 +170,13 @@ def test_the_repr_shows_the_attack_and_not_the_searchs_settings(network):
     shown = repr(AdversarialTrainer(network, "madry", attack=pgd(network)))
     assert "attack=PGD(" in shown
     assert "random_start=True, attack" not in shown
+
+
+def test_a_targeted_attack_and_images_out_of_range_are_refused(network, images, labels):
+    attack = torchattacks.PGD(network, steps=1)
+    attack.set_mode_targeted_by_label(quiet=True)
+    with pytest.raises(ValueError, match="untargeted"):
+        AdversarialTrainer(network, "madry", attack=attack)(images, labels)
+    for wrong in (lambda x, y: x * 5, lambda x, y: x * float("nan")):
+        with pytest.raises(ValueError, match="What function gave must"):
+            AdversarialTrainer(network, "madry", attack=wrong)(images, labels)

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -363,3 +364,38 @@ def test_numbers_of_numpy_are_numbers(network):
     trainer = AdversarialTrainer(network, "madry", eps=np.float32(0.1), alpha=np.float64(0.02), steps=np.int64(3))
     assert (type(trainer.eps), type(trainer.steps)) == (float, int)
     GradientSalience(network, np.float32(0.5))
+
+
+def test_a_mask_function_that_uses_the_network_in_training_leaves_no_trace(network, images, labels):
+    network.train()
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = everything(network)
+
+    def mask_fn(x, y):
+        network.eval()
+        x.requires_grad_()
+        torch.nn.functional.cross_entropy(network(x), y).backward()
+        return x.grad.abs() > x.grad.abs().median()
+
+    AdversarialTrainer(network, "sip-at", salience=mask_fn, steps=1).perturb(images, labels)
+    same(before, everything(network))
+
+
+def test_a_zero_gradient_in_l2_moves_nothing_however_large_the_step(images, labels):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(768, 10))
+    nn.init.zeros_(network[1].weight)
+    trainer = AdversarialTrainer(network, "madry", norm="L2", eps=50.0, alpha=20.0, steps=2, random_start=False)
+    assert torch.equal(trainer.perturb(images, labels), images)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind"), [((float("nan"), 2), TypeError), ((0.5,), TypeError), ((5,), ValueError)]
+)
+def test_an_epoch_is_an_integer_below_their_number(arguments, kind, network):
+    trainer = AdversarialTrainer(network, "madry")
+    trainer.set_epoch(np.int64(1), np.int64(3))
+    assert type(trainer.state_dict()["epoch"]) is int
+    with pytest.raises(kind):
+        trainer.set_epoch(*arguments)
+    assert trainer.epoch == 1
