@@ -72,6 +72,25 @@ def check_labels(labels: Tensor, images: Tensor, *, name: str = "labels") -> Ten
     return labels
 
 
+def check_logits(output: Any, rows: int) -> Tensor:
+    """Refuse anything but logits ``(rows, classes)``, and give them.
+
+    Raises:
+        TypeError: If the network gave no tensor.
+        ValueError: If it is of another shape.
+    """
+    if not isinstance(output, Tensor):
+        raise TypeError(
+            f"The network must give logits (N, classes), got {type(output).__name__}. Wrap it in a module whose forward "
+            "gives the logits alone."
+        )
+    if output.dim() != 2 or len(output) != rows or output.shape[1] < 2:
+        raise ValueError(
+            f"The network must give logits ({rows}, classes) with two classes or more, got shape {tuple(output.shape)}."
+        )
+    return output
+
+
 def check_eps(eps: Any, norm: Norm = "Linf", *, name: str = "eps") -> float:
     """Refuse a radius that is negative, not finite, or given in units of 1/255.
 

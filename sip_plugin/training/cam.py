@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sip_plugin.checks import check_logits
 from sip_plugin.training.networks import innermost
 
 CAM = Literal["gradcam", "xgradcam", "layercam"]
@@ -41,7 +42,7 @@ def class_activation_maps(
     with torch.enable_grad():
         # The images ask for a gradient so that the activations are in a graph even where all weights are frozen.
         output, activation = _forward(network, images.detach().requires_grad_(), layer)
-        (gradient,) = torch.autograd.grad(output.max(1).values.sum(), activation)
+        (gradient,) = torch.autograd.grad(check_logits(output, len(images)).max(1).values.sum(), activation)
     dtype = torch.promote_types(activation.dtype, torch.float32)
     maps = _SUMS[kind](activation.detach().to(dtype), gradient.to(dtype)).relu_()
     low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)

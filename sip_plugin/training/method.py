@@ -8,6 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sip_plugin.checks import check_logits
 from sip_plugin.constraint import FeasibleSet
 from sip_plugin.training.progress import Progress
 
@@ -56,7 +57,7 @@ class Method:
 
     def objective(self, target: Tensor) -> Callable[[Any], Tensor]:
         """What the search maximises: logits ``(n, classes)`` to a scalar, summed over the images that ``target`` is of."""
-        return lambda logits: F.cross_entropy(logits, target, reduction="sum")
+        return lambda logits: F.cross_entropy(check_logits(logits, len(target)), target, reduction="sum")
 
     def patience(self, progress: Progress) -> int | None:
         """After how many misclassifications an image still goes on (FAT's τ); None to take every step with every image."""
@@ -64,7 +65,7 @@ class Method:
 
     def loss(self, network: Callable[[Tensor], Any], images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
         """The scalar that the caller's loop minimises, with its graph; runs in the mode the caller set."""
-        return F.cross_entropy(network(adversarial), labels)
+        return F.cross_entropy(check_logits(network(adversarial), len(labels)), labels)
 
     def state_dict(self) -> dict[str, Any]:
         """What a method learns during training, empty if it goes by the epoch alone."""

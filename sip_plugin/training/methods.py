@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sip_plugin.checks import check_eps
+from sip_plugin.checks import check_eps, check_logits
 from sip_plugin.constraint import FeasibleSet
 from sip_plugin.training.cam import CAM, KINDS, class_activation_maps
 from sip_plugin.training.method import Method
@@ -26,7 +26,7 @@ class Standard(Method):
 
     def loss(self, network: Callable[[Tensor], Any], images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
         """The cross-entropy on the clean images."""
-        return F.cross_entropy(network(images), labels)
+        return F.cross_entropy(check_logits(network(images), len(labels)), labels)
 
 
 class Madry(Method):
@@ -71,15 +71,17 @@ class TRADES(Method):
 
     def target(self, network: Callable[[Tensor], Any], images: Tensor, labels: Tensor) -> Tensor:
         """The logarithms of the probabilities at the clean images."""
-        return F.log_softmax(_wide(network(images)), 1)
+        return F.log_softmax(_wide(network(images), len(images)), 1)
 
     def objective(self, target: Tensor) -> Callable[[Any], Tensor]:
         """The KL divergence from the clean distribution, summed."""
-        return lambda logits: F.kl_div(F.log_softmax(_wide(logits), 1), target, reduction="sum", log_target=True)
+        return lambda logits: F.kl_div(
+            F.log_softmax(_wide(logits, len(target)), 1), target, reduction="sum", log_target=True
+        )
 
     def loss(self, network: Callable[[Tensor], Any], images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
         """Both terms have a gradient through the clean images' pass, as in the public code."""
-        clean, attacked = _wide(network(images)), _wide(network(adversarial))
+        clean, attacked = _wide(network(images), len(labels)), _wide(network(adversarial), len(labels))
         divergence = F.kl_div(
             F.log_softmax(attacked, 1), F.log_softmax(clean, 1), reduction="batchmean", log_target=True
         )
@@ -111,7 +113,7 @@ class MART(Method):
 
     def loss(self, network: Callable[[Tensor], Any], images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
         """Images that the network gets wrong anyway count more in the KL term."""
-        clean, attacked = _wide(network(images)), _wide(network(adversarial))
+        clean, attacked = _wide(network(images), len(labels)), _wide(network(adversarial), len(labels))
         p_clean, p_attacked = F.softmax(clean, 1), F.softmax(attacked, 1)
         of_label = labels[:, None]
         runner_up = p_attacked.scatter(1, of_label, 0).max(1).values
@@ -241,8 +243,9 @@ def _near(feasible: FeasibleSet) -> Tensor:
     return feasible.project(images.add(torch.randn_like(images), alpha=0.001))
 
 
-def _wide(logits: Tensor) -> Tensor:
-    """At least float32: autocast leaves the softmax of a CPU in bfloat16."""
+def _wide(output: Any, rows: int) -> Tensor:
+    """Logits in at least float32: autocast leaves the softmax of a CPU in bfloat16."""
+    logits = check_logits(output, rows)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sip_plugin.checks import check_logits
 from sip_plugin.constraint import FeasibleSet
 
 Objective = Callable[[Any], Tensor]
@@ -42,7 +43,7 @@ class EarlyStop:
 
     def running(self, logits: Tensor) -> Tensor | None:
         """The indices of the rows that go on, None if all do; later calls are about those rows."""
-        wrong = logits.argmax(1) != self._labels
+        wrong = check_logits(logits, len(self._labels)).argmax(1) != self._labels
         keep = ~wrong | (self._left > 0)
         self._left -= wrong.long()
         if self._sure > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import warnings
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -162,7 +163,7 @@ class AdversarialTrainer:
         return {
             "epoch": self.epoch,
             "epochs": self.epochs,
-            "method": {"name": self.method.name, "state": self.method.state_dict()},
+            "method": {"name": self.method.name, "settings": repr(self.method), "state": self.method.state_dict()},
             "rng": rng_state(self.model),
         }
 
@@ -172,12 +173,27 @@ class AdversarialTrainer:
         Load it last, right before the loop goes on: what is drawn in between an uninterrupted run would not have drawn.
 
         Raises:
-            ValueError: If it is the state of another method.
+            ValueError: If it is the state of another method, or no state of a trainer.
+
+        Warns:
+            RuntimeWarning: If the method had other settings: the run goes on with those of this trainer.
         """
+        if not isinstance(state, dict) or not {"epoch", "epochs", "method", "rng"} <= set(state):
+            raise ValueError(
+                f"A state that AdversarialTrainer.state_dict() gave was expected, got {type(state).__name__}."
+            )
         saved = state["method"]["name"]
         if saved != self.method.name:
             raise ValueError(f"The state is of a trainer with the method {saved!r}, this one has {self.method.name!r}.")
-        self.method.load_state_dict(state["method"]["state"])
+        learned = state["method"]["state"]
+        if not learned and state["method"]["settings"] != repr(self.method):
+            warnings.warn(
+                f"The state is of {state['method']['settings']}, this trainer has {self.method!r}: the run will not equal "
+                "an uninterrupted one.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self.method.load_state_dict(learned)
         self.epoch, self.epochs = state["epoch"], state["epochs"]
         restore_rng_state(self.model, state["rng"])
 

@@ -208,3 +208,26 @@ def test_a_schedules_bad_value_is_a_clear_error(changes, kind, says, network, im
 @every_method
 def test_the_repr_shows_the_method_and_its_parameters(row, network):
     assert repr(row.make()) in repr(row.trainer(network, eps=lambda epoch: 0.1))
+
+
+@every_method
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        (lambda logits: (logits, logits), TypeError),
+        (lambda logits: logits[:, :1], ValueError),
+        (lambda logits: logits[:, :, None].expand(-1, -1, 2), ValueError),
+        (lambda logits: torch.cat([logits, logits]), ValueError),
+    ],
+)
+def test_what_is_no_logits_is_a_clear_error(row, change, kind, network, images, labels, salience):
+    class Wrong(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x):
+            return change(self.network(x))
+
+    with pytest.raises(kind, match="must give logits"):
+        row.trainer(Wrong(), salience)(images, labels)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sip_plugin import AdversarialTrainer
-from sip_plugin.training import Method
+from sip_plugin.training import TRADES, Method
 from tests.conftest import small_network
 from tests.training.table import every_method
 
@@ -91,3 +91,12 @@ def test_random_states_of_missing_devices_are_a_warning(network):
     state["rng"]["cuda"] = [torch.get_rng_state()]
     with pytest.warns(RuntimeWarning, match="1 CUDA device"):
         trainer.load_state_dict(state)
+
+
+def test_other_settings_of_the_method_are_a_warning_and_no_state_an_error(network):
+    state = AdversarialTrainer(network, TRADES(beta=1.0)).state_dict()
+    with pytest.warns(RuntimeWarning, match=r"TRADES\(beta=1\.0\)"):
+        AdversarialTrainer(network, TRADES(beta=6.0)).load_state_dict(state)
+    for wrong in ({}, None):
+        with pytest.raises(ValueError, match="state_dict"):
+            AdversarialTrainer(network, "trades").load_state_dict(wrong)
