@@ -20,7 +20,7 @@ class Method:
     own says in what it differs, most often in one or two of ``objective``, ``loss`` and ``start``.
 
     Attributes:
-        name: The name that the trainer takes it by.
+        name: The name that the trainer takes it by, and that checkpoints bear; that of the class if it says none.
         adversarial: Whether there is an inner search at all.
         needs_salience: Whether it is an error to train without a map.
         needs_random_start: Whether it is an error to start the search at the image itself.
@@ -36,6 +36,11 @@ class Method:
     takes_attack = True
     fixed_length = True
     step_noise = 0.0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = cls.__name__  # or a checkpoint of one method would pass for another's
 
     def start(self, feasible: FeasibleSet) -> Tensor:
         """Where the search starts, a point of the set ``(N, C, H, W)``; not asked with ``random_start=False``."""

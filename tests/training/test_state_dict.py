@@ -100,3 +100,15 @@ def test_other_settings_of_the_method_are_a_warning_and_no_state_an_error(networ
     for wrong in ({}, None):
         with pytest.raises(ValueError, match="state_dict"):
             AdversarialTrainer(network, "trades").load_state_dict(wrong)
+
+
+def test_a_method_without_a_name_has_its_classs(network):
+    class One(Method):
+        pass
+
+    class Another(TRADES):
+        pass
+
+    assert (One.name, Another.name, TRADES.name) == ("One", "Another", "trades")
+    with pytest.raises(ValueError, match="'One'"):
+        AdversarialTrainer(network, Another()).load_state_dict(AdversarialTrainer(network, One()).state_dict())
