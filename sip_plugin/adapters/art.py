@@ -24,7 +24,7 @@ from tqdm.auto import tqdm  # ART's own progress bars
 from sip_plugin.adapters.art_estimator import EstimatorProjection, projected_estimator
 from sip_plugin.adapters.art_inputs import as_indices, check_inputs, check_labels, check_mask, to_map_source
 from sip_plugin.adapters.art_table import MEMBERS, REFUSED, ArtEntry, entry_of, known_name
-from sip_plugin.adapters.base import SalienceAttack, call_lock, project_result
+from sip_plugin.adapters.base import SalienceAttack, call_lock, project_result, replaced
 from sip_plugin.adapters.members import Member, RowFinder
 from sip_plugin.adapters.projection import Mechanism, warn_if_never_asked
 from sip_plugin.constraint import SalienceMap, as_salience_map
@@ -213,7 +213,7 @@ def _attack_part(
             if entry.native == "argument":
                 kwargs = {**kwargs, "mask": native}
             else:
-                stack.enter_context(_attribute(attack, "mask", native))
+                stack.enter_context(replaced(attack, "mask", native))
         if entry.mechanism is MEMBERS:
             stack.enter_context(_members_projected(attack, entry, images, salience))
         else:
@@ -263,7 +263,7 @@ def _estimators_projected(
                     made[id(held)] = projected_estimator(held, projection)
                     if value_range is not None:
                         made[id(held)]._clip_values = value_range
-                stack.enter_context(_attribute(holder, name, made[id(held)]))
+                stack.enter_context(replaced(holder, name, made[id(held)]))
         yield
 
 
@@ -288,7 +288,7 @@ def _members_projected(attack: EvasionAttack, entry: ArtEntry, images: Tensor, s
         with ExitStack() as stack:
             for member in getattr(attack, "attacks", ()):
                 stack.enter_context(_preserved(member.estimator))
-            stack.enter_context(_attribute(attack, name, value))
+            stack.enter_context(replaced(attack, name, value))
             yield
     finally:
         for member in made:
@@ -304,8 +304,7 @@ class _Run:
     def __call__(self, member: EvasionAttack, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
         """Attack some images of the batch with their maps."""
         maps = self.maps if isinstance(self.maps, Tensor) else self.maps.maps(torch.from_numpy(x).float())
-        mask = kwargs.pop("mask", None)
-        return attack_batch(member, x, y, maps, check_mask(mask, x), kwargs)
+        return attack_batch(member, x, y, maps, None, kwargs)
 
 
 @contextmanager
@@ -320,23 +319,8 @@ def _starts_projected(attack: EvasionAttack, method: str, projection: EstimatorP
         with projection.only(index):
             return find(*args, **kwargs)
 
-    with _attribute(attack, method, find_start):
+    with replaced(attack, method, find_start):
         yield
-
-
-@contextmanager
-def _attribute(holder: Any, name: str, value: Any) -> Iterator[None]:
-    """Another value of an attribute for the length of a block."""
-    missing = object()
-    before = vars(holder).get(name, missing)
-    vars(holder)[name] = value
-    try:
-        yield
-    finally:
-        if before is missing:
-            del vars(holder)[name]
-        else:
-            vars(holder)[name] = before
 
 
 @contextmanager
@@ -347,7 +331,7 @@ def _budgets_of(attack: EvasionAttack, rows: np.ndarray, count: int) -> Iterator
             for name in ("eps", "eps_step"):
                 held = vars(holder).get(name)
                 if isinstance(held, np.ndarray) and held.ndim == 4 and len(held) == count:
-                    stack.enter_context(_attribute(holder, name, held[rows]))
+                    stack.enter_context(replaced(holder, name, held[rows]))
         yield
 
 

@@ -6,6 +6,8 @@ import copy
 import threading
 import warnings
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -94,6 +96,24 @@ def call_lock(attack: Any) -> Any:
     It lives as long as somebody holds it. A composite takes its own and then, one after the other, those of its members.
     """
     return _locks.setdefault(id(attack), threading.RLock())
+
+
+@contextmanager
+def replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value of an object's own attribute for the length of a block.
+
+    Past any ``__setattr__``: torchattacks' would keep it (and with it the images) alive in a mutable default argument.
+    """
+    missing = object()
+    before = vars(holder).get(name, missing)
+    vars(holder)[name] = value
+    try:
+        yield
+    finally:
+        if before is missing:
+            del vars(holder)[name]
+        else:
+            vars(holder)[name] = before
 
 
 def split_batch(

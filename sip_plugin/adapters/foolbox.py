@@ -25,7 +25,7 @@ try:
 except ImportError as error:
     raise ImportError("Foolbox is not installed: pip install 'sip-plugin[foolbox]'") from error
 
-from sip_plugin.adapters.base import SalienceAttack, project_result
+from sip_plugin.adapters.base import SalienceAttack, project_result, replaced
 from sip_plugin.adapters.foolbox_table import REFUSED, entry_of, known_name
 from sip_plugin.adapters.projection import BatchProjection, warn_if_never_asked
 from sip_plugin.checks import check_images, check_labels
@@ -239,8 +239,8 @@ def _runs_projected(attack: Attack, projection: BatchProjection) -> Iterator[Non
                 continue  # sees to itself
             for name in ("run", entry_of(holder).start):
                 if hasattr(holder, name):
-                    stack.callback(_restore, holder, name, vars(holder).get(name))
-                    vars(holder)[name] = _with_projected_result(holder, getattr(holder, name), projection)
+                    projected = _with_projected_result(holder, getattr(holder, name), projection)
+                    stack.enter_context(replaced(holder, name, projected))
         yield
 
 
@@ -254,13 +254,6 @@ def _with_projected_result(
         return ep.astensor(raw) if isinstance(result, ep.Tensor) else raw
 
     return projected
-
-
-def _restore(holder: Any, name: str, before: Any) -> None:
-    if before is None:
-        del vars(holder)[name]
-    else:
-        vars(holder)[name] = before
 
 
 def _inner_attacks(attack: Attack) -> list[Attack]:

@@ -15,7 +15,7 @@ try:
 except ImportError as error:
     raise ImportError("torchattacks is not installed: pip install 'sip-plugin[torchattacks]'") from error
 
-from sip_plugin.adapters.base import SalienceAttack, call_lock, joined, project_result, split_batch
+from sip_plugin.adapters.base import SalienceAttack, call_lock, joined, project_result, replaced, split_batch
 from sip_plugin.adapters.members import Member, RowFinder
 from sip_plugin.adapters.projection import (
     BatchProjection,
@@ -80,7 +80,7 @@ class SalienceTorchAttack(SalienceAttack, Attack):  # type: ignore[misc]
     def save(self, *args: Any, **kwargs: Any) -> Any:
         """torchattacks' ``save(data_loader, ...)``, with this object's own calls in it."""
         attack = self.wrapped
-        with self._lock, preserved(attack.model), _replaced(attack, "__call__", self.__call__):
+        with self._lock, preserved(attack.model), replaced(attack, "__call__", self.__call__):
             return attack.save(*args, **kwargs)
 
     def _checked(self, inputs: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -223,7 +223,7 @@ def _members_projected(attack: Attack, images: Tensor, salience: Tensor, model: 
         return made[-1]
 
     try:
-        with _replaced(attack, *_stand_ins(attack, stand_in)):
+        with replaced(attack, *_stand_ins(attack, stand_in)):
             yield
     finally:
         members = [member.release() for member in made]
@@ -242,24 +242,6 @@ def _stand_ins(attack: Attack, stand_in: Callable[[Attack], Member]) -> tuple[st
         return "base_attack", stand_in(attack.base_attack)
     kind = attack.attack_class  # LGV builds its attack at its first call
     return "attack_class", functools.wraps(kind, updated=())(lambda **settings: stand_in(kind(**settings)))
-
-
-@contextmanager
-def _replaced(attack: Attack, name: str, value: Any) -> Iterator[None]:
-    """Another value of an attack's attribute for the length of a block.
-
-    Past ``Attack.__setattr__``, which would keep it (and with it the images) alive in a mutable default argument.
-    """
-    missing = object()
-    before = attack.__dict__.get(name, missing)
-    attack.__dict__[name] = value
-    try:
-        yield
-    finally:
-        if before is missing:
-            del attack.__dict__[name]
-        else:
-            attack.__dict__[name] = before
 
 
 def _collect_networks(attack: Attack) -> None:
