@@ -89,6 +89,16 @@ class GradientSalience:
             TypeError: If ``images`` or ``labels`` are of the wrong type.
             ValueError: If their shapes or values do not fit, labels are missing, or a gradient is NaN or infinite.
         """
+        return self.select(self.magnitude(images, labels)).expand_as(images)
+
+    def magnitude(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """``|∇_x T(x)|``, of which the map is the half: for a ranking or a picture of one's own.
+
+        Arguments and errors are those of a call.
+
+        Returns:
+            ``(N, C, H, W)``; with ``per_pixel`` summed over the channels, ``(N, 1, H, W)`` in float64.
+        """
         check_images(images)
         magnitude = self._gradient(images, labels).abs()
         finite = magnitude.isfinite().flatten(1).all(1)
@@ -98,8 +108,10 @@ class GradientSalience:
                 f"The teacher's gradient is NaN or infinite for image(s) {bad[:10]} of the batch, so they have no salience "
                 "map. Check the teacher's weights and output on them."
             )
-        if self.per_pixel:
-            return smallest_mass(magnitude.sum(1, keepdim=True, dtype=torch.float64), self.mass).expand_as(images)
+        return magnitude.sum(1, keepdim=True, dtype=torch.float64) if self.per_pixel else magnitude
+
+    def select(self, magnitude: Tensor) -> Tensor:
+        """The fewest elements that hold ``mass`` of a magnitude ``(N, ...)``: ``bool``, of its shape (eq. 8)."""
         return smallest_mass(magnitude, self.mass)
 
     def __repr__(self) -> str:
