@@ -4,6 +4,7 @@
     python -m benchmarks.paper table --preset digits
     python -m benchmarks.paper table --preset cifar10-cpu --data-dir DIR --unofficial-data FOLDER
     python -m benchmarks.paper report --preset cifar10-cpu
+    python -m benchmarks.paper page
 
 Everything can be interrupted (kill -9 too) and started again with the same command; several `table` commands may work on one
 table at once. Several GPUs: ``torchrun --nproc-per-node 4 -m benchmarks.paper run … --accelerator cuda``.
@@ -34,6 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    if options.command == "page":
+        from benchmarks.paper.report import write_page
+
+        write_page()
+        return 0
     preset = PRESETS[options.preset or options.dataset]
     options.results = options.results or Path("out") / "paper" / (options.preset or options.dataset)
     options.work = options.work or options.results / "work"
@@ -135,6 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="table and curves from the results there are")
     report.add_argument("--preset", choices=PRESETS, required=True)
     report.add_argument("--results", type=Path)
+    commands.add_parser("page", help="fill the tables of PAPER.md in again, from the committed results")
     report.set_defaults(work=None, dataset=None)
     table.set_defaults(dataset=None)
     return parser

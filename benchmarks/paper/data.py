@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+_CUB_SIZE = [224, 224]
 Images = Dataset[tuple[Tensor, int]]
 
 
@@ -138,6 +141,51 @@ def _cifar(name: str, source: Source) -> tuple[Any, Any, int, int, str, None]:
     return tensors(True), tensors(False), 10 if name == "cifar10" else 100, 3, f"{name}, {kind}", None
 
 
-def _cub(name: str, source: Source) -> tuple[Any, Any, int, int, str, Sequence[Tensor]]:
-    """CUB-200-2011 in its archive's layout, 224×224, with the annotators' segmentations as maps."""
-    raise NotImplementedError
+def _cub(name: str, source: Source) -> tuple[Any, Any, int, int, str, Sequence[Tensor] | None]:
+    """CUB-200-2011 in its archive's layout, 224×224, with a majority of the annotators' segmentations as maps."""
+    from sip_plugin.salience import CUB200
+
+    assert source.folder is not None  # load_splits has asked for it
+    if source.download or source.unofficial is not None:
+        raise ValueError(
+            "CUB-200-2011 is read from --data-dir alone: unpack CUB_200_2011.tgz and segmentations.tgz there."
+        )
+    train, test = CUB200(source.folder, train=True), CUB200(source.folder, train=False)
+    try:
+        maps: Sequence[Tensor] | None = _ResizedMaps(train.masks())
+    except FileNotFoundError as error:
+        # Only SIP-H needs them, and it says so.
+        warnings.warn(f"No human maps: {error}", RuntimeWarning, stacklevel=2)
+        maps = None
+    return _Resized(train), _Resized(test), len(train.classes), 3, f"CUB-200-2011, {train!r}, {test!r}", maps
+
+
+class _Resized(Dataset[tuple[Tensor, int]]):
+    """PIL images as tensors of one size."""
+
+    def __init__(self, images: Any) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        from torchvision.transforms.v2 import functional
+
+        image, label = self.images[index]
+        tensor = functional.to_dtype(functional.pil_to_tensor(image), torch.float32, scale=True)
+        return functional.resize(tensor, _CUB_SIZE, antialias=True).clamp(0, 1), label
+
+
+class _ResizedMaps(Sequence[Tensor]):
+    """Their maps, by the nearest pixel."""
+
+    def __init__(self, maps: Sequence[Tensor]) -> None:
+        self.maps = maps
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+        salience = self.maps[index]
+        return F.interpolate(salience[None].float(), _CUB_SIZE, mode="nearest-exact")[0].bool()

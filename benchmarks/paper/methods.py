@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from benchmarks.paper.seeds import derived
 from sip_plugin.salience import GradientSalience
 from sip_plugin.training import FAT, MART, PART, SIPAT, TRADES, Madry, Method, Standard
 
@@ -64,7 +65,7 @@ class RandomLike(Sequence[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
         salience = self.maps[index]
-        generator = torch.Generator().manual_seed(self.seed * 2**32 + index)
+        generator = torch.Generator().manual_seed(derived(self.seed, index))
         order = torch.randperm(salience.numel(), generator=generator)
         return salience.flatten()[order].view(salience.shape)
 

@@ -28,9 +28,7 @@ class Preset:
         for seed in self.seeds:
             for arch in self.archs:
                 for method in self.methods:
-                    yield Cell(
-                        self.dataset, arch, method, seed, self.teacher_arch, self.training, self.evaluation
-                    )
+                    yield Cell(self.dataset, arch, method, seed, self.teacher_arch, self.training, self.evaluation)
 
 
 _CIFAR = Training(epochs=100, milestones=(60,))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from benchmarks.paper.files import load, save
 from benchmarks.paper.methods import METHODS
 from benchmarks.paper.networks import build_network
 from benchmarks.paper.protocols import Cell
+from benchmarks.paper.seeds import derived
 from benchmarks.record import run_record
 from sip_plugin import AdversarialTrainer
 from sip_plugin.salience import SalientDataset
@@ -44,11 +44,6 @@ class EpochOrder(Sampler[int]):
 
     def __len__(self) -> int:
         return self.batches * self.batch_size // self.processes
-
-
-def derived(*parts: int) -> int:
-    """A seed from several numbers."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:6], "big")
 
 
 def train_network(
@@ -108,7 +103,9 @@ def train_network(
     if checkpoint.exists():
         state = load(checkpoint)
         if state["training_key"] != cell.training_key():
-            raise ValueError(f"{checkpoint} is of a cell with other settings: remove it, or choose another --work folder.")
+            raise ValueError(
+                f"{checkpoint} is of a cell with other settings: remove it, or choose another --work folder."
+            )
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         criterion.load_state_dict(state["trainer"])
