@@ -1,4 +1,4 @@
-"""One cell: its teacher and maps, its training, its evaluation, its result file. Every part is done once and taken up again."""
+"""One cell: its teacher and maps, its training, its evaluation and its result file, each done once and taken up again."""
 
 from __future__ import annotations
 
