@@ -1,0 +1,228 @@
+"""AutoAttack's stages, run one by one from the package's own attack objects, as its standard evaluation sets them up."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sip_plugin.checks import Norm
+from sip_plugin.evaluation.stages import Attempt, Batch, derived_seed
+
+VERSIONS = {
+    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
+    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
+    "rand": ("apgd-ce", "apgd-dlr"),
+}
+"""The package's versions and the attacks of each, in their order."""
+
+_NAMES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+BLACK_BOX = frozenset({"square"})
+
+
+def autoattack_stages(
+    model: nn.Module, version: str | Sequence[str], norm: Norm, classes: int, device: torch.device
+) -> list[AutoAttackStage]:
+    """The attacks of one of AutoAttack's versions, or those named (then with the settings of its custom version).
+
+    Raises:
+        ValueError: If there is no such version or attack.
+        ImportError: If no AutoAttack package is installed.
+    """
+    names, package = attack_names(version), autoattack_package()
+    setting = version if isinstance(version, str) else "custom"
+    return [
+        (FABTargeted if name == "fab-t" else AutoAttackStage)(
+            name, setting, norm, classes, model, device, package.AutoAttack
+        )
+        for name in names
+    ]
+
+
+def attack_names(version: str | Sequence[str]) -> tuple[str, ...]:
+    """The attacks of a version, or those named.
+
+    Raises:
+        ValueError: If there is no such version or attack.
+    """
+    if isinstance(version, str):
+        if version not in VERSIONS:
+            raise ValueError(
+                f"version must be one of {', '.join(VERSIONS)}, or a list of attacks ({', '.join(_NAMES)}), got {version!r}."
+            )
+        return VERSIONS[version]
+    names = tuple(version)
+    if not names or len(set(names)) < len(names) or not set(names) <= set(_NAMES):
+        raise ValueError(f"version as a list must name some of {', '.join(_NAMES)}, each once, got {list(names)}.")
+    return names
+
+
+def autoattack_package() -> Any:
+    """The module that AutoAttack is in: ``pyautoattack``, or the original ``autoattack``.
+
+    Raises:
+        ImportError: If neither is installed.
+    """
+    for name in ("pyautoattack", "autoattack"):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+    raise ImportError("The evaluation by AutoAttack needs its package: pip install 'sip-plugin[autoattack]'")
+
+
+@dataclass
+class AutoAttackStage:
+    """One of AutoAttack's attacks.
+
+    Its random numbers do not depend on the batch: APGD's starts follow from the seed and the image itself, and Square's
+    search is the same sequence for all images (as in the package, where batches of one seed share it). Only the
+    untargeted FAB's restarts (version "plus") draw by the batch.
+    """
+
+    name: str
+    version: str
+    norm: Norm
+    classes: int
+    model: nn.Module
+    device: torch.device
+    kind: Any
+    parts: int = 0
+
+    @property
+    def cost(self) -> float:
+        """Forward passes for an image that is not broken; a gradient counts as another one."""
+        attack = self._autoattack(1.0)
+        member = self._member(attack)
+        runs = {
+            "apgd-t": lambda: member.n_target_classes * 200 * member.eot_iter,
+            "fab": lambda: member.n_restarts * 100 * (self.classes + 3),
+            "fab-t": lambda: member.n_target_classes * 400,
+            "square": lambda: member.n_queries,
+        }
+        return float(runs.get(self.name, lambda: member.n_restarts * 200 * member.eot_iter)())
+
+    def attack(self, batch: Batch) -> Attempt:
+        """Look for adversarial examples anew."""
+        member = self._member(self._autoattack(batch.eps))
+        if self.name.startswith("apgd"):
+            _start_by_image(member, batch.seed, self.norm)
+        elif self.name == "square":
+            _search_for_all(member)
+        member.seed = batch.seed if self.name == "square" else derived_seed(batch.seed, int(batch.rows[0]))
+        with torch.no_grad():
+            candidates = member.perturb(batch.images.clone(), batch.labels.clone())
+        return Attempt(*batch.judge(batch.images, batch.labels, candidates), batch.done)
+
+    def _autoattack(self, eps: float) -> Any:
+        options: dict[str, Any] = {"norm": self.norm, "eps": eps, "seed": 0, "device": self.device}
+        if "verbose" in inspect.signature(self.kind).parameters:
+            options["verbose"] = False
+        return self.kind(self.model, version=self.version, **options)
+
+    def _member(self, attack: Any) -> Any:
+        """The attack object, set as the package sets it before it runs it."""
+        if self.name in ("apgd-ce", "apgd-dlr"):
+            attack.apgd.loss = self.name.removeprefix("apgd-")
+            if self.name == "apgd-dlr" and self.classes < 3:
+                attack.apgd.dlr_loss = _margin
+            return attack.apgd
+        if self.name == "square":
+            return attack.square
+        if self.name == "apgd-t":
+            member = attack.apgd_targeted
+            if self.classes < 4:
+                member.dlr_loss_targeted = lambda logits, labels: _targeted_margin(logits, labels, member.y_target)
+        else:
+            member = attack.fab
+            member.targeted = self.name == "fab-t"
+            if member.targeted:
+                member.n_restarts = 1
+        member.n_target_classes = min(member.n_target_classes, self.classes - 1)
+        return member
+
+
+@dataclass
+class FABTargeted(AutoAttackStage):
+    """The targeted FAB: starts at the image, draws nothing at random, and looks for the smallest perturbation whatever ε is.
+
+    So each target is run once for an image, and what it finds is what it would find at any ε. As in the package, targets
+    after the one that breaks an image at this ε are left out; they are run if a smaller ε needs them.
+    """
+
+    def __post_init__(self) -> None:
+        self.parts = self._member(self._autoattack(1.0)).n_target_classes
+
+    def attack(self, batch: Batch) -> Attempt:
+        """Run the targets that are still to be run, until an example within ε is found."""
+        member = self._member(self._autoattack(batch.eps))
+        member.seed = 0  # nothing is drawn
+        done, examples = batch.done.clone(), batch.images.cpu().clone()
+        norms = torch.full((len(done),), torch.inf, dtype=torch.float64)
+        for target in range(self.parts):
+            rows = ((done == target) & (norms > batch.eps)).nonzero().flatten()
+            if not len(rows):
+                continue
+            member.target_class = target + 2  # the package counts from the end of the sorted logits
+            images, labels = batch.images[rows.to(self.device)], batch.labels[rows.to(self.device)]
+            with torch.no_grad():
+                candidates = member.attack_single_run(images, labels, use_rand_start=False, is_targeted=True)
+            found, clipped = batch.judge(images, labels, candidates)
+            better = found < norms[rows]
+            norms[rows[better]], examples[rows[better]] = found[better], clipped[better]
+            done[rows] += 1
+        return Attempt(norms, examples, done)
+
+
+def _start_by_image(member: Any, seed: int, norm: Norm) -> None:
+    """Have APGD start each run at a point that follows from the seed, the run's number and the image."""
+    single_run, numbers = member.attack_single_run, itertools.count()
+
+    def attack_single_run(x: Tensor, y: Tensor, x_init: Tensor | None = None) -> Any:
+        number = next(numbers)
+        if x_init is None:
+            noise = torch.stack([_noise(image, norm, seed, number) for image in x.detach().cpu()]).to(x)
+            x_init = x + member.eps * member.normalize(noise)
+        return single_run(x, y, x_init=x_init)
+
+    member.attack_single_run = attack_single_run
+
+
+def _noise(image: Tensor, norm: Norm, seed: int, number: int) -> Tensor:
+    content = hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=8).hexdigest()
+    generator = torch.Generator().manual_seed(derived_seed(seed, number, content))
+    if norm == "Linf":
+        return 2 * torch.rand(image.shape, generator=generator) - 1
+    return torch.randn(image.shape, generator=generator)
+
+
+def _search_for_all(member: Any) -> None:
+    """Have Square draw signs once for all images of a batch, as it draws the places of its squares.
+
+    Then the sequence does not depend on how many images are left. What it means for one image is the same.
+    """
+
+    def random_choice(shape: Sequence[int]) -> Tensor:
+        shape = [1, *shape[1:]] if len(shape) == 4 else list(shape)
+        return torch.sign(2 * torch.rand(shape).to(member.device) - 1)
+
+    member.random_choice = random_choice
+
+
+def _margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """The DLR loss without its denominator, which needs three classes."""
+    others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+    return others - logits.gather(1, labels[:, None]).squeeze(1)
+
+
+def _targeted_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """The targeted DLR loss without its denominator, which needs four classes."""
+    return (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None])).squeeze(1)
