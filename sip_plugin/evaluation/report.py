@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,9 +22,16 @@ from sip_plugin.evaluation.consistency import (
     check_consistent,
 )
 from sip_plugin.evaluation.files import written
+from sip_plugin.evaluation.paired import PairedImages, compare_images
+from sip_plugin.evaluation.plots import plot_report
 from sip_plugin.evaluation.radii import PerEps, eps_labels
 from sip_plugin.evaluation.report_table import report_table
 from sip_plugin.evaluation.statistics import standard_error
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from sip_plugin.evaluation.comparison import RobustnessComparison, Rows
 
 __all__ = ["ASSUMED", "CARRIED", "MISCLASSIFIED", "ROBUST", "ClassAccuracy", "RobustnessReport"]
 
@@ -220,6 +228,60 @@ class RobustnessReport:
     def to_latex(self, path: str | os.PathLike[str] | None = None, *, digits: int = 1) -> str:
         """The report as a table in LaTeX, which needs booktabs; written to a file if ``path`` is given."""
         return written(report_table(self, digits).to_latex(), path)
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Accuracy against ε (the clean accuracy at 0), with a band: Wilson's 95 % interval for the number of images.
+
+        Args:
+            path: Where to save the picture, whole or not at all; the suffix says in which format.
+
+        Returns:
+            The figure. It is not registered with ``matplotlib.pyplot``.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+        """
+        return plot_report(self, path)
+
+    @staticmethod
+    def compare(
+        reports: Rows,
+        names: Sequence[str] | None = None,
+        *,
+        references: Sequence[str] = (),
+        allow_differences: bool = False,
+    ) -> RobustnessComparison:
+        """Several reports in one table: a row for each method, mean ± standard deviation over its runs.
+
+        Args:
+            reports: ``{"Madry": report, "SIP-AT": [report, report], ...}``, the reports of a row being runs with other
+                seeds; or such a mapping for each group of rows, ``{"ResNet-18": {"Madry": ...}, ...}``; or a list of
+                reports, each a row.
+            names: Names for a list of reports; those of the same name are runs of one row.
+            references: Names of rows that are shown for reference and do not compete for the best figure, as the networks
+                trained without attacks do not in the paper.
+            allow_differences: Take reports on other images, at other ε or under another attack than the first one's as
+                well, and mark their rows. Another norm is never taken.
+
+        Returns:
+            The table, to be printed, written or plotted.
+
+        Raises:
+            TypeError: If something is no report.
+            ValueError: If there is none, the names do not fit, or the reports differ in images, ε, norm or attack. Where
+                only ``assume_survivors`` differs, the row is marked.
+        """
+        from sip_plugin.evaluation.comparison import compare  # which needs this class
+
+        return compare(reports, names, references, allow_differences)
+
+    def compare_images(self, other: RobustnessReport) -> PerEps[PairedImages]:
+        """At each ε, and at 0 for the clean images: how many images this network alone has right, or the other one alone.
+
+        Raises:
+            ValueError: If the other report is on other images, or at other ε, or under another norm or attack.
+        """
+        return compare_images(self, other)
 
     def __str__(self) -> str:
         return self.to_text()

@@ -4,29 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sip_plugin.evaluation.conditions import conditions_of, survivors_of
 from sip_plugin.evaluation.radii import eps_labels
-from sip_plugin.evaluation.tables import Cell, Row, Table
+from sip_plugin.evaluation.tables import Cell, Row, Table, per_cent
 
 if TYPE_CHECKING:
     from sip_plugin.evaluation.report import RobustnessReport
-
-NORMS = {"Linf": "L∞", "L2": "L2"}
-
-
-def attack_of(report: RobustnessReport) -> str:
-    """The attack of a report and its version: ``AutoAttack standard``; without a setting of that name, what ran."""
-    named = [str(report.settings[name]) for name in ("attack", "version") if report.settings.get(name) is not None]
-    return " ".join(named) if report.settings.get("attack") is not None else " + ".join(report.attacks)
-
-
-def survivors_of(report: RobustnessReport) -> str:
-    """What was done with the survivors of larger radii, as a sentence."""
-    if report.assume_survivors:
-        return (
-            "Survivors were assumed: an image that survived the attack at a larger ε was not attacked at the smaller ones "
-            "(assume_survivors=True)."
-        )
-    return "Survivors were not assumed: each was attacked at the smaller ε too (assume_survivors=False)."
 
 
 def report_table(report: RobustnessReport, digits: int = 1) -> Table:
@@ -37,25 +20,19 @@ def report_table(report: RobustnessReport, digits: int = 1) -> Table:
         digits: Decimals.
     """
 
-    def per_cent(share: float, error: float | None = None) -> Cell:
-        text = f"{100 * share:.{digits}f}"
-        return Cell(text if error is None else f"{text} ± {100 * error:.{digits}f}")
+    def with_error(share: float, error: float) -> Cell:
+        return Cell(f"{per_cent(share, digits)} ± {per_cent(error, digits)}")
 
+    stages = len(report.attacks) + 1
     rows = [
-        Row(
-            (
-                Cell("clean"),
-                per_cent(report.clean_accuracy, report.clean_standard_error),
-                *[Cell("")] * (1 + len(report.attacks)),
-            )
-        )
+        Row((Cell("clean"), with_error(report.clean_accuracy, report.clean_standard_error), *[Cell("")] * stages)),
     ]
     for label, eps in zip(eps_labels(report.eps), report.eps, strict=True):
+        robust = with_error(report.robust_accuracy[eps], report.robust_standard_error[eps])
         left = (report.after_carrying[eps], *report.after_attack[eps].values())
-        error = report.robust_standard_error[eps]
-        rows.append(Row((Cell(label), per_cent(report.robust_accuracy[eps], error), *map(per_cent, left))))
+        rows.append(Row((Cell(label), robust, *(Cell(per_cent(share, digits)) for share in left))))
     return Table(
-        title=f"Accuracy in per cent: {len(report)} images, {NORMS[report.norm]}, {attack_of(report)}",
+        title=f"Accuracy in per cent: {conditions_of(report)}.",
         header=("ε", "Robust accuracy", "after carrying", *(f"after {name}" for name in report.attacks)),
         rows=tuple(rows),
         notes=(

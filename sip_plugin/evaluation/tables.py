@@ -7,6 +7,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+Parting = Literal["", "space", "line"]
 _WIDTH = 100
 
 
@@ -21,7 +22,7 @@ class Row(NamedTuple):
     """A row, and what parts it from the one above: nothing, some space, or a line."""
 
     cells: tuple[Cell, ...]
-    above: Literal["", "space", "line"] = ""
+    above: Parting = ""
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Table:
         rows: Rows with a cell for each column.
         notes: Sentences beneath the table.
         names: How many columns, from the left, hold names and not figures.
+        best: What it means that a cell is the best of its column.
     """
 
     title: str
@@ -41,10 +43,11 @@ class Table:
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
     names: int = 1
+    best: str = ""
 
     def to_text(self) -> str:
         """For a terminal, in characters that every terminal has; the best of a column has an asterisk."""
-        starred = any(cell.best for row in self.rows for cell in row.cells)
+        starred = self._any_best()
         lines = [[_plain(head) + " " * starred for head in self.header]]
         for row in self.rows:
             lines.append([_plain(cell.text) + ("*" if cell.best else " " * starred) for cell in row.cells])
@@ -62,8 +65,8 @@ class Table:
             if row.above and number:
                 body.append(rule if row.above == "line" else "")
             body.append(line)
-        notes = [*self.notes, *(["* best of its column."] if starred else [])]
-        return "\n".join([*_wrapped(self.title), "", *body, rule, *(line for note in notes for line in _wrapped(note))])
+        notes = (line for note in self._notes("*") for line in _wrapped(note))
+        return "\n".join([*_wrapped(self.title), "", *body, rule, *notes])
 
     def to_markdown(self) -> str:
         """For GitHub and its like; the best of a column is bold."""
@@ -71,7 +74,7 @@ class Table:
         ruler = "|".join(" --- " if column < self.names else " ---: " for column in range(len(self.header)))
         rows = ("|".join(f" {_markdown_cell(cell)} " for cell in row.cells) for row in self.rows)
         table = "\n".join(f"|{line}|" for line in (heads, ruler, *rows))
-        notes = "\n".join(f"- {_markdown(note)}" for note in self.notes)
+        notes = "\n".join(f"- {_markdown(note)}" for note in self._notes("Bold"))
         return f"{_markdown(self.title)}\n\n{table}\n\n{notes}\n"
 
     def to_latex(self) -> str:
@@ -90,8 +93,19 @@ class Table:
             if row.above and number:
                 lines.append("\\midrule" if row.above == "line" else "\\addlinespace")
             lines.append(" & ".join(map(_latex_cell, row.cells)) + r" \\")
-        caption = "\n".join(map(_latex, (self.title, *self.notes)))
+        caption = "\n".join(map(_latex, (self.title, *self._notes("Bold"))))
         return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", f"\\caption{{{caption}}}", "\\end{table}", ""])
+
+    def _any_best(self) -> bool:
+        return any(cell.best for row in self.rows for cell in row.cells)
+
+    def _notes(self, mark: str) -> tuple[str, ...]:
+        return (f"{mark}: {self.best}", *self.notes) if self._any_best() else self.notes
+
+
+def per_cent(share: float, digits: int) -> str:
+    """A share in per cent, without the sign."""
+    return f"{100 * share:.{digits}f}"
 
 
 def _wrapped(text: str) -> list[str]:
@@ -117,6 +131,7 @@ _LATEX = {
     "^": r"\textasciicircum{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
     **{character: f"${character}$" for character in "<>|"},
+    **{character: f"{{{character}}}" for character in "[]*"},  # which a line break would take for its argument
     '"': r"\textquotedbl{}",
     "−": "$-$",
     "–": "--",
