@@ -50,11 +50,13 @@ def labels_of(comparison: RobustnessComparison) -> list[str]:
 
 
 def runs_of(rows: Sequence[ComparisonRow]) -> str:
-    """What a ± in the table is, as a sentence."""
+    """What a ± is, as a sentence."""
     counts = {len(row.reports) for row in rows}
     if counts == {1}:
         return "One run in each row, so no ± over seeds."
-    each = str(counts.pop()) if len(counts) == 1 else ", ".join(f"{row.name} {len(row.reports)}" for row in rows)
+    if len(counts) == 1:
+        return f"Mean ± sample standard deviation over {counts.pop()} runs (seeds)."
+    each = ", ".join(f"{row.group} {row.name}".strip() + f" {len(row.reports)}" for row in rows)
     return f"Mean ± sample standard deviation over runs (seeds): {each}."
 
 
@@ -94,6 +96,11 @@ def _meaning_of_best(rows: Sequence[ComparisonRow]) -> str:
     return f"the best mean of a column{' in its group' if any(row.group for row in rows) else ''}{left_out}."
 
 
+def remarks_of(rows: Sequence[ComparisonRow]) -> list[str]:
+    """What the numbers on names stand for, a sentence for each."""
+    return [f"[{number}]: {remark}." for remark, number in _numbered_remarks(rows).items()]
+
+
 def _numbered_remarks(rows: Sequence[ComparisonRow]) -> dict[str, int]:
     remarks = dict.fromkeys(remark for row in rows for remark in row.remarks)
     return {remark: number for number, remark in enumerate(remarks, 1)}
@@ -110,8 +117,7 @@ def _notes(comparison: RobustnessComparison) -> Iterator[str]:
         f"{per_cent(max(errors), 1)} points."
     )
     yield survivors_of(reports[0])
-    for remark, number in _numbered_remarks(rows).items():
-        yield f"[{number}]: {remark}."
+    yield from remarks_of(rows)
     warned: dict[str, dict[str, None]] = {}
     for row in rows:
         for warning in (warning for report in row.reports for warning in report.warnings):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sip_plugin.evaluation.comparison_table import labels_of, runs_of
+from sip_plugin.evaluation.comparison_table import labels_of, remarks_of, runs_of
 from sip_plugin.evaluation.conditions import NORMS, conditions_of
 from sip_plugin.evaluation.files import replacing
 from sip_plugin.evaluation.radii import in_255ths
@@ -25,8 +26,8 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#
 """Okabe and Ito's palette, which colour-blind readers tell apart, without its yellow."""
 _MARKERS = "osD^vPX<>*"
 _DASHES = ("-", "--", ":")
-_FONT, _LINE = 9.0, 12.5  # points: the size of a label, and how far apart two labels must be
-_PANEL = (3.9, 3.4)  # inches
+_FONT, _LABEL = 9.0, 13.0  # points: the size of letters, and the height of a label
+_PANEL = (4.1, 2.7)  # inches: width without labels, height of the axes
 
 
 class Curve(NamedTuple):
@@ -45,9 +46,7 @@ def plot_report(report: RobustnessReport, path: str | os.PathLike[str] | None = 
     accuracy = (report.clean_accuracy, *report.robust_accuracy.values())
     low, high = zip(*(wilson_interval(share, len(report)) for share in accuracy), strict=True)
     curve = Curve("", (0.0, *report.eps), accuracy, low, high, 0)
-    return _plotted(
-        {"": [curve]}, report, f"{conditions_of(report)}\nband: 95 % interval (Wilson) of {len(report)} images", path
-    )
+    return _plotted({"": [curve]}, [report], [f"Band: 95 % interval (Wilson) for {len(report)} images."], path)
 
 
 def plot_comparison(comparison: RobustnessComparison, path: str | os.PathLike[str] | None = None) -> Figure:
@@ -57,8 +56,8 @@ def plot_comparison(comparison: RobustnessComparison, path: str | os.PathLike[st
     panels: dict[str, list[Curve]] = {}
     for row, label in zip(rows, labels_of(comparison), strict=True):
         panels.setdefault(row.group, []).append(_curve(row, label, names.index(row.name)))
-    first = rows[0].reports[0]
-    return _plotted(panels, first, f"{conditions_of(first)}\n{runs_of(rows)}", path)
+    reports = [report for row in rows for report in row.reports]
+    return _plotted(panels, reports, [runs_of(rows), *remarks_of(rows)], path)
 
 
 def _curve(row: ComparisonRow, label: str, style: int) -> Curve:
@@ -72,35 +71,46 @@ def _curve(row: ComparisonRow, label: str, style: int) -> Curve:
 
 
 def _plotted(
-    panels: dict[str, list[Curve]], report: RobustnessReport, title: str, path: str | os.PathLike[str] | None
+    panels: dict[str, list[Curve]],
+    reports: Sequence[RobustnessReport],
+    notes: Sequence[str],
+    path: str | os.PathLike[str] | None,
 ) -> Figure:
     try:
         from matplotlib.figure import Figure  # not pyplot, which keeps every figure and picks a screen
     except ImportError as error:
         raise ImportError("Plots need matplotlib: pip install 'sip-plugin[plots]'") from error
     curves = [curve for panel in panels.values() for curve in panel]
-    most = max(map(len, panels.values()))
-    height = max(_PANEL[1], 1.2 + most * _LINE / 72)
-    width = _PANEL[0] + 0.07 * max(len(curve.label) for curve in curves)
-    figure = Figure((width * len(panels), height), layout="constrained")
-    figure.suptitle(
-        title + "." * (not title.endswith(".")), fontsize=_FONT, color="0.35", x=0.01, ha="left", parse_math=False
-    )
-    top = 1.05 * max(max(curve.high or curve.accuracy) for curve in curves)
-    everywhere = sorted({eps for curve in curves for eps in curve.eps})
-    axes_of = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axes, (group, drawn) in zip(axes_of, panels.items(), strict=True):
+    width = (_PANEL[0] + 0.075 * max(len(curve.label) for curve in curves)) * len(panels)
+    text = [line for note in (*_conditions(reports), *notes) for line in textwrap.wrap(note, int(13.5 * width))]
+    axes_height = max(_PANEL[1], max(map(len, panels.values())) * _LABEL / 72)
+    figure = Figure((width, axes_height + 0.7 + len(text) * 1.25 * _FONT / 72), layout="constrained")
+    figure.suptitle("\n".join(text), fontsize=_FONT, color="0.35", x=0.01, ha="left", parse_math=False)
+    radii = sorted({eps for curve in curves for eps in curve.eps})
+    top = max(0.01, *(max(curve.high or curve.accuracy) for curve in curves))
+    for axes, (group, drawn) in zip(
+        figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True
+    ):
         axes.set_title(group, fontsize=_FONT + 1, loc="left", parse_math=False)
-        axes.set_ylim(0, 100 * max(top, 0.01))
-        _set_radii(axes, everywhere, report)
+        axes.set_ylim(0, 105 * top)
+        _set_radii(axes, radii, reports[0])
         for curve in drawn:
-            _draw(axes, curve, _scale(everywhere))
-        _label(axes, drawn, _scale(everywhere), height)
-    axes_of[0].set_ylabel("Accuracy (%)", fontsize=_FONT + 1)
+            _draw(axes, curve, _scale(radii), alpha=0.18 if len(drawn) < 5 else 0.1)
+        _label(axes, drawn, _scale(radii), _LABEL / 72 / axes_height)
+    figure.axes[0].set_ylabel("Accuracy (%)", fontsize=_FONT + 1)
     if path is not None:
         with replacing(path) as file:
             figure.savefig(file, dpi=200, format=Path(path).suffix[1:] or "png")
     return figure
+
+
+def _conditions(reports: Sequence[RobustnessReport]) -> list[str]:
+    """What a table says above and beneath, in short."""
+    first = reports[0]
+    assumed = ", survivors of larger ε assumed" if first.assume_survivors else ""
+    warned = len({warning for report in reports for warning in report.warnings})
+    warnings = [f"{warned} warning{'s' * (warned > 1)}: print the report."] if warned else []
+    return [f"{conditions_of(first)}{assumed}.", *warnings]
 
 
 def _scale(eps: Sequence[float]) -> float:
@@ -122,13 +132,12 @@ def _set_radii(axes: Axes, eps: Sequence[float], report: RobustnessReport) -> No
     axes.spines[["left", "bottom"]].set_color("0.6")
 
 
-def _draw(axes: Axes, curve: Curve, scale: float) -> None:
-    places = [scale * eps for eps in curve.eps]
-    colour = _COLOURS[curve.style % len(_COLOURS)]
+def _draw(axes: Axes, curve: Curve, scale: float, alpha: float) -> None:
+    places, look = [scale * eps for eps in curve.eps], _look(curve)
     if curve.low is not None and curve.high is not None:
         low, high = ([100 * share for share in bound] for bound in (curve.low, curve.high))
-        axes.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0)
-    axes.plot(places, [100 * share for share in curve.accuracy], label=curve.label, clip_on=False, **_look(curve))
+        axes.fill_between(places, low, high, color=look["color"], alpha=alpha, linewidth=0)
+    axes.plot(places, [100 * share for share in curve.accuracy], label=curve.label, clip_on=False, zorder=3, **look)
 
 
 def _look(curve: Curve) -> dict[str, Any]:
@@ -141,31 +150,21 @@ def _look(curve: Curve) -> dict[str, Any]:
     }
 
 
-def _label(axes: Axes, curves: Sequence[Curve], scale: float, height: float) -> None:
-    """Names at the right end of the lines, moved apart where lines end close together."""
-    low, high = axes.get_ylim()
-    gap = _LINE / (72 * (height - 1.0)) * (high - low)
+def _label(axes: Axes, curves: Sequence[Curve], scale: float, gap: float) -> None:
+    """Names at the right end of the lines, moved apart (to ``gap``, in heights of the axes) where lines end close together.
+
+    A thin line leads from the end of a line to its name, which has the line's marker before it.
+    """
+    (low, high), right = axes.get_ylim(), axes.get_xlim()[1]
     ends = [100 * curve.accuracy[-1] for curve in curves]
-    right = axes.get_xlim()[1]
-    for curve, end, place in zip(curves, ends, spread_out(ends, gap, low, high), strict=True):
+    for curve, end, place in zip(curves, ends, spread_out(ends, gap * (high - low), low, high), strict=True):
         if not curve.label:
             continue
-        axes.annotate(
-            curve.label,
-            (scale * curve.eps[-1], end),
-            (1.07 * right, place),
-            fontsize=_FONT,
-            va="center",
-            annotation_clip=False,
-            parse_math=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": _look(curve)["color"],
-                "linewidth": 0.7,
-                "shrinkA": 1,
-                "shrinkB": 3,
-            },
-        )
+        look = _look(curve)
+        leader = [scale * curve.eps[-1], 1.09 * right], [end, place]
+        axes.plot(*leader, color=look["color"], linewidth=0.6, clip_on=False, zorder=2.6)
+        axes.plot(1.09 * right, place, **look | {"clip_on": False})
+        axes.text(1.12 * right, place, curve.label, fontsize=_FONT, va="center_baseline", parse_math=False)
 
 
 def spread_out(targets: Sequence[float], gap: float, low: float, high: float) -> list[float]:
