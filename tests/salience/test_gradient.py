@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sip_plugin.salience import GradientSalience
-from sip_plugin.salience.gradient import smallest_mass
+from sip_plugin.salience.selection import smallest_mass
 from tests.adapters.test_contract import everything, same
 
 
