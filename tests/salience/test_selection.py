@@ -17,13 +17,13 @@ def plain(scores, mass):
     total = 0.0
     for i in order:
         total += values[i]
-    chosen, held = torch.zeros(len(values), dtype=torch.bool), 0.0
+    chosen, held = [False] * len(values), 0.0
     for i in order:
         if held >= mass * total:
             break
         chosen[i] = True
         held += values[i]
-    return chosen.view(scores.shape)
+    return torch.tensor(chosen).view(scores.shape)
 
 
 def denormal(dtype):
@@ -45,7 +45,7 @@ CASES = {
     "few values": lambda g: torch.randint(0, 4, SHAPE, generator=g) / 7,
     "few values, sums inexact": lambda g: torch.randint(0, 4, SHAPE, generator=g).double() / 7,
     "mostly zero": lambda g: torch.randn(SHAPE, generator=g).abs() * (torch.rand(SHAPE, generator=g) < 0.1),
-    "zeros of both signs": lambda g: torch.where(torch.rand(SHAPE, generator=g) < 0.2, 1.0, -0.0) * (g.seed() > 0),
+    "zeros of both signs": lambda g: torch.where(torch.rand(SHAPE, generator=g) < 0.2, 1.0, -0.0),
     "one": lambda g: F.one_hot(torch.arange(6), 105).float().view(SHAPE),
     "zero": lambda g: torch.zeros(SHAPE),
     "some images zero": lambda g: torch.rand(SHAPE, generator=g) * (torch.arange(6) % 2)[:, None, None, None],
@@ -81,8 +81,8 @@ def test_random_multisets_of_few_values_have_the_plain_maps():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_so_has_an_image_of_millions_of_elements(dtype):
-    scores = torch.randn(1, 3, 700, 700, generator=torch.Generator().manual_seed(0)).abs().to(dtype)
+def test_so_has_a_large_image(dtype):
+    scores = torch.randn(1, 3, 300, 300, generator=torch.Generator().manual_seed(0)).abs().to(dtype)
     assert torch.equal(smallest_mass(scores)[0], plain(scores[0], 0.5))
 
 
@@ -124,9 +124,8 @@ def test_no_mass_is_an_empty_map():
 def test_per_pixel_the_channels_share_one_map():
     scores = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     chosen = salient(scores, 0.4, per_pixel=True)
-    assert torch.equal(
-        chosen, torch.stack([plain(s.double().sum(0, keepdim=True), 0.4) for s in scores]).expand(-1, 3, -1, -1)
-    )
+    expected = torch.stack([plain(image.double().sum(0, keepdim=True), 0.4) for image in scores])
+    assert torch.equal(chosen, expected.expand(-1, 3, -1, -1))
 
 
 @pytest.mark.parametrize("mass", [0.0, -0.1, 1.1, float("nan"), "half", True])
