@@ -66,7 +66,7 @@ def run_cell(cell: Cell, place: Place, fabric: Fabric, *, train_only: bool = Fal
     """
     if _finished(cell, place):
         return True
-    with locked(place.work / f"{cell.name}.lock", wait=fabric.world_size > 1) as mine:
+    with locked(place.work / f"{cell.name}.lock", fabric, wait=False) as mine:
         if not mine:
             return False
         splits = load_splits(cell.dataset, place.source, cell.training.validation_share, cell.split_seed)
@@ -167,7 +167,7 @@ def _maps(
     path = (
         place.work / f"maps-{cell.dataset}-{splits.fingerprint}-{note['weights_sha256'][:12]}{'-least' * least}.masks"
     )
-    with locked(path.with_suffix(".lock"), wait=fabric.world_size == 1) as _:
+    with locked(path.with_suffix(".lock"), fabric, wait=True):
         maps = MaskStore.build(
             path, splits.train, LeastGradient(source) if least else source, batch_size=64, device=fabric.device
         )
@@ -183,7 +183,7 @@ def _teacher(cell: Cell, splits: Splits, place: Place, fabric: Fabric) -> tuple[
         network.load_state_dict(state.get("network", state))
         network = network.to(fabric.device).eval()
         return network, {"arch": teacher.arch, "file": place.teacher.name, "weights_sha256": weights_hash(network)}
-    with locked(place.work / f"{teacher.name}.lock", wait=fabric.world_size == 1):
+    with locked(place.work / f"{teacher.name}.lock", fabric, wait=True):
         network, history = trained(teacher, splits, None, place, fabric)
     last = {name: value for name, value in history["epochs"][-1].items() if name.startswith("validation")}
     return network, {"arch": teacher.arch, "method": "madry", "seed": teacher.seed, **last} | {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.fabric import Fabric
 from torch import nn
 
 try:
@@ -61,11 +62,18 @@ def weights_hash(network: nn.Module) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Whether this process has the work to itself; with ``wait`` it waits until it has.
+def locked(path: Path, fabric: Fabric, *, wait: bool) -> Iterator[bool]:
+    """Whether this run (all its processes together) has the work to itself; with ``wait`` it waits until it has.
 
     The system lets go of the lock when the process ends, however it ends.
     """
+    with contextlib.ExitStack() as stack:
+        mine = stack.enter_context(_file_lock(path, wait)) if fabric.global_rank == 0 else None
+        yield bool(fabric.broadcast(mine))
+
+
+@contextlib.contextmanager
+def _file_lock(path: Path, wait: bool) -> Iterator[bool]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         if fcntl is None:

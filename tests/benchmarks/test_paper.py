@@ -7,6 +7,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 from torch import nn
 
 from benchmarks.paper import methods, networks
@@ -204,11 +205,12 @@ def test_a_file_is_whole_or_not_there(tmp_path):
         load(path)
 
 
-def test_a_lock_keeps_a_second_process_out(tmp_path):
-    with locked(tmp_path / "x.lock", wait=False) as first, locked(tmp_path / "x.lock", wait=False) as second:
+def test_a_lock_keeps_a_second_run_out(tmp_path):
+    fabric = Fabric(accelerator="cpu", devices=1)
+    with locked(tmp_path / "x.lock", fabric, wait=False) as first, locked(tmp_path / "x.lock", fabric, wait=False) as second:
         assert first
         assert not second
-    with locked(tmp_path / "x.lock", wait=False) as again:
+    with locked(tmp_path / "x.lock", fabric, wait=False) as again:
         assert again
 
 
