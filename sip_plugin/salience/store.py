@@ -145,7 +145,7 @@ class MaskStore:
         """
         positions = self._positions(indices)
         maps, checks = self._read(positions)
-        for position, image, check in zip(positions, images, checks, strict=True):
+        for position, image, check in zip(positions.tolist(), images, checks, strict=True):
             if tuple(image.shape) != self._header.image_shape or check_byte(image) != check:
                 raise ValueError(
                     f"Image {position} is not the one that its map in {self.path} was made of: the data set is another one, "
@@ -179,6 +179,7 @@ class MaskStore:
             ValueError: If one does not fit, or the file was cut off.
         """
         for block in range(self._header.blocks):
+            self._check_open()
             self._block(block)
 
     def close(self) -> None:
@@ -212,9 +213,10 @@ class MaskStore:
 
     # --- reading ---
 
-    def _positions(self, indices: Any) -> list[int]:
+    def _positions(self, indices: Any) -> np.ndarray:
+        """Where the images are, each from 0 to N - 1."""
         if isinstance(indices, slice):
-            return list(range(*indices.indices(len(self))))
+            return np.arange(*indices.indices(len(self)))
         if isinstance(indices, (Tensor, np.ndarray)):
             _check_integers(indices)
             indices = indices.tolist()
@@ -222,48 +224,45 @@ class MaskStore:
             raise TypeError(
                 f"An index must be an integer, a slice or a list of integers, got {type(indices).__name__}."
             )
-        return [self._position(index) for index in indices]
+        numbers = [index if type(index) is int else _integer(index) for index in indices]
+        for number in numbers:
+            if not -len(self) <= number < len(self):
+                raise IndexError(f"There is no image {number} in a store of {len(self)}.")
+        return np.array(numbers, dtype=np.int64) % len(self)
 
-    def _position(self, index: Any) -> int:
-        number = _as_integer(index)
-        if number is None:
-            raise TypeError(
-                f"An index must be an integer, got {index!r}. For a mask of booleans: mask.nonzero()[:, 0]."
-            )
-        if not -len(self) <= number < len(self):
-            raise IndexError(f"There is no image {number} in a store of {len(self)}.")
-        return number % len(self)
-
-    def _read(self, positions: list[int]) -> tuple[Tensor, np.ndarray]:
+    def _read(self, positions: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Maps, and the check bytes of their images."""
         header = self._header
         records = np.empty((len(positions), header.record), dtype=np.uint8)
         blocks: dict[int, np.ndarray] = {}
-        for row, position in enumerate(positions):
-            block = header.block_of_image(position)
+        self._check_open()
+        for number, (block, row) in enumerate(zip(*(part.tolist() for part in header.places(positions)), strict=True)):
             if block not in blocks:
                 blocks[block] = self._block(block)
-            records[row] = blocks[block][position - header.images_of_block(block).start]
+            records[number] = blocks[block][row]
         bits = np.unpackbits(records[:, :-1], axis=1, count=header.elements)
         maps = torch.from_numpy(bits).view(torch.bool).view(-1, *header.map_shape)
         return maps.expand(-1, *header.image_shape), records[:, -1]
 
-    def _block(self, block: int) -> np.ndarray:
-        """The records of a block, copied and checked."""
+    def _check_open(self) -> None:
         if self._map is None:
             raise ValueError(f"The store {self.path} is closed.")
         size = os.fstat(self._file).st_size
         if size != self._layout.size:  # past the end of its file, reading a memory map would kill the process
             raise StoreError(f"{self.path} was cut off or written to while it was open: {size} bytes.")
-        images = self._header.images_of_block(block)
-        start = self._layout.records + images.start * self._header.record
-        data = self._map[start : start + len(images) * self._header.record]
+
+    def _block(self, block: int) -> np.ndarray:
+        """The records of a block, copied and checked."""
+        assert self._map is not None
+        start, stop = self._layout.place_of_block(block)
+        data = self._map[start:stop]
         if block_checksum(data) != self._table[block]:
+            images = self._header.images_of_block(block)
             raise StoreError(
                 f"{self.path} is damaged: the maps of images {images.start} to {images.stop - 1} do not fit their checksum. "
                 "Delete it and build it again."
             )
-        return np.frombuffer(data, dtype=np.uint8).reshape(len(images), -1)
+        return np.frombuffer(data, dtype=np.uint8).reshape(-1, self._header.record)
 
 
 def _as_integer(index: Any) -> int | None:
@@ -276,6 +275,13 @@ def _as_integer(index: Any) -> int | None:
         return operator.index(index)
     except TypeError:
         return None
+
+
+def _integer(index: Any) -> int:
+    number = _as_integer(index)
+    if number is None:
+        raise TypeError(f"An index must be an integer, got {index!r}. For a mask of booleans: mask.nonzero()[:, 0].")
+    return number
 
 
 def _check_integers(indices: Tensor | np.ndarray) -> None:

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import struct
 import zlib
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -72,32 +74,32 @@ class Header:
         names = ("length", "image_shape", "dataset", "provenance")
         return {name: getattr(self, name) for name in names}
 
-    @property
+    @cached_property
     def map_shape(self) -> tuple[int, int, int]:
         """``(C, H, W)`` or ``(1, H, W)``."""
         return self.channels, *self.image_shape[1:]
 
-    @property
+    @cached_property
     def elements(self) -> int:
         """Bits of a map."""
-        return int(np.prod(self.map_shape))
+        return math.prod(self.map_shape)
 
-    @property
+    @cached_property
     def record(self) -> int:
         """Bytes of a record."""
         return -(-self.elements // 8) + 1
 
-    @property
+    @cached_property
     def chunks(self) -> int:
         """Number of chunks."""
         return -(-self.length // self.chunk)
 
-    @property
+    @cached_property
     def blocks_per_chunk(self) -> int:
         """Blocks of a whole chunk."""
         return -(-self.chunk // self.block)
 
-    @property
+    @cached_property
     def blocks(self) -> int:
         """Blocks of all chunks."""
         whole, rest = divmod(self.length, self.chunk)
@@ -113,10 +115,11 @@ class Header:
         images = self.images_of_chunk(chunk)
         return images[within * self.block : (within + 1) * self.block]
 
-    def block_of_image(self, index: int) -> int:
-        """The block that holds an image's record."""
-        chunk, within = divmod(index, self.chunk)
-        return chunk * self.blocks_per_chunk + within // self.block
+    def places(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For each image the block that holds its record, and which record of the block it is."""
+        chunks, within = np.divmod(indices, self.chunk)
+        parts, rows = np.divmod(within, self.block)
+        return chunks * self.blocks_per_chunk + parts, rows
 
     def to_bytes(self) -> bytes:
         """Magic, length, checksum and the header itself."""
@@ -150,20 +153,25 @@ class Layout:
 
     header: Header
 
-    @property
+    @cached_property
     def table(self) -> int:
         """Offset of the checksums."""
         return len(self.header.to_bytes())
 
-    @property
+    @cached_property
     def records(self) -> int:
         """Offset of the records."""
         return self.table + 4 * self.header.blocks
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Bytes of the file."""
         return self.records + self.header.length * self.header.record
+
+    def place_of_block(self, block: int) -> tuple[int, int]:
+        """Where a block's records begin and end."""
+        images = self.header.images_of_block(block)
+        return self.records + images.start * self.header.record, self.records + images.stop * self.header.record
 
 
 def block_checksum(data: bytes | memoryview) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -163,11 +163,10 @@ def write_all(file: int, data: bytes, offset: int, path: Path) -> None:
         raise _no_room(error, len(data), path) from error
 
 
-def _fits(file: Iterable[bytes], layout: Layout, block: int, checksum: int) -> bool:
-    images = layout.header.images_of_block(block)
-    file.seek(layout.records + images.start * layout.header.record)  # type: ignore[attr-defined]
-    data = file.read(len(images) * layout.header.record)  # type: ignore[attr-defined]
-    return bool(block_checksum(data) == checksum)
+def _fits(file: BinaryIO, layout: Layout, block: int, checksum: int) -> bool:
+    start, stop = layout.place_of_block(block)
+    file.seek(start)
+    return bool(block_checksum(file.read(stop - start)) == checksum)
 
 
 def _allocate(file: int, size: int, path: Path) -> None:
