@@ -110,6 +110,16 @@ class AutoAttackStage:
         }
         return float(runs.get(self.name, lambda: member.n_restarts * 200 * member.eot_iter)())
 
+    def notes(self, eps: float) -> list[str]:
+        """Where the attack differs from the package's."""
+        needed = {"apgd-t": 4, "apgd-dlr": 3}.get(self.name, 0)
+        if self.classes >= needed:
+            return []
+        return [
+            f"{self.name} maximised the plain logit margin: the DLR loss needs {needed} classes, the network has "
+            f"{self.classes}."
+        ]
+
     def attack(self, batch: Batch) -> Attempt:
         """Look for adversarial examples anew."""
         member = self._member(self._autoattack(batch.eps))

@@ -20,15 +20,21 @@ class Journal:
     """What is known of one evaluation, on disk; each file is written whole or not at all.
 
     Args:
-        folder: Where; made if it is not there. None remembers nothing.
-        settings: What the evaluation is of, as plain JSON values. A folder with others is refused.
-
-    Raises:
-        ValueError: If the folder belongs to another evaluation.
+        folder: Where. None remembers nothing.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: str | os.PathLike[str] | None) -> None:
         self.folder = None if folder is None else Path(folder)
+
+    def open(self, settings: Mapping[str, Any]) -> None:
+        """Begin or go on; the folder is made if it is not there.
+
+        Args:
+            settings: What the evaluation is of, as plain JSON values. A folder with others is refused.
+
+        Raises:
+            ValueError: If the folder belongs to another evaluation, or to something else.
+        """
         if self.folder is None:
             return
         settings = json.loads(json.dumps(settings))  # as it will be read again
@@ -40,7 +46,7 @@ class Journal:
             raise ValueError(
                 f"checkpoint={str(self.folder)!r} holds files but no evaluation. Give a new or empty folder."
             )
-        (self.folder / _BATCHES).mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         _write(path, (json.dumps(settings, indent=2) + "\n").encode())
 
     def load(self, name: str) -> dict[str, Any] | None:
@@ -50,6 +56,7 @@ class Journal:
     def save(self, name: str, values: Mapping[str, Any]) -> None:
         """Save tensors and plain values under a name."""
         if self.folder is not None:
+            (self.folder / _BATCHES).mkdir(exist_ok=True)
             _write(self.folder / _BATCHES / f"{name}.pt", dict(values))
 
     def load_report(self) -> dict[str, Any] | None:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch.distributed
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 _Task = TypeVar("_Task")
 _Result = TypeVar("_Result")
@@ -44,6 +46,30 @@ class Processes:
                 raise RuntimeError(f"Process {rank} of the evaluation failed with {failed}")
         return [everyone[k % self.count][0][k // self.count] for k in range(len(tasks))]
 
+    def first(self, run: Callable[[], _Result]) -> _Result:
+        """What the first process gets from a call; the others wait for it and get the same.
+
+        Raises:
+            Exception: What the call raised, in the first process.
+            RuntimeError: If it raised, in the others.
+        """
+        return self.map([None], lambda _: run())[0]
+
+    def agree(self, **values: Any) -> None:
+        """Make sure that all processes evaluate the same thing.
+
+        Raises:
+            ValueError: If a value is not the same in all of them.
+        """
+        everyone = self.gather(values)
+        different = [name for name, value in everyone[0].items() if any(other[name] != value for other in everyone)]
+        if different:
+            raise ValueError(
+                f"The processes differ in {', '.join(different)}. Each must call evaluate_robustness with the same network, "
+                "the whole data in the same order (no DistributedSampler, no shuffling) and the same settings; the work is "
+                "then divided among them. To evaluate in this process alone: distributed=False."
+            )
+
     def gather(self, value: Any) -> list[Any]:
         """The value of each process, in their order."""
         if self.count == 1:
@@ -51,3 +77,31 @@ class Processes:
         values: list[Any] = [None] * self.count
         torch.distributed.all_gather_object(values, value)
         return values
+
+
+def bare_network(model: nn.Module, processes: int) -> nn.Module:
+    """The network without what synchronises it between processes at each forward pass, of which they make unequal numbers.
+
+    Raises:
+        TypeError: If it is no network.
+        ValueError: If it cannot do without.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"model must be a torch.nn.Module, got {type(model).__name__}. A function goes into the forward of one, so that "
+            "its networks can be put into eval mode."
+        )
+    if processes == 1:
+        return model
+    compiled = getattr(model, "_orig_mod", model)
+    if isinstance(compiled, DistributedDataParallel):
+        inner: nn.Module = compiled.module
+        return bare_network(inner, processes)
+    kinds = {kind.__name__ for module in model.modules() for kind in type(module).__mro__}
+    if kinds & {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}:
+        raise ValueError(
+            "The network synchronises its processes at each forward pass, and the evaluation gives them unequal numbers of "
+            "passes. Hand over the whole network beneath DistributedDataParallel or FSDP, or call with distributed=False in "
+            "every process."
+        )
+    return model

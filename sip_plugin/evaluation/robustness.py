@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
+import numbers
+import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import fields
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from importlib import metadata
+from typing import Any, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sip_plugin.checks import Norm, check_eps, check_logits
-from sip_plugin.evaluation.autoattack import attack_names, autoattack_stages
+from sip_plugin.checks import Norm, check_eps
+from sip_plugin.evaluation import sanity
+from sip_plugin.evaluation.attacks import AttackFactory, FactoryStage, factories
+from sip_plugin.evaluation.autoattack import (
+    BLACK_BOX,
+    AutoAttackStage,
+    attack_names,
+    autoattack_package,
+    autoattack_stages,
+)
 from sip_plugin.evaluation.data import Data, collect
-from sip_plugin.evaluation.findings import Findings
 from sip_plugin.evaluation.journal import Journal, fingerprint, model_fingerprint
-from sip_plugin.evaluation.processes import Processes
+from sip_plugin.evaluation.processes import Processes, bare_network
+from sip_plugin.evaluation.progress import Progress
 from sip_plugin.evaluation.report import RobustnessReport
-from sip_plugin.evaluation.stages import Attempt, Batch, Judge, Stage, derived_seed
-from sip_plugin.state import evaluating, preserved
+from sip_plugin.evaluation.stages import Stage
+from sip_plugin.evaluation.surroundings import device_of, frozen, left_as_found
+from sip_plugin.evaluation.sweep import Sweep
+
+_LOOKED_AT = 16  # images for the checks of the network itself
 
 
 def evaluate_robustness(
@@ -29,163 +42,158 @@ def evaluate_robustness(
     *,
     eps: float | Iterable[float] = (1 / 255, 2 / 255, 4 / 255, 8 / 255),
     norm: Norm = "Linf",
+    attack: str | AttackFactory | Mapping[str, AttackFactory | str] = "autoattack",
     version: str | Sequence[str] = "standard",
     assume_survivors: bool = False,
     batch_size: int = 128,
     max_images: int | None = None,
     seed: int = 0,
     return_adversarial: bool = False,
-    checkpoint: str | Path | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    sanity_checks: bool = True,
+    distributed: bool = True,
+    progress: bool = True,
 ) -> RobustnessReport:
-    """Attack every image at every ε by AutoAttack, unrestricted, and report what is left."""
+    """Attack every image at every ε, unrestricted, and report what is left: the paper's evaluation (section 4.4).
+
+    An image counts as robust at an ε only if no attack broke it there. The ε-balls are nested: an adversarial example found
+    at one ε counts at every larger one (at a smaller one, too, if its norm allows), and the image is not attacked there
+    again. The targeted FAB, which looks for the smallest perturbation whatever ε is, runs once for each image. Every example
+    is verified by a forward pass of its own in eval mode, after being clipped to the ball and to ``[0, 1]``.
+
+    The result does not depend on the batch size, the order of the images or the number of processes, but for the rounding
+    of the network's own arithmetic: APGD's random starts follow from the seed and the image, Square's search is the same
+    for all images. Exceptions: FAB's random restarts (version ``"plus"``), networks that are random themselves, and
+    attacks of one's own; their random numbers follow from the seed and the batch.
+
+    In several processes (``torchrun``) each calls this function with the same arguments and the whole data; the batches
+    are divided among them, and each gets the whole report.
+
+    The caller's random generators, the network's modes, buffers, gradients and ``requires_grad`` are left as they were.
+
+    Args:
+        model: Maps images ``(N, C, H, W)`` in ``[0, 1]`` to logits ``(N, classes)``; evaluated in eval mode on the device
+            it is on.
+        data: ``(images, labels)``, or an iterable of such batches (further parts, such as salience maps, are left out);
+            all of it is held in memory.
+        eps: Radii, in any order.
+        norm: ``"Linf"`` or ``"L2"``.
+        attack: ``"autoattack"`` (from ``pyautoattack``, or the original ``autoattack``); a factory
+            ``(model, eps) -> attack``, for instance ``lambda model, eps: torchattacks.PGD(model, eps=eps)``; or a mapping
+            of names to these. An attack is called as ``attack(images, labels)``, ``.generate(x=, y=)`` (ART) or
+            ``.run_standard_evaluation(images, labels)``.
+        version: AutoAttack's ``"standard"``, ``"plus"`` or ``"rand"``, or a list of its attacks (then with the settings of
+            its custom version).
+        assume_survivors: Begin with the largest ε, and assume that an image that survives it also survives the smaller
+            ones. Skips the most expensive part of the work; the report marks what was assumed.
+        batch_size: Images in a batch at most.
+        max_images: Evaluate the first so many only.
+        seed: What all randomness follows from.
+        return_adversarial: Also give the adversarial images: for each image the smallest one found.
+        checkpoint: A folder that remembers finished batches. An evaluation that was stopped, however, goes on where it
+            was when called with the same arguments, also with another number of processes; one that was finished gives
+            its report at once. Several processes need a folder that they all see.
+        sanity_checks: Look for signs that the figures overestimate robustness; they end up in ``report.warnings``.
+        distributed: Divide the work among the processes if ``torch.distributed`` is initialised. False evaluates in this
+            process alone, for instance where only the first one calls.
+        progress: Show a progress bar, if tqdm is installed.
+
+    Returns:
+        The report.
+
+    Raises:
+        TypeError: If an argument is of the wrong type, for instance an attack that was made already.
+        ValueError: If images, labels or a setting are not legal, or ``checkpoint`` belongs to another evaluation.
+        ImportError: If AutoAttack is not installed.
+        RuntimeError: If another process failed.
+    """
     began = time.perf_counter()
-    radii = _radii(eps, norm)
+    processes = Processes(together=distributed)
+    model = bare_network(model, processes.count)
+    attacks = factories(attack)
     settings: dict[str, Any] = {
-        "eps": list(radii),
+        "eps": list(_radii(eps, norm)),
         "norm": norm,
-        "attack": "autoattack",
-        "version": version if isinstance(version, str) else list(version),
-        "attacks": list(attack_names(version)),
+        "attack": _described(attacks, version),
         "assume_survivors": assume_survivors,
-        "batch_size": batch_size,
-        "seed": seed,
+        "seed": _whole(seed, "seed", 0),
+        "batch_size": _whole(batch_size, "batch_size", 1),
     }
-    with torch.inference_mode(False), torch.enable_grad(), _left_as_found(model):
+    with torch.inference_mode(False), left_as_found(model):
         images, labels = collect(data, max_images)
-        journal = Journal(
-            checkpoint,
-            settings
-            | {
-                "return_adversarial": return_adversarial,
-                "data": fingerprint(images, labels),
-                "model": model_fingerprint(model),
-            },
-        )
-        finished = journal.load_report()
+        settings["images"] = len(images)
+        identity = settings | {
+            "return_adversarial": return_adversarial,
+            "sanity_checks": sanity_checks,
+            "data": fingerprint(images, labels),
+            "network": model_fingerprint(model),
+        }
+        processes.agree(**identity)
+        journal = Journal(checkpoint)
+        processes.first(lambda: journal.open(identity))
+        finished = processes.first(journal.load_report)
         if finished is not None:
             return RobustnessReport(**finished)
-        evaluation = _Evaluation(model, images, labels, radii, norm, settings, journal, keep=return_adversarial)
-        evaluation.run()
-        findings = evaluation.findings
-        report = RobustnessReport(
-            eps=radii,
-            norm=norm,
-            attacks=tuple(stage.name for stage in evaluation.stages),
+        sweep = Sweep(
+            model=model,
+            images=images,
             labels=labels,
-            outcome=findings.outcome,
-            broken_by=findings.broken_by(),
-            smallest_norm=findings.smallest_norm,
-            settings=settings,
-            seconds=time.perf_counter() - began + evaluation.seconds_before,
-            adversarial=findings.adversarial(images),
+            radii=tuple(settings["eps"]),
+            norm=norm,
+            device=device_of(model),
+            batch_size=batch_size,
+            seed=seed,
+            assume_survivors=assume_survivors,
+            keep_examples=return_adversarial,
+            journal=journal,
+            processes=processes,
+            progress=Progress(show=progress and processes.rank == 0),
         )
-        journal.finish({field.name: getattr(report, field.name) for field in fields(report)})
+        with closing(sweep.progress):
+            warnings = _run(sweep, attacks, version, sanity_checks=sanity_checks)
+        report = sweep.report(settings, warnings, time.perf_counter() - began)
+        processes.first(lambda: journal.finish({f.name: getattr(report, f.name) for f in dataclasses.fields(report)}))
     return report
 
 
-class _Evaluation:
-    """One run: which images are attacked next, at which ε, by which attack."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        radii: tuple[float, ...],
-        norm: Norm,
-        settings: dict[str, Any],
-        journal: Journal,
-        *,
-        keep: bool,
-    ) -> None:
-        self.model, self.images, self.labels, self.radii, self.norm = model, images, labels, radii, norm
-        self.settings, self.journal, self.keep = settings, journal, keep
-        self.processes = Processes()
-        self.device = _device(model)
-        self.judge = Judge(model, radii, norm)
-        self.seconds_before = 0.0
-        self.stages: Sequence[Stage] = ()
-        self.done: list[Tensor] = []
-
-    def run(self) -> None:
-        """Fill ``findings``."""
-        correct, classes = self._clean()
-        self.stages = autoattack_stages(self.model, self.settings["version"], self.norm, classes, self.device)
-        self.done = [torch.zeros(len(self.images), dtype=torch.int64) for _ in self.stages]
-        self.findings = Findings(self.radii, correct, self.images if self.keep else None)
-        assume = self.settings["assume_survivors"]
-        balls = range(len(self.radii))
-        for ball in reversed(balls) if assume else balls:
-            for number in range(len(self.stages)):
-                self._attack(ball, number)
-            self.findings.close(ball, assume=assume)
-
-    def _clean(self) -> tuple[Tensor, int]:
-        def classify(rows: Tensor) -> tuple[Tensor, int]:
-            images, labels = self.images[rows].to(self.device), self.labels[rows].to(self.device)
-            with torch.no_grad():
-                logits = check_logits(self.model(images), len(images))
-            return (logits.argmax(1) == labels).cpu(), logits.shape[1]
-
-        results = self.processes.map(self._batches(torch.arange(len(self.images))), classify)
-        return torch.cat([right for right, _ in results]), results[0][1]
-
-    def _attack(self, ball: int, number: int) -> None:
-        """Run one attack at one ε on all images that are still to be attacked there."""
-        stage, done = self.stages[number], self.done[number]
-        rows = self.findings.pending(ball)
-        if stage.parts:
-            rows = rows[done[rows] < stage.parts]
-        batches = self._batches(rows)
-        attempts = self.processes.map(
-            list(enumerate(batches)), lambda task: self._attack_batch(ball, number, task[0], task[1])
+def _run(
+    sweep: Sweep, attacks: Mapping[str, AttackFactory | str], version: str | Sequence[str], *, sanity_checks: bool
+) -> list[str]:
+    """Attack everything; give what a reader should be warned of."""
+    model, some = sweep.model, sweep.images[: min(sweep.batch_size, _LOOKED_AT)].to(sweep.device)
+    dynamic = sweep.processes.first(lambda: sanity.is_dynamic(model, some))
+    with frozen(model, unless=dynamic):
+        clean = sweep.look_at_clean()
+        stages: list[Stage] = []
+        for name, factory in attacks.items():
+            if isinstance(factory, str):
+                stages += autoattack_stages(model, version, sweep.norm, clean[0].classes, sweep.device)
+            else:
+                stages.append(FactoryStage(name, factory, model))
+        if not clean[0].differentiable:
+            _check_black_box(stages)
+        notes = [note for stage in stages for note in stage.notes(sweep.radii[-1])]
+        sweep.run(stages, probes=sanity_checks)
+        if not sanity_checks:
+            return notes
+        of_network = sweep.processes.first(
+            lambda: sanity.network_warnings(model, some, dynamic=dynamic, randomness_expected=version == "rand")
         )
-        for part, attempt in zip(batches, attempts, strict=True):
-            done[part] = attempt.done
-            self.findings.record(ball, number, part, attempt.norms, attempt.examples if self.keep else None)
+        return [*notes, *of_network, *sanity.clean_warnings(clean), *sweep.warnings()]
 
-    def _attack_batch(self, ball: int, number: int, place: int, rows: Tensor) -> Attempt:
-        """The attack's result on one batch: remembered, or found now."""
-        stage, eps = self.stages[number], self.radii[ball]
-        name = f"{ball}-{stage.name}-{place}"
-        known = self.journal.load(name)
-        if known is not None:
-            self.seconds_before += known["seconds"]
-            return Attempt(known["norms"], known["examples"], known["done"])
-        began = time.perf_counter()
-        images, labels = self.images[rows].to(self.device), self.labels[rows].to(self.device)
-        seed = derived_seed(self.settings["seed"], eps, stage.name)
-        attempt = stage.attack(Batch(images, labels, rows, self.done[number][rows], eps, seed, self.judge))
-        if not self.keep:
-            attempt = Attempt(attempt.norms, attempt.examples[:0], attempt.done)
-        self.journal.save(
-            name,
-            {
-                "norms": attempt.norms,
-                "examples": attempt.examples,
-                "done": attempt.done,
-                "seconds": time.perf_counter() - began,
-            },
+
+def _check_black_box(stages: Sequence[Stage]) -> None:
+    blind = [stage.name for stage in stages if isinstance(stage, AutoAttackStage) and stage.name not in BLACK_BOX]
+    if blind:
+        raise ValueError(
+            f"The network's output has no gradient with respect to the image, which {', '.join(blind)} need. Is its forward "
+            'under torch.no_grad(), or does it round? For black-box attacks alone: version=["square"].'
         )
-        return attempt
-
-    def _batches(self, rows: Tensor) -> list[Tensor]:
-        """As few batches as the batch size allows, of equal size but for one image."""
-        count = -(-len(rows) // self.settings["batch_size"])
-        return list(rows.tensor_split(count)) if count else []
-
-
-@contextmanager
-def _left_as_found(model: nn.Module) -> Iterator[None]:
-    """Eval mode, parameters that need no gradient, and random generators of their own; all put back at the end."""
-    device = _device(model)
-    with preserved(model), evaluating(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)  # attacks need the input's gradient alone
-        yield
 
 
 def _radii(eps: float | Iterable[float], norm: Norm) -> tuple[float, ...]:
+    if norm not in get_args(Norm):
+        raise ValueError(f"norm must be one of {', '.join(get_args(Norm))}, got {norm!r}.")
     given = list(eps) if isinstance(eps, Iterable) else [eps]
     radii = tuple(sorted({check_eps(radius, norm) for radius in given}))
     if not radii or radii[0] == 0:
@@ -195,7 +203,30 @@ def _radii(eps: float | Iterable[float], norm: Norm) -> tuple[float, ...]:
     return radii
 
 
-def _device(model: nn.Module) -> torch.device:
-    for tensor in [*model.parameters(), *model.buffers()]:
-        return tensor.device
-    return torch.device("cpu")
+def _whole(value: Any, name: str, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(f"{name} must be a whole number from {least}, got {value!r}.")
+    return int(value)
+
+
+def _described(attacks: Mapping[str, AttackFactory | str], version: str | Sequence[str]) -> dict[str, Any]:
+    """The attacks as the report's settings say them."""
+    described: dict[str, Any] = {}
+    for name, factory in attacks.items():
+        if isinstance(factory, str):
+            package = autoattack_package().__name__
+            described[name] = {
+                "version": version if isinstance(version, str) else "custom",
+                "attacks": list(attack_names(version)),
+                "package": f"{package} {_installed(package)}",
+            }
+        else:
+            described[name] = "factory"
+    return described
+
+
+def _installed(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "of unknown version"

@@ -115,5 +115,8 @@ class Stage(Protocol):
         what it finds serves every ε.
         """
 
+    def notes(self, eps: float) -> list[str]:
+        """What a reader of the report should know of this attack; made ready for one ε, it fails now or works later."""
+
     def attack(self, batch: Batch) -> Attempt:
         """Look for adversarial examples."""

@@ -1,0 +1,219 @@
+"""Signs that an evaluation overestimates robustness (Carlini et al. 2019, arXiv:1902.06705; AutoAttack's own flags)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sip_plugin.checks import check_logits
+
+_DIFFERENT = 1e-4  # distance between normalised logits of equal images, as in AutoAttack
+_COMPANY = 1e-2  # the same between batches, whose kernels may round otherwise
+_PROBABILITY = 1e-5
+SQUARE_SHARE = 0.002  # of all images, as in AutoAttack
+
+
+@dataclass(frozen=True)
+class Clean:
+    """What a batch of clean images shows; all on the CPU.
+
+    Attributes:
+        correct: Classified correctly, ``(N,)`` bool.
+        classes: The number of logits.
+        differentiable: Whether the logits have a gradient with respect to the images.
+        zero_margin: Gradient of the logit margin exactly zero, ``(N,)`` bool.
+        zero_cross_entropy: Gradient of the cross-entropy exactly zero, ``(N,)`` bool.
+        probabilities: Logits not negative and of sum 1, ``(N,)`` bool.
+    """
+
+    correct: Tensor
+    classes: int
+    differentiable: bool
+    zero_margin: Tensor
+    zero_cross_entropy: Tensor
+    probabilities: Tensor
+
+
+def look_at_clean(model: nn.Module, images: Tensor, labels: Tensor) -> Clean:
+    """Classify a batch, and look at its logits and gradients.
+
+    Raises:
+        TypeError: If the network gives no tensor.
+        ValueError: If it gives no logits, NaN, or fewer classes than the labels need.
+    """
+    images = images.clone().requires_grad_()
+    with torch.enable_grad():
+        logits = check_logits(model(images), len(images))
+        if logits.detach().isnan().any():
+            raise ValueError("The network gives NaN on clean images, so nothing can be said of its robustness.")
+        if int(labels.max()) >= logits.shape[1]:
+            raise ValueError(
+                f"labels must be below the number of the network's logits, {logits.shape[1]}, got {int(labels.max())}."
+            )
+        true = F.one_hot(labels, logits.shape[1]).bool()
+        margin = logits[true] - logits.masked_fill(true, -torch.inf).amax(1)
+        cross_entropy = F.cross_entropy(logits, labels, reduction="sum")
+    rows = logits.detach()
+    return Clean(
+        (rows.argmax(1) == labels).cpu(),
+        logits.shape[1],
+        logits.requires_grad,
+        _zero_gradient(margin.sum(), images),
+        _zero_gradient(cross_entropy, images),
+        ((rows >= -_PROBABILITY).all(1) & ((rows.sum(1) - 1).abs() <= _PROBABILITY)).cpu(),
+    )
+
+
+def network_warnings(model: nn.Module, images: Tensor, *, dynamic: bool, randomness_expected: bool) -> list[str]:
+    """What is suspicious about a network, which is in eval mode.
+
+    Args:
+        model: The network.
+        images: Some images, ``(N, C, H, W)``, on its device.
+        dynamic: What :func:`is_dynamic` says of it.
+        randomness_expected: Whether the attacks average over the network's randomness.
+    """
+    found = []
+    training = sorted({type(module).__name__ for module in model.modules() if module.training})
+    if training:
+        found.append(f"Modules stay in train mode after model.eval(): {', '.join(training)}.")
+    if dynamic:
+        found.append(
+            "The network computes gradients in its forward pass (a dynamic defence): AutoAttack does not attack that part, "
+            "and an adaptive attack may break more."
+        )
+    with torch.no_grad():
+        first, second = _normalised(model(images)), _normalised(model(images))
+        pair = torch.cat([images[:1], 1 - images[:1]])
+        alone = _normalised(model(pair))[0], _normalised(model(pair[[0, 0]]))[0]
+    if float((first - second).norm(dim=1).max()) > _DIFFERENT:
+        if not randomness_expected:
+            found.append(
+                "The network is randomised: two passes of the same images differ. Attacks that do not average over the "
+                'randomness overestimate robustness; use version="rand".'
+            )
+    elif float((alone[0] - alone[1]).norm()) > _COMPANY:
+        found.append(
+            "An image's logits depend on the other images of its batch (BatchNorm without running statistics?), so the "
+            "figures depend on the batch size."
+        )
+    if torch.is_autocast_enabled(images.device.type):
+        found.append("The evaluation ran under autocast: gradients of small size may have been rounded to zero.")
+    return found
+
+
+def is_dynamic(model: nn.Module, images: Tensor) -> bool:
+    """Whether the network computes gradients in its own forward pass (test-time adaptation, purification)."""
+    calls = 0
+
+    def watch(frame: FrameType, event: str, argument: Any) -> None:
+        nonlocal calls
+        if event == "call" and frame.f_code in codes:
+            calls += 1
+
+    codes = {torch.autograd.grad.__code__, torch.autograd.backward.__code__}
+    with torch.no_grad(), _profiled(watch):
+        model(images)
+    return calls > 0
+
+
+def clean_warnings(parts: Sequence[Clean]) -> list[str]:
+    """What is suspicious about logits and gradients of the clean images that are classified correctly."""
+    correct = torch.cat([part.correct for part in parts])
+    margin = torch.cat([part.zero_margin for part in parts])[correct]
+    saturated = torch.cat([part.zero_cross_entropy for part in parts])[correct] & ~margin
+    found = []
+    if not all(part.differentiable for part in parts):
+        found.append(
+            "The network's output has no gradient with respect to the image: only black-box attacks say something."
+        )
+    elif margin.any():
+        found.append(
+            f"The gradient of the logit margin is exactly zero for {_share(margin)}: gradient-based attacks are blind there."
+        )
+    if saturated.any():
+        found.append(
+            f"The gradient of the cross-entropy is exactly zero for {_share(saturated)} (saturated softmax): attacks on the "
+            "cross-entropy are blind there."
+        )
+    if torch.cat([part.probabilities for part in parts]).all():
+        found.append(
+            "The network's outputs look like probabilities (not negative, of sum 1). Attacks need the logits; a softmax "
+            "hides gradients."
+        )
+    return found
+
+
+def black_box_warning(broken: int, images: int) -> list[str]:
+    """What it means that Square broke images that had withstood the white-box attacks at the same ε."""
+    if broken <= SQUARE_SHARE * images:
+        return []
+    return [
+        f"Square, a black-box attack, broke {broken} of {images} images that had withstood the white-box attacks at the "
+        "same eps: the network may mask its gradients, and stronger or adaptive attacks may break more."
+    ]
+
+
+def contradiction_warning(radii: Sequence[float], contradicted: Sequence[int]) -> list[str]:
+    """What it means that an image withstood a whole attack in a ball where another attack's example lies."""
+    return [
+        f"{count} image(s) withstood every attack at eps = {radius:g}, though an example found at another eps lies in that "
+        "ball; they count as broken. The attacks are weak there."
+        for radius, count in zip(radii, contradicted, strict=True)
+        if count
+    ]
+
+
+def larger_ball_warning(attack: str, radii: Sequence[float], probed: int, withstood: int) -> list[str]:
+    """What it means that an attack fails at a large ε where it succeeds at a small one."""
+    if not withstood:
+        return []
+    return [
+        f"Of {probed} images that {attack} broke at eps = {radii[0]:g}, {withstood} withstood the same attack at "
+        f"eps = {radii[-1]:g}: the attack is unreliable on this network."
+    ]
+
+
+def assumption_warning(attack: str, radii: Sequence[float], probed: int, broken: int) -> list[str]:
+    """What it means that images that were assumed to survive at the smallest ε do not."""
+    if not broken:
+        return []
+    return [
+        f"Of {probed} images that survived eps = {radii[-1]:g} and were assumed to survive eps = {radii[0]:g}, {attack} "
+        f"broke {broken} at that eps (they count as broken): assume_survivors does not hold for this network."
+    ]
+
+
+def _zero_gradient(value: Tensor, images: Tensor) -> Tensor:
+    if not value.requires_grad:
+        return torch.ones(len(images), dtype=torch.bool)
+    (gradient,) = torch.autograd.grad(value, images, retain_graph=True, allow_unused=True)
+    if gradient is None:
+        return torch.ones(len(images), dtype=torch.bool)
+    return (gradient.flatten(1) == 0).all(1).cpu()
+
+
+def _normalised(logits: Tensor) -> Tensor:
+    return F.normalize(logits.float(), dim=1)
+
+
+def _share(rows: Tensor) -> str:
+    return f"{int(rows.sum())} of {len(rows)} correctly classified images"
+
+
+@contextmanager
+def _profiled(watch: Callable[[FrameType, str, Any], None]) -> Iterator[None]:
+    before = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)

@@ -1,0 +1,208 @@
+"""One evaluation: which images are attacked next, at which ε, by which attack."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sip_plugin.checks import Norm
+from sip_plugin.evaluation import sanity
+from sip_plugin.evaluation.autoattack import BLACK_BOX
+from sip_plugin.evaluation.findings import PENDING, Findings
+from sip_plugin.evaluation.journal import Journal
+from sip_plugin.evaluation.processes import Processes
+from sip_plugin.evaluation.progress import Progress
+from sip_plugin.evaluation.report import ASSUMED, RobustnessReport
+from sip_plugin.evaluation.stages import Attempt, Batch, Judge, Stage, derived_seed
+
+_PROBED = 64  # images for each of the two probes of reliability, a percent or two of an evaluation
+
+
+@dataclasses.dataclass
+class Sweep:
+    """All attacks over all ε.
+
+    The work goes attack by attack over all images that are still to be attacked at one ε, so that batches are full. ε
+    ascend; with ``assume_survivors`` they descend, and what survives one is not attacked at the smaller ones.
+
+    Attributes:
+        model: The network, in eval mode.
+        images: Clean images ``(N, C, H, W)``, on the CPU.
+        labels: ``(N,)``, on the CPU.
+        radii: The ε, ascending.
+        norm: Their norm.
+        device: Where the network is.
+        batch_size: Images a batch at most.
+        seed: What all randomness follows from.
+        assume_survivors: See above.
+        keep_examples: Keep each image's smallest adversarial example.
+        journal: Remembers finished batches.
+        processes: Who else works on this evaluation.
+        progress: Is told how far it is.
+    """
+
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    radii: tuple[float, ...]
+    norm: Norm
+    device: torch.device
+    batch_size: int
+    seed: int
+    assume_survivors: bool
+    keep_examples: bool
+    journal: Journal
+    processes: Processes
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.judge = Judge(self.model, self.radii, self.norm)
+        self.remembered_seconds = 0.0
+        self._outside: dict[str, int] = {}
+        self._probe_warnings: list[str] = []
+
+    def look_at_clean(self) -> list[sanity.Clean]:
+        """Classify all clean images; the first thing to do."""
+
+        def look(place: int, rows: Tensor) -> sanity.Clean:
+            def now() -> dict[str, Any]:
+                images, labels = self._on_device(rows)
+                return dataclasses.asdict(sanity.look_at_clean(self.model, images, labels))
+
+            return sanity.Clean(**self._remembered(f"clean-{place}", now))
+
+        batches = self._batches(torch.arange(len(self.images)))
+        self.clean = self.processes.map(list(enumerate(batches)), lambda task: look(*task))
+        correct = torch.cat([part.correct for part in self.clean])
+        self.findings = Findings(self.radii, correct, self.images if self.keep_examples else None)
+        return self.clean
+
+    def run(self, stages: Sequence[Stage], *, probes: bool) -> None:
+        """Attack; ``findings`` is complete afterwards."""
+        self.stages = stages
+        self._done = [torch.zeros(len(self.images), dtype=torch.int64) for _ in stages]
+        balls = range(len(self.radii))
+        for ball in reversed(balls) if self.assume_survivors else balls:
+            for number in range(len(stages)):
+                self._attack_all(ball, number)
+            self.findings.close(ball, assume=self.assume_survivors)
+        if probes and len(self.radii) > 1:
+            self._probe()
+
+    def report(self, settings: dict[str, Any], warnings: Sequence[str], seconds: float) -> RobustnessReport:
+        """The finished report."""
+        return RobustnessReport(
+            eps=self.radii,
+            norm=self.norm,
+            attacks=tuple(stage.name for stage in self.stages),
+            labels=self.labels,
+            outcome=self.findings.outcome,
+            broken_by=self.findings.broken_by(),
+            smallest_norm=self.findings.smallest_norm,
+            settings=settings,
+            warnings=tuple(warnings),
+            seconds=seconds + self.remembered_seconds,
+            adversarial=self.findings.adversarial(self.images),
+        )
+
+    def warnings(self) -> list[str]:
+        """What became suspicious in the course of the attacks."""
+        found = [
+            f"{count} adversarial example(s) of {name} lay outside the ball they were asked for; they count only in larger "
+            "balls that hold them."
+            for name, count in self._outside.items()
+        ]
+        black = [number for number, stage in enumerate(self.stages) if stage.name in BLACK_BOX]
+        if black and black[0] > 0:
+            by = torch.isin(self.findings.outcome, torch.tensor(black)).any(0)
+            found += sanity.black_box_warning(int(by.sum()), len(self.images))
+        found += sanity.contradiction_warning(self.radii, self.findings.contradicted)
+        return found + self._probe_warnings
+
+    def _attack_all(self, ball: int, number: int) -> None:
+        """Run one attack at one ε on all images that are still to be attacked there."""
+        stage, done = self.stages[number], self._done[number]
+        self.progress.stage(f"{stage.name}, eps {self.radii[ball]:.4g}", self._passes_left(ball, number))
+        rows = self.findings.pending(ball)
+        if stage.parts:
+            rows = rows[done[rows] < stage.parts]
+        self._attack(ball, number, self._batches(rows), f"{ball}-{number}")
+
+    def _attack(self, ball: int, number: int, batches: list[Tensor], name: str) -> None:
+        def attack(place: int, rows: Tensor) -> Attempt:
+            attempt = Attempt(
+                **self._remembered(f"{name}-{place}", lambda: vars(self._attack_batch(ball, number, rows)))
+            )
+            self.progress.advance(len(rows) * self.stages[number].cost * self.processes.count)
+            return attempt
+
+        attempts = self.processes.map(list(enumerate(batches)), lambda task: attack(*task))
+        stage = self.stages[number]
+        for rows, attempt in zip(batches, attempts, strict=True):
+            self._done[number][rows] = attempt.done
+            self.findings.record(ball, number, rows, attempt.norms, attempt.examples if self.keep_examples else None)
+            outside = int((attempt.norms.isfinite() & (attempt.norms > self.radii[ball])).sum())
+            if outside and not stage.parts:
+                self._outside[stage.name] = self._outside.get(stage.name, 0) + outside
+
+    def _attack_batch(self, ball: int, number: int, rows: Tensor) -> Attempt:
+        stage, eps = self.stages[number], self.radii[ball]
+        seed = derived_seed(self.seed, eps, stage.name)
+        batch = Batch(*self._on_device(rows), rows, self._done[number][rows], eps, seed, self.judge)
+        attempt = stage.attack(batch)
+        return attempt if self.keep_examples else dataclasses.replace(attempt, examples=attempt.examples[:0])
+
+    def _probe(self) -> None:
+        """Two cheap tests of the first attack: does it also succeed at a larger ε, do assumed survivors survive it."""
+        outcome, name = self.findings.outcome, self.stages[0].name
+        last = len(self.radii) - 1
+        if self.stages[0].parts:
+            return  # its findings do not depend on ε
+        if self.assume_survivors:
+            probed = (self.findings.outcome[0] == ASSUMED).nonzero().flatten()[:_PROBED]
+            self._attack(0, 0, self._batches(probed), "probe")
+            broken = int(self.findings.broken(0)[probed].sum())
+            self._probe_warnings += sanity.assumption_warning(name, self.radii, len(probed), broken)
+            return
+        probed = (outcome[0] == 0).nonzero().flatten()[:_PROBED]
+
+        def attack(place: int, rows: Tensor) -> dict[str, Any]:
+            return self._remembered(f"probe-{place}", lambda: vars(self._attack_batch(last, 0, rows)))
+
+        attempts = self.processes.map(list(enumerate(self._batches(probed))), lambda task: attack(*task))
+        withstood = sum(int((attempt["norms"] > self.radii[last]).sum()) for attempt in attempts)
+        self._probe_warnings += sanity.larger_ball_warning(name, self.radii, len(probed), withstood)
+
+    def _remembered(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A batch's result: from the journal, or found now and written there."""
+        known = self.journal.load(name)
+        if known is not None:
+            self.remembered_seconds += known["seconds"]
+            return dict(known["result"])
+        began = time.perf_counter()
+        result = run()
+        self.journal.save(name, {"result": result, "seconds": time.perf_counter() - began})
+        return result
+
+    def _passes_left(self, ball: int, number: int) -> float:
+        """Forward passes of images that are left at most, counted from one attack at one ε."""
+        costs = [stage.cost for stage in self.stages]
+        here = len(self.findings.pending(ball)) * sum(costs[number:])
+        if self.assume_survivors:
+            others = self.findings.outcome[:ball] == PENDING
+            return here + float((others.any(0) & (self.findings.outcome[ball] != PENDING)).sum()) * sum(costs)
+        anew = sum(stage.cost for stage in self.stages if not stage.parts)
+        return here + sum(len(self.findings.pending(k)) for k in range(ball + 1, len(self.radii))) * anew
+
+    def _on_device(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return self.images[rows].to(self.device), self.labels[rows].to(self.device)
+
+    def _batches(self, rows: Tensor) -> list[Tensor]:
+        """As few batches as the batch size allows, of equal size but for one image."""
+        count = -(-len(rows) // self.batch_size)
+        return list(rows.tensor_split(count)) if count else []
