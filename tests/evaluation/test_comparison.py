@@ -45,7 +45,7 @@ def cells(text):
     return [[cell.strip() for cell in row] for row in rows[2:]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 1000), st.integers(0, 3))
 def test_means_and_deviations_are_numpys(runs, seed, digits):
     rows = {
@@ -260,6 +260,13 @@ def test_reports_on_something_else_are_refused_or_marked(other, complaint):
     assert [row[0] for row in cells(comparison.to_markdown())] == ["A", r"B \[1\]"]
     remark = next(line for line in comparison.to_markdown().splitlines() if line.startswith(r"- \[1\]: "))
     assert " instead of " in remark
+
+
+def test_other_images_of_the_same_classes_are_told_by_their_fingerprint():
+    reports = [random_report(1, settings={"attack": "PGD", "data": data}) for data in ("aa", "ab")]
+    with pytest.raises(ValueError, match="'Report 2' has other images"):
+        RobustnessReport.compare(reports)
+    RobustnessReport.compare([reports[0], random_report(1, settings={"attack": "PGD"})])
 
 
 def test_another_norm_is_always_refused():

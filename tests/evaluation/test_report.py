@@ -237,10 +237,12 @@ def test_an_eps_that_is_not_there_is_an_error_that_lists_those_that_are():
         accuracy["8/255"]
 
 
-def test_adversarial_images_are_found_by_eps_too():
+def test_adversarial_images_are_kept_as_they_are_and_can_be_saved(tmp_path):
     images = torch.rand(40, 1, 2, 2)
-    report = random_report(adversarial={8 / 255: images})
-    assert report.adversarial[np.float32(8 / 255)] is images
+    report = random_report(adversarial=PerEps({8 / 255: images}))
+    assert report.adversarial[8 / 255] is images
+    torch.save(report.adversarial, tmp_path / "adversarial.pt")
+    assert torch.equal(torch.load(tmp_path / "adversarial.pt", weights_only=True)[8 / 255], images)
     with pytest.raises(ValueError, match="40 images"):
         random_report(adversarial={8 / 255: images[:3]})
     with pytest.raises(ValueError, match=r"adversarial has images at eps = 0\.1"):
@@ -292,7 +294,12 @@ R, M, A, C = ROBUST, MISCLASSIFIED, ASSUMED, CARRIED
 )
 def test_outcomes_that_can_be_are_taken(outcome):
     assert one_image(outcome).outcome.flatten().tolist() == outcome
-    assert one_image([A, A, R, 0], settings={"assume_survivors": True}).robust_accuracy[4 / 255] == 1
+
+
+@pytest.mark.parametrize("outcome", [[A, A, A, R], [A, A, R, 0], [1, C, C, C], [A, A, C, C], [A, R, C, 2]])
+def test_outcomes_that_can_be_with_survivors_assumed_are_taken(outcome):
+    report = one_image(outcome, settings={"assume_survivors": True})
+    assert list(report.robust_accuracy.values()) == [float(code in (R, A)) for code in outcome]
 
 
 @pytest.mark.parametrize(
@@ -304,8 +311,8 @@ def test_outcomes_that_can_be_are_taken(outcome):
         ([M, M, C, C], {}, "MISCLASSIFIED at every eps or at none"),
         ([R, 0, R, R], {}, "broken at 2/255 and not at 4/255"),
         ([R, R, C, R], {}, "broken at 4/255 and not at 8/255"),
-        ([A, A, A, A], {"settings": {"assume_survivors": True}}, "not ROBUST at any larger eps"),
-        ([R, A, 0, C], {"settings": {"assume_survivors": True}}, "not ROBUST at any larger eps"),
+        ([A, A, A, A], {"settings": {"assume_survivors": True}}, "ASSUMED at the largest eps"),
+        ([R, R, R, A], {"settings": {"assume_survivors": True}}, "ASSUMED at the largest eps"),
         ([A, A, A, R], {"settings": {"assume_survivors": False}}, r'settings\["assume_survivors"\] is not true'),
         ([A, A, A, R], {}, r'settings\["assume_survivors"\] is not true'),
         ([0, C, C, C], {"broken_by": torch.tensor([4])}, "broken_by must be from -1 to 3"),
@@ -323,7 +330,7 @@ def test_outcomes_that_can_be_are_taken(outcome):
         ([R, R, 0, C], {"smallest_norm": torch.tensor([1.5 / 255])}, "smaller than an eps"),
         ([R, R, R, R], {"smallest_norm": torch.tensor([7 / 255])}, "smaller than an eps"),
         ([R, R, R, R], {"eps": (4 / 255, 2 / 255, 1 / 255, 8 / 255)}, "eps must ascend"),
-        ([R, R, R, R], {"eps": (1 / 255, 2 / 255, 2 * (1 / 255), 8 / 255)}, "eps must ascend"),
+        ([R, R, R, R], {"eps": (1 / 255, 2 / 255, 2 / 255, 8 / 255)}, "eps must ascend"),
         ([R, R, R, R], {"eps": (0, 1 / 255, 2 / 255, 8 / 255)}, "only positive ones"),
         ([R, R, R, R], {"eps": (1, 2, 4, 8)}, r"Did you mean 2/255\?"),
         ([R, R, R, R], {"attacks": ()}, "one name or more"),
@@ -393,6 +400,7 @@ def test_the_printed_table_says_all_that_a_reader_must_know():
     assert text == report.to_text()
     assert "256 images, Linf, AutoAttack standard." in text
     assert "assume_survivors=False" in text
+    assert "Seed 0." in text
     assert "Warning: The gradient is zero on 12 images." in text
     assert "not the robust accuracy under that attack alone" in " ".join(text.split())
     lines = {line.split()[0]: line.split() for line in text.splitlines() if line[:1].isdigit() or line[:5] == "clean"}
@@ -407,10 +415,22 @@ def test_the_printed_table_says_all_that_a_reader_must_know():
     assert all(len(line) <= 120 for line in text.splitlines())
 
 
-def test_an_evaluation_by_a_single_attack_is_called_by_its_name():
-    report = random_report(attacks=("PGD",), settings={"attack": "PGD", "seed": 3})
-    assert "L∞, PGD." in report.to_markdown()
-    assert "apgd-ce + square." in random_report(attacks=("apgd-ce", "square"), settings={}).to_markdown()
+@pytest.mark.parametrize(
+    ("asked_for", "shown"),
+    [
+        ({}, "apgd-ce + square."),
+        ({"attack": "PGD"}, "PGD."),
+        ({"attack": "AutoAttack", "version": "plus"}, "AutoAttack plus."),
+        (
+            {"attack": {"autoattack": {"version": "standard", "package": "pyautoattack 0.2.0"}}},
+            "autoattack standard (pyautoattack 0.2.0).",
+        ),
+        ({"attack": {"PGD": "factory", "autoattack": {"version": "rand"}}}, "PGD + autoattack rand."),
+    ],
+)
+def test_the_attack_is_called_what_the_settings_call_it(asked_for, shown):
+    report = random_report(attacks=("apgd-ce", "square"), settings=asked_for)
+    assert report.to_text().splitlines()[0] == f"Accuracy in per cent: 40 images, Linf, {shown}"
 
 
 def test_the_repr_is_one_short_line():
