@@ -172,7 +172,7 @@ def _named(reports: Rows, names: Sequence[str] | None) -> list[tuple[str, str, R
 
 
 def _runs(runs: Runs, name: str) -> tuple[RobustnessReport, ...]:
-    listed = (runs,) if isinstance(runs, RobustnessReport) else tuple(runs)
+    listed = tuple(runs) if isinstance(runs, Sequence) else (runs,)
     if not listed or not all(isinstance(report, RobustnessReport) for report in listed):
         raise TypeError(f"{name!r} must be a RobustnessReport or a list of one or more, got {runs!r}.")
     return listed

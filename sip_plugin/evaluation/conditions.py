@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -30,11 +30,21 @@ class Difference(NamedTuple):
 
 
 def attack_of(report: RobustnessReport) -> str:
-    """The attack of a report and its version: ``AutoAttack standard``; without a setting of that name, what ran."""
-    if report.settings.get("attack") is None:
+    """What attacked, from the settings: ``autoattack standard (pyautoattack 0.2.0)``; without them, which attacks ran.
+
+    The setting ``attack`` is a name, with a ``version`` beside it, or a mapping from names to settings of each.
+    """
+    attack = report.settings.get("attack")
+    if attack is None:
         return " + ".join(report.attacks)
-    named = (report.settings.get(name) for name in ("attack", "version"))
-    return " ".join(str(name) for name in named if name is not None)
+    if not isinstance(attack, dict):
+        attack = {str(attack): report.settings}
+    return " + ".join(_with_version(name, own if isinstance(own, dict) else {}) for name, own in attack.items())
+
+
+def _with_version(name: str, settings: dict[str, Any]) -> str:
+    version, package = settings.get("version"), settings.get("package")
+    return name + (f" {version}" if version is not None else "") + (f" ({package})" if package is not None else "")
 
 
 def conditions_of(report: RobustnessReport) -> str:
@@ -61,6 +71,8 @@ def differences(report: RobustnessReport, other: RobustnessReport) -> Iterator[D
     elif not torch.equal(report.labels, other.labels):
         row = int((report.labels != other.labels).nonzero()[0])
         yield Difference(f"other images (image {row} is of class {report.labels[row]} instead of {other.labels[row]})")
+    elif None not in (data := [each.settings.get("data") for each in (report, other)]) and data[0] != data[1]:
+        yield Difference("other images (of the same classes, but with another fingerprint)")
     if len(report.eps) != len(other.eps) or not all(map(same_eps, report.eps, other.eps)):
         yield Difference(f"ε = {', '.join(eps_labels(report.eps))} instead of {', '.join(eps_labels(other.eps))}")
     if (attack_of(report), report.attacks) != (attack_of(other), other.attacks):

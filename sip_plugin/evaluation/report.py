@@ -204,7 +204,7 @@ class RobustnessReport:
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """The whole report but for the adversarial images, as JSON text; written to a file if ``path`` is given.
 
-        The file appears whole or not at all. ``torch.save(dict(report.adversarial), path)`` saves the adversarial images.
+        The file appears whole or not at all. ``torch.save(report.adversarial, path)`` saves the adversarial images.
         """
         return report_json.dump(self, path)
 

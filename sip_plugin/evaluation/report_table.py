@@ -41,6 +41,7 @@ def report_table(report: RobustnessReport, digits: int = 1) -> Table:
             "after ...: accuracy left by the examples carried from another ε, then by each attack in turn, on the images "
             "that were left. Cumulative, so not the robust accuracy under that attack alone.",
             survivors_of(report),
+            *([f"Seed {report.settings['seed']}."] if "seed" in report.settings else []),
             *(f"Warning: {warning}" for warning in report.warnings),
         ),
     )

@@ -132,7 +132,6 @@ _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     **{character: f"${character}$" for character in "<>|"},
     **{character: f"{{{character}}}" for character in "[]*"},  # which a line break would take for its argument
-    '"': r"\textquotedbl{}",
     "−": "$-$",
     "–": "--",
     "—": "---",

@@ -3,8 +3,7 @@
 import numpy as np
 import torch
 
-from sip_plugin.evaluation.codes import ASSUMED, CARRIED, MISCLASSIFIED, ROBUST
-from sip_plugin.evaluation.report import RobustnessReport
+from sip_plugin.evaluation.report import ASSUMED, CARRIED, MISCLASSIFIED, ROBUST, RobustnessReport
 
 LINF = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -23,30 +22,37 @@ def random_report(
     labels=None,
     **fields,
 ):
-    """An image breaks under an attack from a radius of its own on; each ε is attacked from the smallest on.
+    """An image breaks under each attack from some radius on, ``scale`` times the largest ε or so.
 
-    ``scale`` is the typical radius, in units of the largest ε. With ``assume_survivors`` the order is the other way round.
+    The balls are attacked from the smallest on, with ``assume_survivors`` from the largest on. An attack stops anywhere
+    between the radius and ε; some find an example outside of the ball (as FAB does), which may lie in a larger one.
     """
     rng = np.random.default_rng(seed)
     labels = torch.arange(count) % 5 if labels is None else labels
-    wrong = rng.random(count) >= clean
     radius = np.maximum(rng.exponential(scale * eps[-1], (len(attacks), count)), eps[0] / 50)
     outcome = np.full((len(eps), count), ROBUST)
     by, smallest = np.full(count, -1), np.full(count, np.inf)
-    order = range(len(eps))[::-1] if assume_survivors else range(len(eps))
     for image in range(count):
-        for row in order:
-            if wrong[image]:
-                outcome[row, image], smallest[image] = MISCLASSIFIED, 0.0
-            elif smallest[image] <= eps[row]:
-                outcome[row, image] = CARRIED
-            elif assume_survivors and (outcome[row + 1 :, image] == ROBUST).any():
+        if rng.random() >= clean:
+            outcome[:, image], smallest[image] = MISCLASSIFIED, 0.0
+            continue
+        smallest_by, survived = -1, False
+        for row in reversed(range(len(eps))) if assume_survivors else range(len(eps)):
+            if smallest[image] <= eps[row]:
+                outcome[row, image], by[image] = CARRIED, smallest_by
+                continue
+            if survived:
                 outcome[row, image] = ASSUMED
-            else:
-                breaks = [attack for attack in range(len(attacks)) if radius[attack, image] <= eps[row]]
-                if breaks:
-                    found = rng.uniform(radius[breaks[0], image], eps[row])
-                    outcome[row, image], by[image], smallest[image] = breaks[0], breaks[0], found
+                continue
+            for attack in range(len(attacks)):
+                needed = radius[attack, image]
+                if needed <= eps[row]:
+                    outcome[row, image] = by[image] = smallest_by = attack
+                    smallest[image] = rng.uniform(needed, eps[row])
+                    break
+                if needed < smallest[image] and rng.random() < 0.3:
+                    smallest[image], smallest_by = needed, attack
+            survived = assume_survivors and outcome[row, image] == ROBUST
     settings = {"attack": "AutoAttack", "version": "standard", "seed": 0, "assume_survivors": assume_survivors}
     return RobustnessReport(
         **{
