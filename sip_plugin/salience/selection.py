@@ -100,4 +100,5 @@ def needed_labels(target: Any, labels: Tensor | None, images: Tensor) -> Tensor:
     """
     if labels is None:
         raise ValueError(f"target={target!r} needs labels: call with (images, labels).")
-    return check_labels(labels, images)
+    with torch.inference_mode(False):  # a copy that may become part of a graph, wherever the labels come from
+        return check_labels(labels, images).clone()
