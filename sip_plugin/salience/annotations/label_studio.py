@@ -115,7 +115,7 @@ class LabelStudioMasks(HumanMasks):
         for region in regions:
             if self.labels is not None and not region.labels & self.labels:
                 continue
-            if region.stroke is None:
+            if not region.is_brush:
                 raise ValueError(
                     f"{self._source(index)} has a region of the type {region.kind!r}; only brush strokes are taken. Export "
                     "the project in the format COCO and use COCOMasks, or name the labels of the strokes, labels=."
@@ -154,14 +154,17 @@ def _decoder() -> Callable[[Sequence[int]], NDArray[np.uint8]]:
     raise ImportError("Label Studio's SDK is not installed: pip install 'sip-plugin[labelstudio]'")
 
 
-def _decoded(stroke: bytes, height: int, width: int) -> NDArray[np.bool_]:
+def _decoded(stroke: Any, height: int, width: int) -> NDArray[np.bool_]:
     """The pixels that a stroke covers.
 
     Raises:
         ValueError, TypeError, IndexError: If it is broken.
     """
-    pixels = _decoder()(stroke)
-    if pixels.size != height * width * 4:
-        raise ValueError(f"a stroke holds {pixels.size} values, not {height} * {width} * 4.")
-    covered: NDArray[np.bool_] = pixels.reshape(height, width, 4)[..., 3] > 0
+    encoded = bytes(stroke)
+    # It begins with the number of values. Checked before the decoder makes room for them.
+    values = int.from_bytes(encoded[:4], "big")
+    if values != height * width * 4:
+        raise ValueError(f"a stroke is of {values} values, not of {height} * {width} * 4.")
+    pixels = _decoder()(encoded).reshape(height, width, 4)
+    covered: NDArray[np.bool_] = pixels[..., 3] > 0
     return covered

@@ -22,7 +22,8 @@ class Region(NamedTuple):
     kind: str
     size: tuple[Any, Any]  # height and width of the image as it was annotated
     rotation: float
-    stroke: Any  # the encoded pixels; None if it is no brush stroke
+    is_brush: bool
+    stroke: Any  # the encoded pixels of a brush stroke, as bytes unless they are broken
 
 
 # --- the export -------------------------------------------------------------------------------------------------------
@@ -67,13 +68,19 @@ def _regions(results: Sequence[Mapping[str, Any]]) -> list[Region]:
             found[key] = found[key]._replace(labels=found[key].labels | labels)
             continue
         size = result.get("original_height"), result.get("original_width")
-        stroke = _packed(value["rle"]) if "rle" in value else None
-        found[key] = Region(labels, str(result.get("type")), size, result.get("image_rotation") or 0, stroke)
+        found[key] = Region(
+            labels,
+            str(result.get("type")),
+            size,
+            result.get("image_rotation") or 0,
+            "rle" in value,
+            _packed(value.get("rle")),
+        )
     return list(found.values())
 
 
 def _packed(stroke: Any) -> Any:
-    """A stroke as bytes, which is an eighth of the list. What cannot be that is left, for an error where it is read."""
+    """A stroke as bytes, an eighth of the list. What cannot be bytes is left as it is: reading it will be an error."""
     try:
         return bytes(stroke)
     except (TypeError, ValueError):
