@@ -128,7 +128,7 @@ class LabelStudioMasks(HumanMasks):
                 )
             try:
                 covered |= _decoded(region.stroke, *size)
-            except (ValueError, TypeError, IndexError) as error:
+            except (ValueError, IndexError) as error:
                 raise UnreadableAnnotationError(f"{self._source(index)} cannot be read: {error}") from error
         return covered
 
@@ -158,13 +158,14 @@ def _decoded(stroke: Any, height: int, width: int) -> NDArray[np.bool_]:
     """The pixels that a stroke covers.
 
     Raises:
-        ValueError, TypeError, IndexError: If it is broken.
+        ValueError, IndexError: If it is broken.
     """
-    encoded = bytes(stroke)
+    if not isinstance(stroke, bytes):
+        raise ValueError(f"a stroke must be a list of numbers from 0 to 255, got {stroke!r:.80}.")
     # It begins with the number of values. Checked before the decoder makes room for them.
-    values = int.from_bytes(encoded[:4], "big")
+    values = int.from_bytes(stroke[:4], "big")
     if values != height * width * 4:
         raise ValueError(f"a stroke is of {values} values, not of {height} * {width} * 4.")
-    pixels = _decoder()(encoded).reshape(height, width, 4)
+    pixels = _decoder()(stroke).reshape(height, width, 4)
     covered: NDArray[np.bool_] = pixels[..., 3] > 0
     return covered

@@ -82,7 +82,7 @@ def _regions(results: Sequence[Mapping[str, Any]]) -> list[Region]:
 def _packed(stroke: Any) -> Any:
     """A stroke as bytes, an eighth of the list. What cannot be bytes is left as it is: reading it will be an error."""
     try:
-        return bytes(stroke)
+        return bytes(stroke) if isinstance(stroke, list) else stroke
     except (TypeError, ValueError):
         return stroke
 
