@@ -77,7 +77,7 @@ def _run(cells: list[Cell], options: argparse.Namespace) -> int:
             accelerator=options.accelerator,
             devices=int(os.environ.get("LOCAL_WORLD_SIZE", options.devices)),
             num_nodes=options.nodes,
-            precision=cell.training.precision,  # type: ignore[arg-type]
+            precision=cell.training.precision,
             loggers=logger(str(options.work / "logs"), cell.name),
         )
         fabric.launch()

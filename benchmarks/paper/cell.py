@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from benchmarks.paper.data import Source, Splits, load_splits
+from benchmarks.paper.data import Maps, Source, Splits, load_splits
 from benchmarks.paper.files import load, locked, save, weights_hash
 from benchmarks.paper.methods import METHODS, LeastGradient, RandomLike
 from benchmarks.paper.networks import build_network
@@ -132,7 +131,7 @@ def _finished(cell: Cell, place: Place) -> bool:
 
 
 def trained(
-    cell: Cell, splits: Splits, maps: Sequence[Tensor] | None, place: Place, fabric: Fabric
+    cell: Cell, splits: Splits, maps: Maps | None, place: Place, fabric: Fabric
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The cell's network and the history of its training, from its file if it was trained before."""
     folder = place.work / f"{cell.name}-{cell.training_key()}"
@@ -150,9 +149,7 @@ def trained(
     return network, history
 
 
-def _maps(
-    cell: Cell, splits: Splits, place: Place, fabric: Fabric
-) -> tuple[Sequence[Tensor] | None, dict[str, Any] | None]:
+def _maps(cell: Cell, splits: Splits, place: Place, fabric: Fabric) -> tuple[Maps | None, dict[str, Any] | None]:
     """The training images' maps, and what there is to say of the teacher."""
     kind = METHODS[cell.method].salience
     if kind is None:
@@ -225,7 +222,8 @@ def fold_batchnorm(network: nn.Module, images: Tensor) -> tuple[nn.Module, dict[
     """
     from torch.fx.experimental.optimization import fuse
 
-    folded = fuse(copy.deepcopy(network).eval()).to(memory_format=torch.channels_last)
+    folded: nn.Module = fuse(copy.deepcopy(network).eval())
+    folded = folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     device = next(network.parameters()).device
     largest, differing = 0.0, 0
     with torch.no_grad():

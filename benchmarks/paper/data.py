@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,13 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 _CUB_SIZE = [224, 224]
 Images = Dataset[tuple[Tensor, int]]
+
+
+class Maps(Protocol):
+    """Salience maps by the index of their image."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ class Splits:
     channels: int
     origin: str
     fingerprint: str
-    human_maps: Sequence[Tensor] | None = None
+    human_maps: Maps | None = None
 
 
 def load_splits(name: str, source: Source, validation_share: float, seed: int) -> Splits:
@@ -88,20 +94,20 @@ def load_splits(name: str, source: Source, validation_share: float, seed: int) -
     )
 
 
-class _Rows(Sequence[Tensor]):
-    def __init__(self, maps: Sequence[Tensor], rows: list[int]) -> None:
+class _Rows:
+    def __init__(self, maps: Maps, rows: list[int]) -> None:
         self.maps, self.rows = maps, rows
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+    def __getitem__(self, index: int) -> Tensor:
         return self.maps[self.rows[index]]
 
 
 class _InMemory(TensorDataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:  # type: ignore[override]
-        image, label = super().__getitem__(index)
+        image, label = super().__getitem__(index)  # type: ignore[no-untyped-call]
         return image, int(label)
 
 
@@ -141,7 +147,7 @@ def _cifar(name: str, source: Source) -> tuple[Any, Any, int, int, str, None]:
     return tensors(True), tensors(False), 10 if name == "cifar10" else 100, 3, f"{name}, {kind}", None
 
 
-def _cub(name: str, source: Source) -> tuple[Any, Any, int, int, str, Sequence[Tensor] | None]:
+def _cub(name: str, source: Source) -> tuple[Any, Any, int, int, str, Maps | None]:
     """CUB-200-2011 in its archive's layout, 224×224, with a majority of the annotators' segmentations as maps."""
     from sip_plugin.salience import CUB200
 
@@ -152,7 +158,7 @@ def _cub(name: str, source: Source) -> tuple[Any, Any, int, int, str, Sequence[T
         )
     train, test = CUB200(source.folder, train=True), CUB200(source.folder, train=False)
     try:
-        maps: Sequence[Tensor] | None = _ResizedMaps(train.masks())
+        maps: Maps | None = _ResizedMaps(train.masks())
     except FileNotFoundError as error:
         # Only SIP-H needs them, and it says so.
         warnings.warn(f"No human maps: {error}", RuntimeWarning, stacklevel=2)
@@ -177,15 +183,15 @@ class _Resized(Dataset[tuple[Tensor, int]]):
         return functional.resize(tensor, _CUB_SIZE, antialias=True).clamp(0, 1), label
 
 
-class _ResizedMaps(Sequence[Tensor]):
+class _ResizedMaps:
     """Their maps, by the nearest pixel."""
 
-    def __init__(self, maps: Sequence[Tensor]) -> None:
+    def __init__(self, maps: Maps) -> None:
         self.maps = maps
 
     def __len__(self) -> int:
         return len(self.maps)
 
-    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+    def __getitem__(self, index: int) -> Tensor:
         salience = self.maps[index]
         return F.interpolate(salience[None].float(), _CUB_SIZE, mode="nearest-exact")[0].bool()

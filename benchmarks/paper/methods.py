@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from benchmarks.paper.data import Maps
 from benchmarks.paper.seeds import derived
 from sip_plugin.salience import GradientSalience
 from sip_plugin.training import FAT, MART, PART, SIPAT, TRADES, Madry, Method, Standard
@@ -49,7 +50,7 @@ METHODS = {
 """Name -> row."""
 
 
-class RandomLike(Sequence[Tensor]):
+class RandomLike:
     """For each map another one with as many elements, at random: the same budget without any salience.
 
     Args:
@@ -57,13 +58,13 @@ class RandomLike(Sequence[Tensor]):
         seed: With the index it determines the map.
     """
 
-    def __init__(self, maps: Sequence[Tensor], seed: int = 0) -> None:
+    def __init__(self, maps: Maps, seed: int = 0) -> None:
         self.maps, self.seed = maps, seed
 
     def __len__(self) -> int:
         return len(self.maps)
 
-    def __getitem__(self, index: int) -> Tensor:  # type: ignore[override]
+    def __getitem__(self, index: int) -> Tensor:
         salience = self.maps[index]
         generator = torch.Generator().manual_seed(derived(self.seed, index))
         order = torch.randperm(salience.numel(), generator=generator)

@@ -50,7 +50,7 @@ class _WideBlock(nn.Module):
         active = F.relu(self.norm1(x))
         # Where the width changes, the shortcut starts from the activation, elsewhere from the input.
         kept = x if self.shortcut is None else self.shortcut(active)
-        return kept + self.conv2(F.relu(self.norm2(self.conv1(active))))
+        return kept + self.conv2(F.relu(self.norm2(self.conv1(active))))  # type: ignore[no-any-return]
 
 
 class WideResNet(nn.Module):

@@ -89,8 +89,8 @@ def differences_table(ours: str, dataset: str) -> str:
         (f"paper, {NETWORK_NAMES[arch]}", {method: [mean for mean, _ in row] for method, row in rows.items()})
         for arch, rows in PUBLISHED["tables"][dataset].items()
     ]
-    for arch, rows in read_results(PRESETS[ours], RESULTS / ours).items():
-        means = {method: [statistics.mean(values) for values in _figures(reports)] for method, reports in rows.items()}
+    for arch, reports in read_results(PRESETS[ours], RESULTS / ours).items():
+        means = {method: [statistics.mean(values) for values in _figures(runs)] for method, runs in reports.items()}
         sources.append((f"ours, {arch}", means))
     methods = [m for m in METHODS if m not in ("standard", "madry") and any(m in rows for _, rows in sources)]
     for method in methods:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
-from benchmarks.paper.data import Splits
+from benchmarks.paper.data import Maps, Splits
 from benchmarks.paper.files import load, save
 from benchmarks.paper.methods import METHODS
 from benchmarks.paper.networks import build_network
@@ -47,7 +47,7 @@ class EpochOrder(Sampler[int]):
 
 
 def train_network(
-    cell: Cell, splits: Splits, maps: Sequence[Tensor] | None, folder: Path, fabric: Fabric, workers: int
+    cell: Cell, splits: Splits, maps: Maps | None, folder: Path, fabric: Fabric, workers: int
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The trained network, and its history epoch by epoch; from ``folder``'s checkpoint if there is one.
 
@@ -145,7 +145,7 @@ def train_network(
                 )
             fabric.barrier()
     model.eval()
-    network = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    network = network.to(memory_format=torch.contiguous_format)
     # Without Fabric around it: the evaluation has neither its precision nor DistributedDataParallel.
     return network, {"epochs": history, **_conditions(fabric)}
 
@@ -206,7 +206,7 @@ class Augmented(Dataset[Any]):
         augmentation: ``"none"``, ``"flip"`` or ``"crop-flip"``.
     """
 
-    def __init__(self, images: Dataset[Any], maps: Sequence[Tensor] | None, augmentation: str) -> None:
+    def __init__(self, images: Dataset[Any], maps: Maps | None, augmentation: str) -> None:
         self.images = images
         transform = _transform(augmentation, images[0][0].shape[-1])
         self.transform = transform if maps is None else None

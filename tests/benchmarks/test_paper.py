@@ -207,7 +207,10 @@ def test_a_file_is_whole_or_not_there(tmp_path):
 
 def test_a_lock_keeps_a_second_run_out(tmp_path):
     fabric = Fabric(accelerator="cpu", devices=1)
-    with locked(tmp_path / "x.lock", fabric, wait=False) as first, locked(tmp_path / "x.lock", fabric, wait=False) as second:
+    with (
+        locked(tmp_path / "x.lock", fabric, wait=False) as first,
+        locked(tmp_path / "x.lock", fabric, wait=False) as second,
+    ):
         assert first
         assert not second
     with locked(tmp_path / "x.lock", fabric, wait=False) as again:

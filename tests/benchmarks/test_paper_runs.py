@@ -44,7 +44,18 @@ def result(folder, name):
 @pytest.mark.slow
 def test_a_table_is_trained_evaluated_and_reported(tmp_path):
     methods = ["standard", "madry", "sip-s", "fat", "sip-random", "sip-least"]
-    arguments = ["table", "--preset", "digits", "--seeds", "0", "--results", str(tmp_path), *TINY, "--methods", *methods]
+    arguments = [
+        "table",
+        "--preset",
+        "digits",
+        "--seeds",
+        "0",
+        "--results",
+        str(tmp_path),
+        *TINY,
+        "--methods",
+        *methods,
+    ]
     assert main(arguments) == 0
     cells = {method: result(tmp_path, f"digits-convnet8-{method}-seed0") for method in methods}
     for cell in cells.values():
