@@ -22,7 +22,7 @@ def example(name):
 
 def test_every_example_has_a_test():
     tested = {"quickstart", "train_sip_at", "wrap_attack", "art_attack", "art_trainer", "foolbox_attack"}
-    tested |= {"own_method", "train_fast", "train_with_ddp"}  # in files beside this one
+    tested |= {"own_method", "train_fast", "train_with_ddp", "human_salience"}  # in files beside this one
     tested |= {f"train_with_{loop}" for loop in ("lightning", "accelerate", "fabric")}
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} == tested
 

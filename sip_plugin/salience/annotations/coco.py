@@ -126,6 +126,8 @@ def _category_ids(content: Any, categories: Sequence[str | int] | None, file: Pa
         return None
     names = {category["id"]: category["name"] for category in content["categories"]}
     wanted = [categories] if isinstance(categories, (str, int)) else list(categories)
+    if not wanted:
+        raise ValueError("categories must name a category or more, or be None for all.")
     for category in wanted:
         if category not in names and category not in names.values():
             raise ValueError(f"{file} has no category {category!r}. It has: {', '.join(map(str, names.values()))}.")

@@ -110,7 +110,9 @@ class CUB200(Dataset[tuple[Any, int]]):
         return f"CUB200({len(self)} {'training' if self.train else 'test'} images in {self.root})"
 
     def _segmentations(self) -> Path:
-        places = [self.root / "segmentations", self.root.resolve().parent / "segmentations"]
+        # Beside the folder as it is called, and as it is: it may be a link.
+        beside = (self.root.absolute().parent, self.root.resolve().parent)
+        places = [folder / "segmentations" for folder in (self.root, *beside)]
         for place in places:
             if place.is_dir():
                 return place
@@ -126,12 +128,12 @@ def _read_list(path: Path) -> dict[int, str]:
         raise FileNotFoundError(f"There is no {path}. CUB-200-2011 is unpacked from CUB_200_2011.tgz of {_SITE}.")
     entries: dict[int, str] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        key, _, text = line.strip().partition(" ")
-        if not line.strip():
+        fields = line.split(maxsplit=1)
+        if not fields:
             continue
-        if not key.isdecimal() or not text or int(key) in entries:
+        if len(fields) < 2 or not fields[0].isdecimal() or int(fields[0]) in entries:
             raise ValueError(f"{path}, line {number}: expected a number of its own, a space and a value, got {line!r}.")
-        entries[int(key)] = text.strip()
+        entries[int(fields[0])] = fields[1].strip()
     return entries
 
 

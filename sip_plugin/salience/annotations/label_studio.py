@@ -73,6 +73,8 @@ class LabelStudioMasks(HumanMasks):
         self.file = Path(export)
         self.threshold = check_threshold(threshold)
         self.labels = None if labels is None else frozenset([labels] if isinstance(labels, str) else labels)
+        if self.labels is not None and not self.labels:
+            raise ValueError("labels must name a label or more, or be None for all.")
         tasks = read_tasks(self.file)
         places = [image_of(task, image, self.file) for task in tasks]
         found = [annotations_of(task) for task in tasks]

@@ -59,7 +59,7 @@ def _regions(results: Sequence[Mapping[str, Any]]) -> list[Region]:
     """The regions in the results; one region may be in several of one id: its look, its labels, what was said about it."""
     found: dict[Any, Region] = {}
     for number, result in enumerate(results):
-        value = result.get("value", {})
+        value = result.get("value") or {}
         if "rle" not in value and not any(key in value for key in _SHAPES):
             continue
         key = result.get("id", number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ class HumanMasks(Dataset[Tensor], ABC):
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        index = range(len(self))[index]
+        index = range(len(self))[operator.index(index)]
         if index in self._empty:
             return torch.zeros(1, *self._size(index), dtype=torch.bool)
         marked, size = self._read(index), self._size(index)

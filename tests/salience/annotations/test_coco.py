@@ -116,6 +116,8 @@ def test_categories_are_chosen_by_name_or_id(wanted, annotated):
     assert torch.equal(annotated.masks(categories=["bird", 7])[0][0], both)
     with pytest.raises(ValueError, match=r"no category 'dog'. It has: bird, cat"):
         annotated.masks(categories=["dog"])
+    with pytest.raises(ValueError, match="None for all"):
+        annotated.masks(categories=[])
 
 
 def test_images_are_found_by_file_name_path_or_id_in_the_order_asked_for(annotated):

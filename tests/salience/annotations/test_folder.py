@@ -280,8 +280,11 @@ def test_indices_are_a_sequences(folders, birds):
     masks = FolderMasks(birds, folders / "masks")
     assert torch.equal(masks[-1], masks[2])
     assert len(list(masks)) == 3
-    with pytest.raises(IndexError):
-        masks[3]
+    for index in (3, -4):
+        with pytest.raises(IndexError):
+            masks[index]
+    with pytest.raises(TypeError):
+        masks[:2]
 
 
 def test_the_repr_says_where_the_masks_are(folders, birds):

@@ -172,6 +172,8 @@ def test_labels_choose_strokes(project):
     assert project.masks(labels=["Wing", "Beak"])[0].sum() == 8
     with pytest.raises(ValueError, match=r"no region with the label 'Tail'. Its labels: Beak, Shadow, Wing"):
         project.masks(labels=["Tail"])
+    with pytest.raises(ValueError, match="None for all"):
+        project.masks(labels=[])
     with pytest.raises(ValueError, match=r"a/1\.jpg in .*project\.json has a region of the type 'polygonlabels'.*COCO"):
         project.masks()[0]
 
@@ -188,6 +190,7 @@ def test_a_brush_whose_labels_are_a_result_of_their_own_is_one_region(project):
             region({"format": "rle", "rle": rle, "labels": ["Wing"]}, "labels"),
             region({"format": "rle", "rle": rle, "text": ["blurred"]}, "textarea"),
             {"id": "c", "type": "choices", "value": {"choices": ["good"]}, "from_name": "quality", "to_name": "image"},
+            {"id": "n", "type": "number", "value": None},
             {"type": "relation", "from_id": "r1", "to_id": "r1"},
         ],
     )
@@ -207,9 +210,8 @@ def test_a_brush_whose_labels_are_a_result_of_their_own_is_one_region(project):
 def test_other_shapes_are_an_error_that_says_how_to_export_them(kind, value, project):
     project.photo("a/1.jpg")
     project.task("1.jpg", [region(value, kind)])
-    for masks in (project.masks(),):
-        with pytest.raises(ValueError, match=rf"type '{kind}'.*format COCO"):
-            masks[0]
+    with pytest.raises(ValueError, match=rf"type '{kind}'.*format COCO"):
+        project.masks()[0]
     with pytest.raises(ValueError, match=kind):  # nor is it a missing annotation
         project.masks(missing="empty")
 
