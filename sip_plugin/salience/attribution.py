@@ -196,7 +196,8 @@ def _checked(attributions: Any, images: Tensor, method: Any) -> Tensor:
     if isinstance(attributions, tuple) and len(attributions) == 1:
         (attributions,) = attributions
     if not isinstance(attributions, Tensor):
-        got = f"{len(attributions)} of them" if isinstance(attributions, tuple) else type(attributions).__name__
+        several = isinstance(attributions, (tuple, list))
+        got = f"{len(attributions)} of them" if several else type(attributions).__name__
         raise ValueError(
             f"{type(method).__name__}.attribute must give one tensor of attributions, got {got}. For a layer with several "
             "inputs or outputs, choose one with a single tensor."

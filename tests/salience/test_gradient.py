@@ -9,6 +9,7 @@ from torch import nn
 from sip_plugin.salience import GradientSalience
 from sip_plugin.salience.selection import smallest_mass
 from tests.adapters.test_contract import everything, same
+from tests.salience.passes import convolutions
 
 
 def brute_force_size(scores: np.ndarray, mass: float) -> int:
@@ -108,12 +109,26 @@ def test_maps_can_be_made_where_gradients_are_off(mode, network, images):
     assert not images.requires_grad
 
 
-def test_one_forward_and_one_backward_to_the_input(network, images):
+def test_one_forward_and_one_backward_to_the_input_and_no_gradient_of_the_weights(network, images):
+    assert convolutions(lambda: GradientSalience(network)(images)) == (2, 2, 0)
     passes = []
     network.register_forward_hook(lambda *_: passes.append("forward"))
     network[0].register_full_backward_hook(lambda *_: passes.append("backward"))
     GradientSalience(network)(images)
     assert passes == ["forward", "backward"]
+
+
+@pytest.mark.parametrize("target", ["true", "loss"])
+def test_labels_may_come_from_inference_mode(target, network, images, labels):
+    expected = GradientSalience(network, target=target)(images, labels)
+    with torch.inference_mode():
+        assert torch.equal(GradientSalience(network, target=target)(images * 1, labels * 1), expected)
+
+
+@pytest.mark.parametrize("target", ["true", "loss"])
+def test_a_class_that_the_teacher_does_not_have_is_a_clear_error(target, network, images, labels):
+    with pytest.raises(ValueError, match="below 10, the number of the network's classes, got 11"):
+        GradientSalience(network, target=target)(images, torch.tensor([0, 1, 11, 3, 4, 5]))
 
 
 def test_an_image_without_gradient_has_an_empty_map(images):
