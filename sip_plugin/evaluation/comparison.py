@@ -6,14 +6,16 @@ import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from sip_plugin.evaluation.comparison_table import comparison_table
 from sip_plugin.evaluation.conditions import differences
-from sip_plugin.evaluation.files import written
 from sip_plugin.evaluation.plots import plot_comparison
 from sip_plugin.evaluation.radii import PerEps
 from sip_plugin.evaluation.report import RobustnessReport
+from sip_plugin.evaluation.tables import Table
+from sip_plugin.evaluation.tabular import Tabular
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,7 +34,7 @@ class Spread(NamedTuple):
     values: tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ComparisonRow:
     """A row of the table: the runs of one method.
 
@@ -50,20 +52,21 @@ class ComparisonRow:
     reference: bool = False
     remarks: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def clean(self) -> Spread:
         """The clean accuracy."""
         return _spread(report.clean_accuracy for report in self.reports)
 
-    @property
+    @cached_property
     def robust(self) -> PerEps[Spread]:
         """The robust accuracy at each ε that all runs of the row have."""
-        common = [eps for eps in self.reports[0].eps if all(eps in report.robust_accuracy for report in self.reports)]
-        return PerEps({eps: _spread(report.robust_accuracy[eps] for report in self.reports) for eps in common})
+        first, *others = (report.robust_accuracy for report in self.reports)
+        common = [eps for eps in first if all(eps in other for other in others)]
+        return PerEps({eps: _spread(accuracy[eps] for accuracy in (first, *others)) for eps in common})
 
 
 @dataclass(frozen=True)
-class RobustnessComparison:
+class RobustnessComparison(Tabular):
     """Clean and robust accuracy of several methods; made by :meth:`RobustnessReport.compare`.
 
     Attributes:
@@ -80,17 +83,9 @@ class RobustnessComparison:
             radii.update((eps, None) for eps in row.robust if eps not in radii)
         return tuple(sorted(radii))
 
-    def to_text(self, path: str | os.PathLike[str] | None = None, *, digits: int = 1) -> str:
-        """The table for a terminal, in per cent with so many decimals; ``str(comparison)`` gives the same."""
-        return written(comparison_table(self, digits).to_text(), path)
-
-    def to_markdown(self, path: str | os.PathLike[str] | None = None, *, digits: int = 1) -> str:
-        """The table in Markdown; written to a file, whole or not at all, if ``path`` is given."""
-        return written(comparison_table(self, digits).to_markdown(), path)
-
-    def to_latex(self, path: str | os.PathLike[str] | None = None, *, digits: int = 1) -> str:
-        """The table in LaTeX, which needs booktabs; written to a file if ``path`` is given."""
-        return written(comparison_table(self, digits).to_latex(), path)
+    def table(self, digits: int = 1) -> Table:
+        """The paper's layout: a row for each method, a column for the clean accuracy and each ε."""
+        return comparison_table(self, digits)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Accuracy against ε, a line for each row with a band of ± one standard deviation over its runs.
@@ -105,12 +100,6 @@ class RobustnessComparison:
             ImportError: If matplotlib is not installed.
         """
         return plot_comparison(self, path)
-
-    def __str__(self) -> str:
-        return self.to_text()
-
-    def _repr_markdown_(self) -> str:
-        return self.to_markdown()
 
 
 def compare(
@@ -132,14 +121,11 @@ def compare(
     compared = []
     for group, name, runs in rows:
         found = [difference for report in runs for difference in differences(report, first)]
-        fatal = [each.remark for each in found if each.never or (each.serious and not allow_differences)]
-        if fatal:
-            advice = (
-                ""
-                if any(each.never for each in found)
-                else " allow_differences=True makes the table and marks such rows."
-            )
-            raise ValueError(f"The reports do not belong in one table: {name!r} has {fatal[0]}.{advice}")
+        never = [each.remark for each in found if each.never]
+        serious = [each.remark for each in found if each.serious and not allow_differences]
+        if never or serious:
+            advice = "" if never else " allow_differences=True makes the table and marks such rows."
+            raise ValueError(f"The reports do not belong in one table: {name!r} has {(never or serious)[0]}.{advice}")
         remarks = dict.fromkeys(each.remark for each in found)
         compared.append(ComparisonRow(group, name, runs, name in references, tuple(remarks)))
     return RobustnessComparison(tuple(compared))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -31,6 +31,8 @@ def as_radii(eps: Any, norm: Any) -> tuple[float, ...]:
     """
     if norm not in get_args(Norm):
         raise ValueError(f'norm must be "Linf" or "L2", got {norm!r}.')
+    if not isinstance(eps, Iterable):
+        raise TypeError(f"eps must be a sequence of numbers, got {eps!r}.")
     radii = tuple(check_eps(radius, norm) for radius in eps)
     if not radii or radii[0] == 0:
         raise ValueError(f"eps must hold at least one radius, and only positive ones, got {radii}.")
@@ -46,7 +48,7 @@ def as_names(names: Any, field: str) -> tuple[str, ...]:
     Raises:
         TypeError: If it is anything else, one string included.
     """
-    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+    if isinstance(names, str) or not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"{field} must be a sequence of strings, got {names!r}.")
     return tuple(names)
 

@@ -46,7 +46,8 @@ def plot_report(report: RobustnessReport, path: str | os.PathLike[str] | None = 
     accuracy = (report.clean_accuracy, *report.robust_accuracy.values())
     low, high = zip(*(wilson_interval(share, len(report)) for share in accuracy), strict=True)
     curve = Curve("", (0.0, *report.eps), accuracy, low, high, 0)
-    return _plotted({"": [curve]}, [report], [f"Band: 95 % interval (Wilson) for {len(report)} images."], path)
+    notes = [f"Band: 95 % interval (Wilson) for {len(report)} images."]
+    return _plotted({"": [curve]}, curve.eps, [report], notes, path)
 
 
 def plot_comparison(comparison: RobustnessComparison, path: str | os.PathLike[str] | None = None) -> Figure:
@@ -57,7 +58,7 @@ def plot_comparison(comparison: RobustnessComparison, path: str | os.PathLike[st
     for row, label in zip(rows, labels_of(comparison), strict=True):
         panels.setdefault(row.group, []).append(_curve(row, label, names.index(row.name)))
     reports = [report for row in rows for report in row.reports]
-    return _plotted(panels, reports, [runs_of(rows), *remarks_of(rows)], path)
+    return _plotted(panels, (0.0, *comparison.eps), reports, [runs_of(rows), *remarks_of(rows)], path)
 
 
 def _curve(row: ComparisonRow, label: str, style: int) -> Curve:
@@ -72,6 +73,7 @@ def _curve(row: ComparisonRow, label: str, style: int) -> Curve:
 
 def _plotted(
     panels: dict[str, list[Curve]],
+    radii: Sequence[float],
     reports: Sequence[RobustnessReport],
     notes: Sequence[str],
     path: str | os.PathLike[str] | None,
@@ -86,11 +88,9 @@ def _plotted(
     axes_height = max(_PANEL[1], max(map(len, panels.values())) * _LABEL / 72)
     figure = Figure((width, axes_height + 0.7 + len(text) * 1.25 * _FONT / 72), layout="constrained")
     figure.suptitle("\n".join(text), fontsize=_FONT, color="0.35", x=0.01, ha="left", parse_math=False)
-    radii = sorted({eps for curve in curves for eps in curve.eps})
     top = max(0.01, *(max(curve.high or curve.accuracy) for curve in curves))
-    for axes, (group, drawn) in zip(
-        figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], panels.items(), strict=True
-    ):
+    side_by_side = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, (group, drawn) in zip(side_by_side, panels.items(), strict=True):
         axes.set_title(group, fontsize=_FONT + 1, loc="left", parse_math=False)
         axes.set_ylim(0, 105 * top)
         _set_radii(axes, radii, reports[0])

@@ -21,12 +21,13 @@ from sip_plugin.evaluation.consistency import (
     as_values,
     check_consistent,
 )
-from sip_plugin.evaluation.files import written
 from sip_plugin.evaluation.paired import PairedImages, compare_images
 from sip_plugin.evaluation.plots import plot_report
 from sip_plugin.evaluation.radii import PerEps, eps_labels
 from sip_plugin.evaluation.report_table import report_table
 from sip_plugin.evaluation.statistics import standard_error
+from sip_plugin.evaluation.tables import Table
+from sip_plugin.evaluation.tabular import Tabular
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,7 +46,7 @@ class ClassAccuracy(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RobustnessReport:
+class RobustnessReport(Tabular):
     """Clean and robust accuracy of one network, image by image.
 
     The number to report at an ε is ``robust_accuracy[eps]``: the share of images that no attack broke, the worst case over
@@ -217,17 +218,9 @@ class RobustnessReport:
         """
         return report_json.load(cls, path)
 
-    def to_text(self, path: str | os.PathLike[str] | None = None, *, digits: int = 1) -> str:
-        """The report as a table for a terminal, in per cent with so many decimals; ``str(report)`` gives the same."""
-        return written(report_table(self, digits).to_text(), path)
-
-    def to_markdown(self, path: str | os.PathLike[str] | None = None, *, digits: int = 1) -> str:
-        """The report as a table in Markdown; written to a file, whole or not at all, if ``path`` is given."""
-        return written(report_table(self, digits).to_markdown(), path)
-
-    def to_latex(self, path: str | os.PathLike[str] | None = None, *, digits: int = 1) -> str:
-        """The report as a table in LaTeX, which needs booktabs; written to a file if ``path`` is given."""
-        return written(report_table(self, digits).to_latex(), path)
+    def table(self, digits: int = 1) -> Table:
+        """The accuracies in per cent: robust accuracy ± standard error, and what was left after each stage."""
+        return report_table(self, digits)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Accuracy against ε (the clean accuracy at 0), with a band: Wilson's 95 % interval for the number of images.
@@ -282,9 +275,6 @@ class RobustnessReport:
             ValueError: If the other report is on other images, or at other ε, or under another norm or attack.
         """
         return compare_images(self, other)
-
-    def __str__(self) -> str:
-        return self.to_text()
 
     def __repr__(self) -> str:
         labels = eps_labels(self.eps)

@@ -117,7 +117,7 @@ def _plain(text: str) -> str:
 
 
 def _markdown(text: str) -> str:
-    return re.sub(r"([\\|*_`<\[\]~])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\|*_`<\[\]~$&#])", r"\\\1", " ".join(text.split()))
 
 
 def _markdown_cell(cell: Cell) -> str:

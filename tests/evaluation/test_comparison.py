@@ -180,9 +180,9 @@ def test_latex_takes_the_tables(tmp_path):
 
 
 def test_no_name_can_break_the_markdown():
-    comparison = RobustnessReport.compare({"a|b *c* `d`\n<e>": random_report(1), "f_g_": random_report(2)})
+    comparison = RobustnessReport.compare({"a|b *c* `d`\n<e> $x$ &amp;": random_report(1), "f_g_": random_report(2)})
     assert [row[0] for row in cells(comparison.to_markdown().replace(r"\|", "¦"))] == [
-        r"a¦b \*c\* \`d\` \<e>",
+        r"a¦b \*c\* \`d\` \<e> \$x\$ \&amp;",
         r"f\_g\_",
     ]
 

@@ -360,6 +360,8 @@ def test_fields_that_contradict_each_other_are_refused(outcome, fields, complain
         ({"settings": {"model": torch.nn.Identity()}}, "settings must hold plain JSON values"),
         ({"settings": {1: 2}}, "strings for names"),
         ({"eps": ("1/255",)}, "eps must be a number"),
+        ({"eps": 8 / 255}, "eps must be a sequence of numbers"),
+        ({"attacks": None}, "attacks must be a sequence of strings"),
     ],
 )
 def test_fields_of_another_type_are_refused(fields, complaint):
