@@ -1,5 +1,7 @@
-"""Where salience maps M(x) come from."""
+"""Where salience maps M(x) come from, and where they are kept."""
 
+from sip_plugin.salience.dataset import SalientDataset
 from sip_plugin.salience.gradient import GradientSalience
+from sip_plugin.salience.store import MaskStore
 
-__all__ = ["GradientSalience"]
+__all__ = ["GradientSalience", "MaskStore", "SalientDataset"]
