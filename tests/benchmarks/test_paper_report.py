@@ -26,7 +26,9 @@ def a_report(right, survivors):
         row[before == 0] = -4  # carried
     smallest[right:] = 0
     broken_by[right:] = -1
-    return RobustnessReport(EPS, "Linf", ("apgd-ce",), image % 10, outcome, broken_by, smallest, {"version": "standard"})
+    return RobustnessReport(
+        EPS, "Linf", ("apgd-ce",), image % 10, outcome, broken_by, smallest, {"version": "standard"}
+    )
 
 
 @pytest.fixture
@@ -71,7 +73,9 @@ def test_ours_stand_below_the_papers_row(results, monkeypatch):
     folder.mkdir(parents=True)
     a_report(50, (44, 40, 30, 20)).to_json(folder / f"{cell.name}.report.json")
     (folder / f"{cell.name}.json").write_text(json.dumps({"cell": cell.as_dict()}))
-    assert "| Madry | ours (1) | 50.00 | 44.00 | 40.00 | 30.00 | 20.00 |" in report.published_table("cifar10", "resnet18")
+    assert "| Madry | ours (1) | 50.00 | 44.00 | 40.00 | 30.00 | 20.00 |" in report.published_table(
+        "cifar10", "resnet18"
+    )
 
 
 def test_only_the_tables_of_the_page_are_filled_in_again(results):

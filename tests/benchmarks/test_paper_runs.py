@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from benchmarks.paper.__main__ import main
+from benchmarks.paper.data import Source, load_splits
 from benchmarks.paper.files import load
+from tests.salience.annotations.archive import Archive
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ("--epochs", "2", "--steps", "2", "--images", "4", "--threads", "1", "--accelerator", "cpu")
@@ -138,3 +140,42 @@ def test_human_maps_are_for_the_data_set_that_has_them(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["run", "--dataset", "digits", "--method", "sip-h", "--results", str(tmp_path), *TINY])
     assert "no human annotations for digits" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_sip_h_trains_on_the_birds_with_their_annotators_maps(tmp_path):
+    Archive(tmp_path)
+    splits = load_splits("cub", Source(tmp_path), 0.1, 0)
+    assert (len(splits.train), len(splits.validation), len(splits.test), splits.classes) == (7, 1, 4, 3)
+    image, _ = splits.train[0]
+    assert image.shape == (3, 224, 224)
+    assert splits.human_maps[0].shape == (1, 224, 224)
+    assert 0.05 < splits.human_maps[0].float().mean() < 0.6
+    arguments = [
+        "run",
+        "--dataset",
+        "cub",
+        "--arch",
+        "convnet8",
+        "--no-pretrained",
+        "--batch-size",
+        "2",
+        "--epochs",
+        "1",
+    ]
+    arguments += [
+        "--steps",
+        "1",
+        "--train-only",
+        "--accelerator",
+        "cpu",
+        "--data-dir",
+        tmp_path,
+        "--results",
+        tmp_path / "out",
+    ]
+    assert main([*map(str, arguments), "--method", "sip-h"]) == 0
+    (network,) = (tmp_path / "out" / "work").glob("cub-convnet8-sip-h-seed0-*/network.pt")
+    salient = load(network)["history"]["epochs"][0]["salient"]
+    shares = [splits.human_maps[index].float().mean() for index in range(len(splits.human_maps))]
+    assert min(shares) <= salient <= max(shares)
