@@ -14,6 +14,7 @@ import torch
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.data import Source, load_splits
 from benchmarks.paper.files import load
+from tests.conftest import SHARED_DATA
 from tests.salience.annotations.archive import Archive
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -179,3 +180,24 @@ def test_sip_h_trains_on_the_birds_with_their_annotators_maps(tmp_path):
     salient = load(network)["history"]["epochs"][0]["salient"]
     shares = [splits.human_maps[index].float().mean() for index in range(len(splits.human_maps))]
     assert min(shares) <= salient <= max(shares)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared images of CIFAR are not beside this clone")
+def test_cifar_is_read_in_its_own_layout_and_only_when_told_that_it_is_not_the_archive(tmp_path, capsys):
+    for archive in ("cifar10_exact_partial.c10", "cifar100_exact_partial.c10"):
+        command = [sys.executable, SHARED_DATA / "unpack_cifar10.py", tmp_path, SHARED_DATA / archive]
+        subprocess.run(command, check=True, capture_output=True)
+    folders = {"cifar10": "cifar-10-batches-py-partial", "cifar100": "cifar-100-python-partial"}
+    sizes = {}
+    for name, folder in folders.items():
+        splits = load_splits(name, Source(tmp_path, unofficial=folder), 0.1, 0)
+        sizes[name] = (len(splits.train), len(splits.validation), len(splits.test), splits.classes)
+        assert splits.train[0][0].shape == (3, 32, 32)
+        assert "not the official archive" in splits.origin
+        with pytest.raises(SystemExit):
+            main(
+                ["run", "--dataset", name, "--method", "madry", "--data-dir", str(tmp_path), "--results", str(tmp_path)]
+            )
+        assert "--unofficial-data" in capsys.readouterr().err
+    assert sizes == {"cifar10": (7502, 834, 1017, 10), "cifar100": (1005, 112, 916, 100)}
