@@ -144,8 +144,8 @@ def _cifar(name: str, source: Source) -> tuple[Any, Any, int, int, str, None]:
             part = base(str(source.folder), train=train, download=source.download)
         except RuntimeError as error:  # torchvision's, for files that are missing or not the official ones
             raise FileNotFoundError(
-                f"{source.folder} does not hold {base.base_folder} as torchvision expects it ({error}). --download fetches the "
-                "official archive; files in its layout that are not the archive need --unofficial-data FOLDER."
+                f"{source.folder} does not hold {base.base_folder} as torchvision expects it ({error}). --download fetches "
+                "the official archive; files in its layout that are not the archive need --unofficial-data FOLDER."
             ) from error
         return _InMemory(torch.from_numpy(part.data).permute(0, 3, 1, 2).float() / 255, torch.tensor(part.targets))
 
