@@ -15,7 +15,6 @@ from sip_plugin.constraint import as_salience_map
 from sip_plugin.salience.images import as_float, check_byte, pair_of
 from sip_plugin.salience.provenance import network_of
 from sip_plugin.salience.store_file import Header
-from sip_plugin.salience.store_partial import Lock, ReleaseInWorker
 from sip_plugin.salience_source import MaskSource, call_mask_source, check_mask_source
 
 Batch = tuple[Tensor, Tensor, np.ndarray]  # images, labels, the images' check bytes
@@ -58,7 +57,7 @@ class MapSource:
         self._first = (images, *self._maps(images, _Batches(self.dataset, [images], self.image_shape)[0]))
         return self._first[1].shape[1]
 
-    def chunks(self, header: Header, chunks: Sequence[int], lock: Lock | None) -> Iterator[np.ndarray]:
+    def chunks(self, header: Header, chunks: Sequence[int]) -> Iterator[np.ndarray]:
         """The records of some chunks of a store, ``(images, bytes)``, one after the other."""
         cut = [_cut(header.images_of_chunk(chunk), self.batch_size) for chunk in chunks]
         known = None if self._first is None else self._first[0]
@@ -68,7 +67,6 @@ class MapSource:
             batch_size=None,
             num_workers=self.num_workers,
             collate_fn=_as_it_is,
-            worker_init_fn=ReleaseInWorker(lock),
             generator=torch.Generator(),  # or the loader would draw from the global one
         )
         loaded = iter(loader)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import numbers
-import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,15 +14,7 @@ from sip_plugin.salience.map_source import MapSource
 from sip_plugin.salience.provenance import differences, provenance
 from sip_plugin.salience.ranks import Ranks
 from sip_plugin.salience.store_file import MAGIC, Header, StoreError, open_whole
-from sip_plugin.salience.store_partial import (
-    Lock,
-    create,
-    finish,
-    header_of_partial,
-    missing_chunks,
-    partial_path,
-    write_chunk,
-)
+from sip_plugin.salience.store_partial import Partial
 
 _logger = logging.getLogger(__name__)
 
@@ -40,9 +31,9 @@ class Build:
     """
 
     def __init__(self, path: Path, source: MapSource, wanted: Mapping[str, Any], overwrite: bool, ranks: Ranks) -> None:
-        self.path, self.partial = path, partial_path(path)
-        self.source, self.wanted, self.overwrite, self.ranks = source, wanted, overwrite, ranks
-        self.lock: Lock | None = None
+        self.path, self.source, self.wanted = path, source, wanted
+        self.overwrite, self.ranks = overwrite, ranks
+        self.partial: Partial | None = None
 
     def run(self, progress: bool) -> None:
         """Build it, unless it is there."""
@@ -50,32 +41,33 @@ class Build:
             task = self.ranks.first(self._begin)
             if task is not None:
                 self._compute(*task, progress)
-                self.ranks.first(lambda: self._end(task[0]))
+                self._check_all_there(task[0])
+                self.ranks.first(self._joined().finish)
         finally:
-            if self.lock is not None:
-                self.lock.close()
+            if self.partial is not None:
+                self.partial.close()
 
     def _begin(self) -> tuple[Header, list[int]] | None:
         """The header and the chunks that are to be made; None if the store is there."""
         if self._is_there():
             return None
-        self.lock = Lock(self.partial)
+        self.partial = partial = Partial(self.path)
         if self._is_there():  # another process was about to finish it
             return None
-        header = header_of_partial(self.partial)
+        header = partial.header()
         if header is not None:
             differs = differences(header.identity(), self.wanted)
             if not differs:
-                missing = missing_chunks(self.partial, header)
+                missing = partial.missing(header)
                 done = header.chunks - len(missing)
-                _logger.info("Going on with %s: %d of %d chunks are done.", self.partial, done, header.chunks)
+                _logger.info("Going on with %s: %d of %d chunks are done.", partial.path, done, header.chunks)
                 return header, missing
             if not self.overwrite:
                 raise FileExistsError(
-                    f"{self.partial} is a part of another store ({'; '.join(differs)}). Delete it, or say overwrite=True."
+                    f"{partial.path} is a part of another store ({'; '.join(differs)}). Delete it, or say overwrite=True."
                 )
         header = Header.new(channels=self.source.channels(), batch_size=self.source.batch_size, **self.wanted)
-        create(self.lock, header)
+        partial.begin(header)
         return header, list(range(header.chunks))
 
     def _is_there(self) -> bool:
@@ -103,41 +95,50 @@ class Build:
         _logger.info("%s is there already, of these maps and images.", self.path)
         return True
 
+    def _joined(self) -> Partial:
+        if self.partial is None:
+            self.partial = Partial(self.path, joins=True)
+        return self.partial
+
     def _compute(self, header: Header, missing: list[int], progress: bool) -> None:
         mine = missing[self.ranks.rank :: self.ranks.size]
-        made = self.source.chunks(header, mine, self.lock)
-        file = self.ranks.each_own(lambda: _opened(self.partial))
-
-        waiting = iter(mine)
+        waiting, made = iter(mine), self.source.chunks(header, mine)
 
         def step() -> int:
             chunk = next(waiting, None)
             if chunk is None:
                 return 0
             records = next(made)
-            write_chunk(file, self.partial, header, chunk, records)
+            self._joined().write(header, chunk, records)
             return len(records)
 
+        self.ranks.each_own(self._joined)
         done = header.length - sum(len(header.images_of_chunk(chunk)) for chunk in missing)
-        try:
-            with _bar(header.length, done, progress and self.ranks.rank == 0) as bar:
-                # All go from chunk to chunk together, so that a failure of one is known to all at once.
-                for _ in range(-(-len(missing) // self.ranks.size)):
-                    images = sum(self.ranks.each(step))
-                    if bar is not None:
-                        bar.update(images)
-            self.ranks.each(lambda: os.fsync(file))
-        finally:
-            os.close(file)
+        with _bar(header.length, done, progress and self.ranks.rank == 0) as bar:
+            # All go from chunk to chunk together, so that a failure of one is known to all at once.
+            for _ in range(-(-len(missing) // self.ranks.size)):
+                images = sum(self.ranks.each(step))
+                if bar is not None:
+                    bar.update(images)
+        self.ranks.each(self._joined().flush)
 
-    def _end(self, header: Header) -> None:
-        assert self.lock is not None
-        if self.ranks.size > 1 and missing_chunks(self.partial, header):
-            raise OSError(
-                f"Chunks are missing in {self.partial} that another process has written. Do all processes write to one file "
-                "system, which lets several machines write to a file? The same call resumes."
-            )
-        finish(self.lock, self.path)
+    def _check_all_there(self, header: Header) -> None:
+        """Read what several processes have written, in one that opens the file anew."""
+
+        def check() -> None:
+            partial = Partial(self.path, joins=True)
+            try:
+                missing = partial.missing(header)
+            finally:
+                partial.close()
+            if missing:
+                raise OSError(
+                    f"{len(missing)} chunks that were written into {partial.path} are missing. Do all processes write to "
+                    "one file system, which lets several machines write to a file? The same call resumes."
+                )
+
+        if self.ranks.size > 1:  # not in the first one, whose lock would end with closing the file
+            self.ranks.each(lambda: check() if self.ranks.rank == self.ranks.size - 1 else None)
 
 
 def wanted_of(dataset: Any, mask_fn: Any) -> dict[str, Any]:
@@ -176,10 +177,6 @@ def check_batch_size(batch_size: Any) -> int:
     if batch_size < 1:
         raise ValueError(f"batch_size must be 1 or more, got {batch_size}.")
     return int(batch_size)
-
-
-def _opened(path: Path) -> int:
-    return os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0))
 
 
 def _bar(total: int, done: int, shown: bool) -> Any:

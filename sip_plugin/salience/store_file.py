@@ -109,6 +109,11 @@ class Header:
         """The images of a chunk."""
         return range(chunk * self.chunk, min((chunk + 1) * self.chunk, self.length))
 
+    def blocks_of_chunk(self, chunk: int) -> range:
+        """The blocks of a chunk."""
+        first = chunk * self.blocks_per_chunk
+        return range(first, min(first + self.blocks_per_chunk, self.blocks))
+
     def images_of_block(self, block: int) -> range:
         """The images of a block."""
         chunk, within = divmod(block, self.blocks_per_chunk)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import threading
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -17,184 +17,181 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
+_NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_HELD: dict[tuple[int, int], int] = {}  # what this process has locked, which the system would let it lock once more
+_HELD_GUARD = threading.Lock()
 
-def partial_path(path: Path) -> Path:
-    """Where the half-built store of ``path`` is."""
-    return path.with_name(path.name + ".partial")
 
-
-class Lock:
-    """The right to build a store, held by one process by an open, locked file (where the system has such locks).
+class Partial:
+    """The half-built store of ``target``, open for writing. The process that begins the work has it alone.
 
     Args:
-        path: The half-built store; made if there is none.
+        target: The store to be; the file is ``<target>.partial``.
+        joins: Another process of this job has begun, and this one writes a share.
 
     Raises:
-        BlockingIOError: If another process has it.
-        OSError: If the file cannot be made.
+        BlockingIOError: If another job builds it.
+        OSError: If the file cannot be made or opened.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, target: Path, *, joins: bool = False) -> None:
+        self.target, self.path = target, target.with_name(target.name + ".partial")
+        self._key: tuple[int, int] | None = None
+        if joins:
+            says = "The processes must write to one file system, but what the first has made is not in"
+            self._file = self._opened(0, says)
+            return
         while True:
-            try:
-                self.file = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-            except OSError as error:
-                raise type(error)(
-                    error.errno, f"The store cannot be written into {path.parent}: {error.strerror}", str(path)
-                ) from error
-            _lock(self.file, path)
+            self._file = self._opened(os.O_CREAT, "The store cannot be written into")
+            self._lock()
             if self._is_current():
                 return
-            os.close(self.file)  # it was renamed or deleted while we waited to open it
+            self.close()  # another job has renamed it between our opening and locking it
+
+    def header(self) -> Header | None:
+        """What it says of itself; None if it was killed before it did.
+
+        Raises:
+            FileExistsError: If the file is something else.
+        """
+        with open(self._file, "rb", closefd=False) as file:
+            try:
+                return Header.read(file, self.path)
+            except StoreError as error:
+                file.seek(0)
+                start = file.read(len(MAGIC))
+                if start.strip(b"\0") and start != MAGIC:
+                    text = f"{self.path} is in the way: it is no half-built mask store. Move it away."
+                    raise FileExistsError(text) from error
+                return None
+
+    def begin(self, header: Header) -> None:
+        """Take the room that the whole store needs, and write the header.
+
+        Raises:
+            OSError: If there is no room; the file is then empty.
+        """
+        os.ftruncate(self._file, 0)
+        try:
+            self._allocate(Layout(header).size)
+            self._write(header.to_bytes(), 0)
+            os.fsync(self._file)
+        except BaseException:
+            os.ftruncate(self._file, 0)
+            raise
+
+    def missing(self, header: Header) -> list[int]:
+        """The chunks that are not there, or not whole: of the others each block was read and fits its checksum."""
+        layout, missing = Layout(header), []
+        with open(self._file, "rb", closefd=False) as file:
+            table = read_table(file, layout)
+            for chunk in range(header.chunks):
+                for block in header.blocks_of_chunk(chunk):
+                    start, stop = layout.place_of_block(block)
+                    file.seek(start)
+                    if (
+                        block >= len(table)
+                        or not table[block]
+                        or block_checksum(file.read(stop - start)) != table[block]
+                    ):
+                        missing.append(chunk)
+                        break
+        return missing
+
+    def write(self, header: Header, chunk: int, records: np.ndarray) -> None:
+        """Write a chunk's records, then their checksums.
+
+        Should a crash of the machine keep the checksums and lose the records, the chunk does not fit and is made again.
+        """
+        layout, images = Layout(header), header.images_of_chunk(chunk)
+        blocks = [records[start : start + header.block].tobytes() for start in range(0, len(images), header.block)]
+        self._write(b"".join(blocks), layout.records + images.start * header.record)
+        table = np.array([block_checksum(block) for block in blocks], dtype="<u4")
+        self._write(table.tobytes(), layout.table + 4 * header.blocks_of_chunk(chunk).start)
+
+    def flush(self) -> None:
+        """Have what was written on the disk."""
+        os.fsync(self._file)
+
+    def finish(self) -> None:
+        """Become the store. Nothing may be missing."""
+        os.fsync(self._file)
+        self.path.replace(self.target)
+        if hasattr(os, "O_DIRECTORY"):
+            folder = os.open(self.target.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(folder)  # the new name, too
+            finally:
+                os.close(folder)
+
+    def close(self) -> None:
+        """Let others build it; an empty file is deleted."""
+        if self._key is not None and os.fstat(self._file).st_size == 0 and self._is_current():
+            self.path.unlink(missing_ok=True)
+        with _HELD_GUARD:
+            if self._key is not None and _HELD.get(self._key) == os.getpid():
+                del _HELD[self._key]
+            os.close(self._file)
+        self._key = None
+
+    # --- the file ---
+
+    def _opened(self, flags: int, says: str) -> int:
+        try:
+            return os.open(self.path, os.O_RDWR | flags | getattr(os, "O_BINARY", 0), 0o666)
+        except OSError as error:
+            raise type(error)(error.errno, f"{says} {self.path.parent}: {error.strerror}", str(self.path)) from error
+
+    def _lock(self) -> None:
+        status = os.fstat(self._file)
+        key = status.st_dev, status.st_ino
+        with _HELD_GUARD:
+            # A POSIX lock: it ends with this process, even if workers that were forked from it live on. It also ends when
+            # this process closes the file, however it opened it; so while it is held, only this one descriptor is used.
+            if _HELD.get(key) == os.getpid():
+                self._refuse()
+            try:
+                if fcntl is not None:
+                    fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    self._refuse()
+                # else a file system without locks
+            self._key = key
+            _HELD[key] = os.getpid()
+
+    def _refuse(self) -> None:
+        # Not closed if it is this very process that has it: that would end its lock.
+        raise BlockingIOError(errno.EAGAIN, "Another process is building this store", str(self.path))
 
     def _is_current(self) -> bool:
         try:
-            return os.path.samestat(os.stat(self.path), os.fstat(self.file))  # noqa: PTH116
+            return os.path.samestat(self.path.stat(), os.fstat(self._file))
         except FileNotFoundError:
             return False
 
-    def close(self) -> None:
-        """Give the right up; an empty file is deleted."""
-        if os.fstat(self.file).st_size == 0 and self._is_current():
-            self.path.unlink(missing_ok=True)
-        os.close(self.file)
-
-
-class ReleaseInWorker:
-    """Closes a worker's copy of the lock, which would outlive its parent. For ``worker_init_fn``."""
-
-    def __init__(self, lock: Lock | None) -> None:
-        self.file = -1 if lock is None else lock.file
-        self.known = None if lock is None else os.fstat(lock.file)
-
-    def __call__(self, worker: int) -> None:
-        """Close it, if this process has inherited it."""
-        if self.known is None:
-            return
+    def _write(self, data: bytes, offset: int) -> None:
         try:
-            if os.path.samestat(os.fstat(self.file), self.known):
-                os.close(self.file)
-        except OSError:  # this process was not forked
-            return
+            os.lseek(self._file, offset, os.SEEK_SET)
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+        except OSError as error:
+            raise self._no_room(error, len(data)) from error
 
-
-def header_of_partial(path: Path) -> Header | None:
-    """The header of a half-built store; None if it was killed before there was one.
-
-    Raises:
-        FileExistsError: If the file is something else.
-    """
-    with path.open("rb") as file:
+    def _allocate(self, size: int) -> None:
+        """Take the room on the disk at once: that it is full is better known now than after hours."""
+        free = shutil.disk_usage(self.path.parent).free
+        if free < size:
+            raise self._no_room(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), size, f", of which {free} are free")
         try:
-            return Header.read(file, path)
-        except StoreError as error:
-            file.seek(0)
-            start = file.read(len(MAGIC))
-            if start.strip(b"\0") and start != MAGIC:
-                raise FileExistsError(f"{path} is in the way: it is no half-built mask store. Move it away.") from error
-            return None
+            os.posix_fallocate(self._file, 0, size)
+        except (AttributeError, OSError) as error:
+            # Not every system has it, nor every file system.
+            if isinstance(error, OSError) and error.errno not in _NOT_SUPPORTED:
+                raise self._no_room(error, size) from error
+            os.ftruncate(self._file, size)
 
-
-def create(lock: Lock, header: Header) -> None:
-    """Give the half-built store its full size, and its header.
-
-    Raises:
-        OSError: If there is no room; the file is then emptied.
-    """
-    layout = Layout(header)
-    os.ftruncate(lock.file, 0)
-    try:
-        _allocate(lock.file, layout.size, lock.path)
-        write_all(lock.file, header.to_bytes(), 0, lock.path)
-        os.fsync(lock.file)
-    except BaseException:
-        os.ftruncate(lock.file, 0)
-        raise
-
-
-def missing_chunks(path: Path, header: Header) -> list[int]:
-    """The chunks that are not there, or not whole: each block of the others was read and fits its checksum."""
-    layout, missing = Layout(header), []
-    with path.open("rb") as file:
-        table = read_table(file, layout)
-        if len(table) != header.blocks:
-            return list(range(header.chunks))
-        for chunk in range(header.chunks):
-            first = chunk * header.blocks_per_chunk
-            blocks = range(first, min(first + header.blocks_per_chunk, header.blocks))
-            if not all(table[block] and _fits(file, layout, block, table[block]) for block in blocks):
-                missing.append(chunk)
-    return missing
-
-
-def write_chunk(file: int, path: Path, header: Header, chunk: int, records: np.ndarray) -> None:
-    """Write a chunk's records, then their checksums.
-
-    Should a crash of the whole machine keep the checksums and lose the records, the chunk does not fit and is made again.
-    """
-    layout, images = Layout(header), header.images_of_chunk(chunk)
-    blocks = [records[start : start + header.block].tobytes() for start in range(0, len(images), header.block)]
-    write_all(file, b"".join(blocks), layout.records + images.start * header.record, path)
-    table = np.array([block_checksum(block) for block in blocks], dtype="<u4")
-    write_all(file, table.tobytes(), layout.table + 4 * chunk * header.blocks_per_chunk, path)
-
-
-def finish(lock: Lock, path: Path) -> None:
-    """Turn the half-built store, of which nothing is missing, into the store."""
-    os.fsync(lock.file)
-    lock.path.replace(path)
-    if hasattr(os, "O_DIRECTORY"):
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def write_all(file: int, data: bytes, offset: int, path: Path) -> None:
-    """Write all of ``data``; an error says where and how much."""
-    try:
-        os.lseek(file, offset, os.SEEK_SET)
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(file, rest) :]
-    except OSError as error:
-        raise _no_room(error, len(data), path) from error
-
-
-def _fits(file: BinaryIO, layout: Layout, block: int, checksum: int) -> bool:
-    start, stop = layout.place_of_block(block)
-    file.seek(start)
-    return bool(block_checksum(file.read(stop - start)) == checksum)
-
-
-def _allocate(file: int, size: int, path: Path) -> None:
-    """Take the room on the disk at once: a full disk is better noticed now than after hours."""
-    free = shutil.disk_usage(path.parent).free
-    if free < size:
-        raise _no_room(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), size, path, f", of which {free} are free")
-    try:
-        os.posix_fallocate(file, 0, size)
-    except (AttributeError, OSError) as error:
-        # Not on every system, nor for every kind of file system.
-        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL):
-            raise _no_room(error, size, path) from error
-        os.ftruncate(file, size)
-
-
-def _no_room(error: OSError, size: int, path: Path, more: str = "") -> OSError:
-    text = f"{size} bytes were to be written into {path.parent}{more}: {error.strerror}"
-    return type(error)(error.errno, text, str(path))
-
-
-def _lock(file: int, path: Path) -> None:
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(file)
-        raise BlockingIOError(error.errno, "Another process is building this store", str(path)) from error
-    except OSError:  # a file system without locks
-        return
+    def _no_room(self, error: OSError, size: int, more: str = "") -> OSError:
+        text = f"{size} bytes were to be written into {self.path.parent}{more}: {error.strerror}"
+        return type(error)(error.errno, text, str(self.path))
