@@ -64,10 +64,18 @@ class GradientSalience:
             TypeError: If ``images`` or ``labels`` are of the wrong type.
             ValueError: If their shapes or values do not fit, labels are missing, or a gradient is NaN or infinite.
         """
+        return salient(self.magnitude(images, labels), self.mass, per_pixel=self.per_pixel)
+
+    def magnitude(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """``|∇_x T(x)|``, what the map holds a share of; arguments and errors as of a call.
+
+        Returns:
+            Non-negative and finite, ``(N, C, H, W)``.
+        """
         check_images(images)
         magnitude = self._gradient(images, labels).abs()
         check_finite(magnitude, "The teacher's gradient")
-        return salient(magnitude, self.mass, per_pixel=self.per_pixel)
+        return magnitude
 
     def __repr__(self) -> str:
         return (
