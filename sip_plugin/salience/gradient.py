@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sip_plugin.checks import check_classes, check_images
-from sip_plugin.salience.selection import check_finite, check_mass, needed_labels, smallest_mass
+from sip_plugin.salience.selection import check_finite, check_mass, needed_labels, salient
 from sip_plugin.state import evaluating
 
 Target = Literal["predicted", "true", "loss"]
@@ -64,24 +64,18 @@ class GradientSalience:
             TypeError: If ``images`` or ``labels`` are of the wrong type.
             ValueError: If their shapes or values do not fit, labels are missing, or a gradient is NaN or infinite.
         """
-        return self.select(self.magnitude(images, labels)).expand_as(images)
+        return salient(self.magnitude(images, labels), self.mass, per_pixel=self.per_pixel)
 
     def magnitude(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """``|∇_x T(x)|``, of which the map is the half: for a ranking or a picture of one's own.
-
-        Arguments and errors are those of a call.
+        """``|∇_x T(x)|``, what the map holds a share of; arguments and errors as of a call.
 
         Returns:
-            ``(N, C, H, W)``; with ``per_pixel`` summed over the channels, ``(N, 1, H, W)`` in float64.
+            Non-negative and finite, ``(N, C, H, W)``.
         """
         check_images(images)
         magnitude = self._gradient(images, labels).abs()
         check_finite(magnitude, "The teacher's gradient")
-        return magnitude.sum(1, keepdim=True, dtype=torch.float64) if self.per_pixel else magnitude
-
-    def select(self, magnitude: Tensor) -> Tensor:
-        """The fewest elements that hold ``mass`` of a magnitude ``(N, ...)``: ``bool``, of its shape (eq. 8)."""
-        return smallest_mass(magnitude, self.mass)
+        return magnitude
 
     def __repr__(self) -> str:
         return (
