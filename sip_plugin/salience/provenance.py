@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 _LONGEST = 64  # a longer list is told by its hash
+_MOST_LOOKED_AT = 1000  # objects, in looking for a network
 
 
 def provenance(source: Any) -> dict[str, Any]:
@@ -58,11 +59,11 @@ def network_of(source: Any) -> nn.Module | None:
     """The first network that a source of maps is, holds or calls; None if there is none to be seen."""
     seen: set[int] = set()
     waiting = [source]
-    while waiting:
+    while waiting and len(seen) < _MOST_LOOKED_AT:
         value = waiting.pop(0)
         if isinstance(value, nn.Module):
             return value
-        if id(value) not in seen and callable(value) and not isinstance(value, type):
+        if id(value) not in seen and not isinstance(value, (type, types.ModuleType, Tensor)):
             seen.add(id(value))
             waiting += _parts(value)
     return None
@@ -180,7 +181,11 @@ def _captured(function: types.FunctionType) -> dict[str, Any]:
 def _is_parameter(value: Any) -> bool:
     """Whether something that a function captured can make its maps others, and is no state that changes by itself."""
     plain = (bool, int, float, str, tuple, frozenset, enum.Enum, torch.dtype, Tensor, np.ndarray, np.generic)
-    return isinstance(value, plain) or callable(value)
+    return isinstance(value, plain) or callable(value) or (_is_object(value) and network_of(value) is not None)
+
+
+def _is_object(value: Any) -> bool:
+    return hasattr(value, "__dict__") and not isinstance(value, types.ModuleType)
 
 
 def _name(thing: Any) -> str:

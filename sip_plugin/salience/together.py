@@ -26,7 +26,7 @@ _MOVE_BOTH = (
 _MOVE_NOTHING = (
     "ColorJitter ConvertImageDtype GaussianBlur GaussianNoise Grayscale Identity JPEG Normalize PILToTensor RGB "
     "RandomAdjustSharpness RandomAutocontrast RandomChannelPermutation RandomEqualize RandomErasing RandomGrayscale "
-    "RandomInvert RandomPhotometricDistort RandomPosterize RandomSolarize ToDtype ToImage ToPureTensor ToTensor"
+    "RandomInvert RandomPhotometricDistort RandomPosterize RandomSolarize ToDtype ToImage ToTensor"
 )
 _KNOWN = frozenset((*_CONTAINERS, *_MOVE_BOTH.split(), *_MOVE_NOTHING.split()))
 _NO_FILL_FOR_A_MAP = ("Pad", "RandomCrop", "RandomZoomOut")
@@ -40,10 +40,15 @@ _REFUSED = {
     **dict.fromkeys(("CutMix", "MixUp"), "mixes the images of a batch, and there is no map of a mixture"),
     "LinearTransformation": "mixes all elements of an image, after which they have no position",
     "RandomIoUCrop": "needs bounding boxes. Use v2.RandomResizedCrop",
+    "ToPureTensor": "takes away by what later ones know image and map. Leave it out: SalientDataset gives plain tensors",
     "ToPILImage": "makes the image one that Pillow moves, whose rounding differs from that of the map. Leave it a tensor",
     "UniformTemporalSubsample": "is for videos",
 }
 _PER_ELEMENT = dict.fromkeys(("RandomChannelPermutation", "RandomPhotometricDistort"), _MIXES_CHANNELS)
+_ADVICE = (
+    "Each part of it must take and give (image, map) as tv_tensors, as those of torchvision.transforms.v2 do; arithmetic "
+    "gives plain tensors, which tv_tensors.wrap(result, like=given) makes one again."
+)
 
 
 class Together:
@@ -108,7 +113,7 @@ class Together:
         if coded.dim() != 3 or coded.shape[1:] != moved.shape[1:]:
             raise ValueError(
                 f"After the transform the image is {tuple(moved.shape)} and its map {tuple(coded.shape)}: it did not move "
-                "both."
+                f"both. {_ADVICE}"
             )
         if len(salience) > 1 and len(coded) != len(moved):
             raise ValueError(
@@ -157,17 +162,17 @@ class Together:
         if not bool(near.any()):
             raise ValueError(
                 f"The transform moved an image and not its map: a mark arrived at row {row}, column {column}, its map did "
-                "not. Each part of it must take and give (image, map), as those of torchvision.transforms.v2 do: "
-                f"{self.transform}"
+                f"not. {_ADVICE} The transform: {self.transform}"
             )
 
 
 def _marked(image: Tensor, places: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A grey image with a bright square anywhere, and the map of the square."""
+    """A grey image with a bright square anywhere but at the edge, and the map of the square."""
     height, width = image.shape[1:]
     size = max(2, min(height, width) // 8)
-    row = int(torch.randint(height - size + 1, (), generator=places))
-    column = int(torch.randint(width - size + 1, (), generator=places))
+    edge = min(height, width) // 6  # at which a blurred one would seem to move
+    row = int(torch.randint(edge, height - size - edge + 1, (), generator=places))
+    column = int(torch.randint(edge, width - size - edge + 1, (), generator=places))
     one = 1.0 if image.is_floating_point() else 255
     marked, salience = torch.full_like(image, one / 2), torch.zeros(1, height, width, dtype=torch.bool)
     salience[:, row : row + size, column : column + size] = True

@@ -22,6 +22,7 @@ def example(name):
 
 def test_every_example_has_a_test():
     tested = {"quickstart", "train_sip_at", "wrap_attack", "art_attack", "art_trainer", "foolbox_attack"}
+    tested |= {"store_and_train"}
     tested |= {"own_method", "train_fast", "train_with_ddp", "human_salience"}  # in files beside this one
     tested |= {f"train_with_{loop}" for loop in ("lightning", "accelerate", "fabric")}
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} == tested
@@ -59,6 +60,15 @@ def test_train_sip_at():
     for clean, robust in results.values():
         assert clean > 0.85
         assert robust > 0.5
+
+
+def test_store_and_train(capsys):
+    results = example("store_and_train").main()
+    assert 0.05 < results["salient"] < 0.5
+    assert results["clean"] > 0.85
+    assert results["robust"] > 0.45
+    printed = capsys.readouterr().out
+    assert "shape=(1400, 1, 8, 8), made by sip_plugin.salience.gradient.GradientSalience): 1" in printed
 
 
 @pytest.mark.slow
