@@ -22,6 +22,7 @@ def example(name):
 
 def test_every_example_has_a_test():
     tested = {"quickstart", "train_sip_at", "wrap_attack", "art_attack", "art_trainer", "foolbox_attack"}
+    tested |= {"look_at_salience"}
     tested |= {"own_method", "train_fast", "train_with_ddp"}  # in files beside this one
     tested |= {f"train_with_{loop}" for loop in ("lightning", "accelerate", "fabric")}
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} == tested
@@ -59,6 +60,23 @@ def test_train_sip_at():
     for clean, robust in results.values():
         assert clean > 0.85
         assert robust > 0.5
+
+
+def test_look_at_salience(tmp_path, capsys):
+    path = tmp_path / "picture.png"
+    found = example("look_at_salience").main(["--epochs", "2", "--out", str(path)])
+    assert len(found) == 500
+    assert found.names == ("Madry", "standard")
+    assert 0.5 <= found.mass_first.min() <= found.mass_first.max() < 0.6
+    assert found.iou.mean() > found.chance_iou.mean() + 0.05  # both look at the strokes
+    assert str(found) in capsys.readouterr().out
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_look_at_saliences_command_line_says_what_is_missing(capsys):
+    with pytest.raises(SystemExit):
+        example("look_at_salience").main(["--dataset", "cifar10"])
+    assert "--data-dir" in capsys.readouterr().err
 
 
 @pytest.mark.slow
