@@ -40,7 +40,7 @@ def trained(method: str, data: Data, settings: Settings, *, seed: int, bf16: boo
         _save(path, conditions, network, *_train(network, method, data, settings, bf16))
     kept = torch.load(path, weights_only=True)
     if kept["conditions"] != conditions:
-        raise ValueError(f"{path} was trained with {kept['conditions']}, not with {conditions}. Choose another --out.")
+        raise ValueError(f"{path} was trained with {kept['conditions']}, not with {conditions}. Choose another --work.")
     network.load_state_dict(kept["network"])
     return Trained(network.eval(), conditions, kept["seconds"], kept["losses"])
 

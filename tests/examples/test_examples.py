@@ -21,9 +21,17 @@ def example(name):
 
 
 def test_every_example_has_a_test():
-    tested = {"quickstart", "train_sip_at", "wrap_attack", "art_attack", "art_trainer", "foolbox_attack"}
-    tested |= {"store_and_train"}
-    tested |= {"own_method", "train_fast", "train_with_ddp", "human_salience"}  # in files beside this one
+    tested = {
+        "art_attack",
+        "art_trainer",
+        "foolbox_attack",
+        "look_at_salience",
+        "quickstart",
+        "store_and_train",
+        "train_sip_at",
+        "wrap_attack",
+    }
+    tested |= {"human_salience", "own_method", "train_fast", "train_with_ddp"}  # in files beside this one
     tested |= {f"train_with_{loop}" for loop in ("lightning", "accelerate", "fabric")}
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} == tested
 
@@ -69,6 +77,23 @@ def test_store_and_train(capsys):
     assert results["robust"] > 0.45
     printed = capsys.readouterr().out
     assert "shape=(1400, 1, 8, 8), made by sip_plugin.salience.gradient.GradientSalience): 1" in printed
+
+
+def test_look_at_salience(tmp_path, capsys):
+    path = tmp_path / "picture.png"
+    found = example("look_at_salience").main(["--epochs", "2", "--out", str(path)])
+    assert len(found) == 500
+    assert found.names == ("Madry", "standard")
+    assert 0.5 <= found.mass_first.min() <= found.mass_first.max() < 0.6
+    assert found.iou.mean() > found.chance_iou.mean() + 0.05  # both look at the strokes
+    assert str(found) in capsys.readouterr().out
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_look_at_saliences_command_line_says_what_is_missing(capsys):
+    with pytest.raises(SystemExit):
+        example("look_at_salience").main(["--dataset", "cifar10"])
+    assert "--data-dir" in capsys.readouterr().err
 
 
 @pytest.mark.slow
