@@ -155,7 +155,7 @@ class Sweep:
         seed = derived_seed(self.seed, eps, stage.name)
         batch = Batch(*self._on_device(rows), rows, self._done[number][rows], eps, seed, self.judge)
         attempt = stage.attack(batch)
-        return attempt if self.keep_examples else dataclasses.replace(attempt, examples=attempt.examples[:0])
+        return attempt if self.keep_examples else dataclasses.replace(attempt, examples=torch.empty(0))
 
     def _probe(self) -> None:
         """Two cheap tests of the first attack: does it also succeed at a larger ε, do assumed survivors survive it."""
