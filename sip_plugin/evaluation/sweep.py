@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from sip_plugin.checks import Norm
 from sip_plugin.evaluation import sanity
 from sip_plugin.evaluation.autoattack import BLACK_BOX
+from sip_plugin.evaluation.codes import ASSUMED
 from sip_plugin.evaluation.findings import PENDING, Findings
 from sip_plugin.evaluation.journal import Journal
 from sip_plugin.evaluation.processes import Processes
 from sip_plugin.evaluation.progress import Progress
-from sip_plugin.evaluation.report import ASSUMED, RobustnessReport
+from sip_plugin.evaluation.report import RobustnessReport
 from sip_plugin.evaluation.stages import Attempt, Batch, Judge, Stage, derived_seed
 
 _PROBED = 64  # images for each of the two probes of reliability, a percent or two of an evaluation

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sip_plugin import SIPWrapper
-from sip_plugin.evaluation.report import CARRIED, ROBUST
+from sip_plugin.evaluation.codes import CARRIED, ROBUST
 from tests.evaluation.conftest import EPS
 from tests.evaluation.test_robustness import evaluate, robust
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from sip_plugin.evaluation.codes import ASSUMED, CARRIED, MISCLASSIFIED, ROBUST
 from sip_plugin.evaluation.findings import PENDING, Findings
-from sip_plugin.evaluation.report import ASSUMED, CARRIED, MISCLASSIFIED, ROBUST
 
 RADII = (1.0, 2.0, 4.0)
 INF = float("inf")

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sip_plugin.evaluation import RobustnessReport, evaluate_robustness
 from sip_plugin.evaluation.balls import perturbation_norms
-from sip_plugin.evaluation.report import ASSUMED, CARRIED, MISCLASSIFIED, ROBUST
+from sip_plugin.evaluation.codes import ASSUMED, CARRIED, MISCLASSIFIED, ROBUST
 from tests.evaluation.conftest import EPS, same
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")

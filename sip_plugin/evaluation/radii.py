@@ -1,0 +1,69 @@
+"""Radii ε: how they are written, and a dict that finds them however they were computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+
+_RELATIVE = 1e-6
+"""Two radii that differ by less are the same one, computed in two ways (float32 rounds by 6e-8)."""
+
+
+def same_eps(a: float, b: float) -> bool:
+    """Whether two radii are the same one but for rounding."""
+    return math.isclose(a, b, rel_tol=_RELATIVE)
+
+
+class PerEps(dict[float, Value]):
+    """A dict from ε to a value that also finds an ε which was computed another way, such as ``np.float32(8 / 255)``.
+
+    Raises:
+        KeyError: If there is nothing within a relative 1e-6; it lists the radii there are.
+    """
+
+    def __missing__(self, eps: Any) -> Value:
+        key = self._nearest(eps)
+        if key is None:
+            raise KeyError(self._complaint(eps))
+        return self[key]
+
+    def __contains__(self, eps: object) -> bool:
+        return self._nearest(eps) is not None
+
+    def get(self, eps: Any, default: Any = None) -> Any:
+        """The value at ``eps``, or ``default`` where there is none."""
+        key = self._nearest(eps)
+        return default if key is None else self[key]
+
+    def _nearest(self, eps: Any) -> float | None:
+        try:
+            wanted = float(eps)
+        except (TypeError, ValueError):
+            return None
+        return next((key for key in self if same_eps(key, wanted)), None)
+
+    def _complaint(self, eps: Any) -> str:
+        there = ", ".join(eps_labels(self))
+        meant = f" Did you mean {eps}/255?" if isinstance(eps, (int, float)) and eps / 255 in self else ""
+        return f"There is nothing at eps = {eps!r}, only at {there}.{meant}"
+
+
+def in_255ths(eps: Iterable[float]) -> bool:
+    """Whether the radii are best written in units of 1/255.
+
+    That is where all of them are multiples of 0.5/255, and not all are decimals of at most three digits: 0.2 is 51/255 too.
+    """
+    radii = list(eps)
+    multiples = all(math.isclose(510 * radius, round(510 * radius), rel_tol=_RELATIVE) for radius in radii)
+    return multiples and not all(math.isclose(radius, round(radius, 3), rel_tol=_RELATIVE) for radius in radii)
+
+
+def eps_labels(eps: Iterable[float]) -> list[str]:
+    """The radii as a reader writes them: ``8/255``, or ``0.5``."""
+    radii = list(eps)
+    if in_255ths(radii):
+        return [f"{round(510 * radius) / 2:g}/255" if radius else "0" for radius in radii]
+    return [f"{radius:.6g}" for radius in radii]

@@ -1,0 +1,204 @@
+"""Plots of reports: the figures that are drawn, the names beside them, and the files."""
+
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_hex
+
+from sip_plugin.evaluation import RobustnessReport
+from sip_plugin.evaluation.plots import spread_out
+from sip_plugin.evaluation.statistics import wilson_interval
+from tests.evaluation.random_reports import random_report
+
+METHODS = ("Standard", "Madry", "TRADES", "FAT", "MART", "PART", "SIP-H", "SIP-S", "SIP-TRADES")
+
+
+def lines(axes, eps=5):
+    """The curves among the lines: those with a point for each ε."""
+    return [line for line in axes.lines if len(line.get_xdata()) == eps]
+
+
+def bands(axes):
+    """Lower and upper bounds of each band."""
+    found = []
+    for band in axes.collections:
+        assert isinstance(band, PolyCollection)
+        places = {}
+        for x, y in band.get_paths()[0].vertices:
+            places.setdefault(round(float(x), 9), []).append(float(y))
+        found.append([(min(ys), max(ys)) for _, ys in sorted(places.items())])
+    return found
+
+
+def nine(runs=3):
+    return {
+        name: [random_report(10 * row + run, scale=1 + row / 20) for run in range(runs)]
+        for row, name in enumerate(METHODS)
+    }
+
+
+def test_the_line_of_a_report_is_its_accuracy_in_per_cent_and_the_band_its_interval():
+    report = random_report(1, 100)
+    (axes,) = report.plot().axes
+    (line,) = lines(axes)
+    accuracy = [report.clean_accuracy, *report.robust_accuracy.values()]
+    assert line.get_xdata() == pytest.approx([0, 1, 2, 4, 8])
+    assert line.get_ydata() == pytest.approx(100 * np.array(accuracy))
+    (band,) = bands(axes)
+    for bounds, share in zip(band, accuracy, strict=True):
+        assert bounds == pytest.approx([100 * bound for bound in wilson_interval(share, 100)])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1", "2", "4", "8"]
+    assert "1/255" in axes.get_xlabel()
+
+
+def test_the_lines_of_a_comparison_are_means_and_the_bands_standard_deviations():
+    comparison = RobustnessReport.compare(nine())
+    (axes,) = comparison.plot().axes
+    assert [line.get_label() for line in lines(axes)] == list(METHODS)
+    assert len(bands(axes)) == len(METHODS)
+    for row, line, band in zip(comparison.rows, lines(axes), bands(axes), strict=True):
+        spreads = (row.clean, *row.robust.values())
+        assert line.get_ydata() == pytest.approx([100 * spread.mean for spread in spreads])
+        for (low, high), spread in zip(band, spreads, strict=True):
+            assert low == pytest.approx(100 * max(0, spread.mean - spread.std))
+            assert high == pytest.approx(100 * min(1, spread.mean + spread.std))
+
+
+def test_single_runs_have_no_band():
+    (axes,) = RobustnessReport.compare([random_report(1), random_report(2)]).plot().axes
+    assert len(lines(axes)) == 2
+    assert bands(axes) == []
+
+
+def test_no_two_methods_look_alike():
+    (axes,) = RobustnessReport.compare({f"Method {n}": random_report(n) for n in range(40)}).plot().axes
+    looks = {(to_hex(line.get_color()), line.get_marker(), line.get_linestyle()) for line in lines(axes)}
+    assert len(looks) == 40
+    (axes,) = RobustnessReport.compare({name: random_report(n) for n, name in enumerate(METHODS[:7])}).plot().axes
+    assert len({line.get_color() for line in lines(axes)}) == 7
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_the_names_of_close_lines_do_not_overlap(scale):
+    reports = {name: random_report(row, scale=scale * (1 + row / 20)) for row, name in enumerate(METHODS)}
+    figure = RobustnessReport.compare(reports).plot()
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert [text.get_text() for text in axes.texts] == list(METHODS)
+    assert not any(first.overlaps(second) for first, second in itertools.combinations(boxes, 2))
+    canvas = figure.bbox
+    for text in (*axes.texts, axes.xaxis.label, axes.yaxis.label, figure._suptitle):
+        box = text.get_window_extent()
+        assert canvas.x0 <= box.x0
+        assert box.x1 <= canvas.x1 + 1
+        assert canvas.y0 <= box.y0
+        assert box.y1 <= canvas.y1 + 1
+
+
+def test_groups_are_panels_in_which_a_method_looks_the_same():
+    rows = {"Madry": random_report(1), "SIP-AT": random_report(2)}
+    figure = RobustnessReport.compare({"ResNet-18": rows, "WideResNet": {"SIP-AT": random_report(3)}}).plot()
+    first, second = figure.axes
+    assert (first.get_title("left"), second.get_title("left")) == ("ResNet-18", "WideResNet")
+    assert lines(first)[1].get_color() == lines(second)[0].get_color() != lines(first)[0].get_color()
+    assert first.get_ylim() == second.get_ylim()
+
+
+def test_radii_that_are_no_255ths_are_drawn_as_they_are():
+    (axes,) = random_report(1, eps=(0.25, 0.5, 1.0, 2.0), norm="L2").plot().axes
+    assert lines(axes)[0].get_xdata() == pytest.approx([0, 0.25, 0.5, 1, 2])
+    assert "255" not in axes.get_xlabel()
+    assert "L2" in axes.get_xlabel()
+
+
+def test_many_radii_do_not_crowd_the_axis():
+    eps = tuple(number / 255 for number in range(1, 65))
+    (axes,) = random_report(1, eps=eps).plot().axes
+    assert len(axes.get_xticks()) < 15
+
+
+def test_the_picture_says_under_which_conditions_it_was_made():
+    plain, assumed = random_report(1, warnings=("Careful.",)), random_report(2, assume_survivors=True)
+    title = RobustnessReport.compare({"A": plain, "B": assumed}).plot()._suptitle.get_text()
+    assert "40 images, L∞, AutoAttack standard." in title
+    assert "[1]: assume_survivors=True instead of False." in title
+    assert "1 warning: print the report." in title
+    assert "survivors of larger ε assumed" in " ".join(assumed.plot()._suptitle.get_text().split())
+    assert "assumed" not in plain.plot()._suptitle.get_text()
+
+
+def test_a_name_with_dollars_is_no_formula(tmp_path):
+    names = [r"$\nonsense", "$a_b$"]
+    figure = RobustnessReport.compare([random_report(1), random_report(2)], names).plot(tmp_path / "plot.png")
+    assert [text.get_text() for text in figure.axes[0].texts] == names
+
+
+def test_accuracies_of_zero_can_be_drawn(tmp_path):
+    random_report(1, clean=0.0).plot(tmp_path / "plot.png")
+
+
+@pytest.mark.parametrize(
+    ("name", "start"), [("a.png", b"\x89PNG"), ("a.pdf", b"%PDF"), ("a.svg", b"<?xml"), ("a", b"\x89PNG")]
+)
+def test_the_suffix_says_the_format(tmp_path, name, start):
+    random_report(1).plot(tmp_path / name)
+    assert (tmp_path / name).read_bytes().startswith(start)
+    assert list(tmp_path.iterdir()) == [tmp_path / name]
+
+
+def test_a_format_that_there_is_not_leaves_no_file(tmp_path):
+    with pytest.raises(ValueError, match="docx"):
+        random_report(1).plot(tmp_path / "a.docx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reports_need_no_matplotlib_but_plots_say_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    report = random_report(1)
+    str(report)
+    with pytest.raises(ImportError, match=r"sip-plugin\[plots\]"):
+        report.plot()
+
+
+def test_matplotlib_is_imported_only_for_a_plot_and_pyplot_never():
+    program = """
+import sys
+from tests.evaluation.random_reports import random_report
+report = random_report(1)
+assert not any(name.startswith("matplotlib") for name in sys.modules)
+report.plot()
+assert "matplotlib.figure" in sys.modules
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@settings(max_examples=200)
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=8), st.floats(0.1, 30))
+def test_names_are_moved_apart_in_their_order_and_within_the_axes(targets, gap):
+    places = spread_out(targets, gap, 0, 100)
+    kept = min(gap, 100 / max(1, len(targets) - 1))
+    order = sorted(range(len(targets)), key=targets.__getitem__)
+    for lower, upper in itertools.pairwise(order):
+        assert places[upper] - places[lower] >= kept - 1e-9
+    assert all(-1e-9 <= place <= 100 + 1e-9 for place in places)
+
+
+@settings(max_examples=100)
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=4), st.integers(1, 4))
+def test_names_are_moved_as_little_as_can_be(targets, gap):
+    places = spread_out(targets, gap, 0, 12)
+    cost = sum((place - target) ** 2 for place, target in zip(places, targets, strict=True))
+    order = sorted(range(len(targets)), key=targets.__getitem__)
+    grid = np.arange(0, 12.5, 0.5)
+    for chosen in itertools.combinations(grid, len(targets)):
+        if all(upper - lower >= gap for lower, upper in itertools.pairwise(chosen)):
+            other = sum((place - targets[index]) ** 2 for index, place in zip(order, chosen, strict=True))
+            assert cost <= other + 1e-9
