@@ -25,7 +25,7 @@ from benchmarks.record import run_record, write_json, write_text
 from examples.quickstart import SETTINGS, ConvNet, Data, load_cifar10, shown, train
 from sip_plugin import AdversarialTrainer
 from sip_plugin.evaluation import RobustnessReport, evaluate_robustness
-from sip_plugin.evaluation.report import ASSUMED, CARRIED, ROBUST
+from sip_plugin.evaluation.codes import ASSUMED, CARRIED, ROBUST
 
 EPS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 WIDTH = 16

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sip_plugin.evaluation.report import ASSUMED, CARRIED, MISCLASSIFIED, ROBUST
+from sip_plugin.evaluation.codes import ASSUMED, CARRIED, MISCLASSIFIED, ROBUST
 
 PENDING = -5
 """Not decided yet; no finished report has it."""

@@ -41,4 +41,6 @@ class Progress:
     def close(self) -> None:
         """Take the bar down."""
         if self._bar is not None:
+            self._bar.total = self._bar.n
+            self._bar.set_postfix_str("")
             self._bar.close()

@@ -121,11 +121,10 @@ def evaluate_robustness(
     }
     with torch.inference_mode(False), left_as_found(model):
         images, labels = collect(data, max_images)
-        settings["images"] = len(images)
+        settings |= {"images": len(images), "data": fingerprint(images, labels)}
         identity = settings | {
             "return_adversarial": return_adversarial,
             "sanity_checks": sanity_checks,
-            "data": fingerprint(images, labels),
             "network": model_fingerprint(model),
         }
         processes.agree(**identity)

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from sip_plugin.checks import Norm
 from sip_plugin.evaluation import sanity
 from sip_plugin.evaluation.autoattack import BLACK_BOX
+from sip_plugin.evaluation.codes import ASSUMED
 from sip_plugin.evaluation.findings import PENDING, Findings
 from sip_plugin.evaluation.journal import Journal
 from sip_plugin.evaluation.processes import Processes
 from sip_plugin.evaluation.progress import Progress
-from sip_plugin.evaluation.report import ASSUMED, RobustnessReport
+from sip_plugin.evaluation.report import RobustnessReport
 from sip_plugin.evaluation.stages import Attempt, Batch, Judge, Stage, derived_seed
 
 _PROBED = 64  # images for each of the two probes of reliability, a percent or two of an evaluation
@@ -155,7 +156,7 @@ class Sweep:
         seed = derived_seed(self.seed, eps, stage.name)
         batch = Batch(*self._on_device(rows), rows, self._done[number][rows], eps, seed, self.judge)
         attempt = stage.attack(batch)
-        return attempt if self.keep_examples else dataclasses.replace(attempt, examples=attempt.examples[:0])
+        return attempt if self.keep_examples else dataclasses.replace(attempt, examples=torch.empty(0))
 
     def _probe(self) -> None:
         """Two cheap tests of the first attack: does it also succeed at a larger ε, do assumed survivors survive it."""

@@ -1,0 +1,185 @@
+"""Attacks of other libraries and of one's own, given as factories."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sip_plugin import SIPWrapper
+from sip_plugin.evaluation.codes import CARRIED, ROBUST
+from tests.evaluation.conftest import EPS
+from tests.evaluation.test_robustness import evaluate, robust
+
+torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is not installed")
+
+
+def pgd(model, eps):
+    return torchattacks.PGD(model, eps=eps, alpha=eps / 4, steps=8)
+
+
+def test_an_attack_of_torchattacks(network, evaluated):
+    x, y = evaluated
+    report = evaluate(network, evaluated, attack=pgd)
+    assert report.attacks == ("pgd",)
+    for ball, eps in enumerate(EPS):
+        adversarial = pgd(network, eps)(x, y)
+        with torch.no_grad():
+            alone = network(adversarial).argmax(1) == y
+        assert (robust(report)[ball] != alone).sum() <= 1
+    assert robust(report)[0].sum() > robust(report)[-1].sum()
+    assert not network.training
+
+
+def test_an_attack_of_art(network, evaluated):
+    evasion = pytest.importorskip("art.attacks.evasion", reason="adversarial-robustness-toolbox is not installed")
+    from art.estimators.classification import PyTorchClassifier
+
+    def fast_gradient(model, eps):
+        loss = nn.CrossEntropyLoss()
+        classifier = PyTorchClassifier(model, loss, (3, 16, 16), 10, clip_values=(0, 1), device_type="cpu")
+        return evasion.FastGradientMethod(classifier, eps=eps)
+
+    report = evaluate(network, evaluated, attack=fast_gradient)
+    x, y = evaluated
+    x = x.clone().requires_grad_()
+    F.cross_entropy(network(x), y, reduction="sum").backward()
+    network.zero_grad()
+    left = torch.ones(len(x), dtype=torch.bool)
+    for ball, eps in enumerate(EPS):
+        with torch.no_grad():
+            left &= network((x + eps * x.grad.sign()).clamp(0, 1)).argmax(1) == y
+        assert torch.equal(robust(report)[ball], left)
+    assert report.attacks == ("fast_gradient",)
+
+
+def test_several_attacks_run_one_after_the_other_on_what_is_left(quick, network, evaluated):
+    seen = []
+
+    def nothing(model, eps):
+        return lambda images, labels: (seen.append((eps, len(images))), images)[1]
+
+    report = evaluate(network, evaluated, attack={"none": nothing, "PGD": pgd, "AutoAttack": "autoattack"})
+    assert report.attacks == ("none", "PGD", "apgd-ce", "apgd-t", "fab-t", "square")
+    assert (report.outcome != 0).all()
+    for ball, eps in enumerate(EPS):
+        left = int(((report.outcome[ball] > 0) | (report.outcome[ball] == ROBUST)).sum())
+        assert seen[ball] == (eps, left)  # the first attack had what later ones broke, and no more
+
+
+def test_an_attack_with_autoattacks_interface(network, evaluated):
+    class Composite:
+        def __init__(self, model, eps):
+            self.inner = pgd(model, eps)
+
+        def run_standard_evaluation(self, x, y):
+            return self.inner(x, y), y
+
+    report = evaluate(network, evaluated, attack=Composite)
+    assert report.attacks == ("Composite",)
+    assert (report.outcome[-1] == 0).any()
+
+
+def test_a_class_or_a_partial_function_is_a_factory(network, evaluated):
+    few = [part[:4] for part in evaluated]
+    assert evaluate(network, few, attack=torchattacks.FGSM).attacks == ("FGSM",)
+    assert evaluate(network, few, attack=functools.partial(torchattacks.PGD, steps=2)).attacks == ("PGD",)
+    assert evaluate(network, few, attack=lambda model, eps: torchattacks.FGSM(model, eps)).attacks == ("attack",)
+
+
+def test_a_minimum_norm_attack_counts_in_the_balls_that_hold_its_examples(network, evaluated):
+    """DeepFool ignores eps; what it finds beyond the ball counts in larger ones only, and the report says so."""
+
+    def deepfool(model, eps):
+        return torchattacks.FAB(model, norm="Linf", eps=1.0, steps=5, n_classes=10)
+
+    report = evaluate(network, evaluated, attack=deepfool)
+    assert (report.outcome[1:] == CARRIED).any()
+    found = report.smallest_norm.isfinite() & (report.smallest_norm > 0)
+    for ball, eps in enumerate(EPS):
+        assert torch.equal(robust(report)[ball], ~(report.smallest_norm <= eps))
+    assert found.any()
+    assert any("outside the ball" in warning for warning in report.warnings)
+
+
+def test_random_attacks_give_the_same_again_and_leave_the_callers_generators(network, evaluated):
+    def noise(model, eps):
+        def attack(images, labels):
+            steps = torch.rand_like(images) + torch.from_numpy(np.random.rand(*images.shape)).float() - 1
+            return (images + eps * steps.clamp(-1, 1)).clamp(0, 1)
+
+        return attack
+
+    state = np.random.get_state()[1].copy(), torch.get_rng_state()
+    one, again, other = (
+        evaluate(network, evaluated, attack=noise, eps=(0.5, 0.9), seed=seed, return_adversarial=True)
+        for seed in (1, 1, 2)
+    )
+    assert torch.equal(one.adversarial[0.9], again.adversarial[0.9])
+    assert not torch.equal(one.adversarial[0.9], other.adversarial[0.9])
+    assert np.array_equal(np.random.get_state()[1], state[0])
+    assert torch.equal(torch.get_rng_state(), state[1])
+
+
+def test_what_only_leaves_the_ball_or_changes_nothing_is_no_adversarial_example(network, evaluated):
+    far = evaluate(network, evaluated, attack=lambda model, eps: lambda x, y: 1 - x)
+    assert (far.outcome != 0).all()
+    assert far.smallest_norm.isfinite().any()
+    still = evaluate(network, evaluated, attack=lambda model, eps: lambda x, y: x * 1.0)
+    assert (still.outcome < 0).all()
+    assert not still.warnings
+
+
+def test_a_masked_attack_is_named_as_such(network, evaluated, salience):
+    x, y = (part[:6] for part in evaluated)
+
+    def masked(model, eps):
+        return SIPWrapper(pgd(model, eps), lambda images: images > 0.5)
+
+    report = evaluate(network, (x, y), attack=masked)
+    assert any("restricted by salience maps" in warning for warning in report.warnings)
+
+
+def test_a_ready_attack_is_an_error_that_says_what_to_do(network, evaluated):
+    for ready in (pgd(network, 0.1), SIPWrapper(pgd(network, 0.1), lambda x: x > 0.5)):
+        with pytest.raises(TypeError, match=r"made already.*lambda model, eps"):
+            evaluate(network, evaluated, attack=ready)
+    with pytest.raises(TypeError, match="made already"):
+        evaluate(network, evaluated, attack={"PGD": pgd(network, 0.1)})
+    with pytest.raises(TypeError, match="factory"):
+        evaluate(network, evaluated, attack=3)
+
+
+@pytest.mark.parametrize(
+    ("attack", "error", "match"),
+    [
+        (lambda model, eps: 3, TypeError, "must give an attack"),
+        (lambda model, eps: lambda x, y: (255 * x).byte(), TypeError, "floating-point images"),
+        (lambda model, eps: lambda x, y: x.tolist(), TypeError, "floating-point images"),
+        (lambda model, eps: lambda x, y: 255 * x, ValueError, r"images in \[0, 1\], got values from"),
+        (lambda model, eps: lambda x, y: x[:1], ValueError, "as many of the same shape"),
+    ],
+)
+def test_a_wrong_attack_is_an_error(attack, error, match, network, evaluated):
+    with pytest.raises(error, match=match):
+        evaluate(network, evaluated, attack=attack)
+
+
+def test_what_an_attack_does_to_the_network_is_undone(network, evaluated):
+    def careless(model, eps):
+        def attack(images, labels):
+            model.train()
+            model(images)
+            model.eval()
+            images.requires_grad_()
+            F.cross_entropy(model(images), labels).backward()
+            return (images + eps * images.grad.sign()).clamp(0, 1).detach()
+
+        return attack
+
+    statistics = network[1].running_mean.clone()
+    evaluate(network, evaluated, attack=careless)
+    assert torch.equal(network[1].running_mean, statistics)
+    assert all(p.grad is None and p.requires_grad for p in network.parameters())

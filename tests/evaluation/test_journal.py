@@ -1,0 +1,205 @@
+"""An evaluation that was killed goes on where it was, and gives the report of one that was not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from sip_plugin.evaluation.journal import Journal, fingerprint, model_fingerprint
+from tests.conftest import ROOT
+from tests.evaluation.conftest import same
+from tests.evaluation.test_robustness import evaluate
+
+OPTIONS = {"version": ["apgd-ce", "apgd-t", "fab-t"], "batch_size": 8, "return_adversarial": True}
+
+
+class Interrupt(BaseException):
+    pass
+
+
+class Counter:
+    """Counts a network's passes; stops it at one."""
+
+    def __init__(self, network, stop=None):
+        self.passes, self.stop = 0, stop
+        self.hook = network.register_forward_pre_hook(self)
+
+    def __call__(self, *_):
+        self.passes += 1
+        if self.passes == self.stop:
+            raise Interrupt
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.hook.remove()
+
+
+@pytest.mark.parametrize("assume", [False, True])
+def test_an_interrupted_evaluation_redoes_no_finished_batch(assume, quick, network, evaluated, tmp_path):
+    options = OPTIONS | {"assume_survivors": assume}
+    with Counter(network) as whole:
+        plain = evaluate(network, evaluated, **options)
+    folder, spent, interruptions = tmp_path / "evaluation", 0, 0
+    largest_batch = 0
+    while True:
+        finished = len(list(folder.glob("batches/*.pt")))
+        with Counter(network, stop=whole.passes // 3) as counter:
+            try:
+                resumed = evaluate(network, evaluated, checkpoint=folder, **options)
+                spent += counter.passes
+                break
+            except Interrupt:
+                spent += counter.passes
+                interruptions += 1
+                assert len(list(folder.glob("batches/*.pt"))) > finished
+                assert interruptions < 20
+    with Counter(network) as counter:
+        attack = evaluate(network, [part[:8] for part in evaluated], **(options | {"version": ["fab-t"]}))
+        largest_batch = counter.passes
+    same(resumed, plain)
+    assert attack.attacks == ("fab-t",)
+    assert interruptions >= 2
+    # Each interruption lost at most the batch it fell into, and repeats the few passes that look at the network.
+    assert spent <= whole.passes + interruptions * (largest_batch + 10)
+
+
+def test_an_evaluation_killed_without_warning_goes_on(quick, network, evaluated, tmp_path):
+    torch.save([network.state_dict(), *evaluated], tmp_path / "data.pt")
+    script = f"""
+        import os, signal, sys
+        import torch
+        import sip_plugin.evaluation.autoattack, sip_plugin.evaluation.robustness
+        from sip_plugin.evaluation import evaluate_robustness
+        from tests.conftest import small_network
+        from tests.evaluation.conftest import EPS, QuickPackage
+        for module in (sip_plugin.evaluation.autoattack, sip_plugin.evaluation.robustness):
+            module.autoattack_package = lambda: QuickPackage
+        state, x, y = torch.load({str(tmp_path / "data.pt")!r})
+        network = small_network()
+        network.load_state_dict(state)
+        passes = 0
+        def count(*_):
+            global passes
+            passes += 1
+            if passes == 300:
+                os.kill(os.getpid(), signal.SIGKILL)
+        network.register_forward_pre_hook(count)
+        evaluate_robustness(network, (x, y), eps=EPS, checkpoint={str(tmp_path / "folder")!r}, **{OPTIONS!r})
+    """
+    killed = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=300,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    finished = sorted(path.name for path in tmp_path.glob("folder/batches/*.pt"))
+    assert finished
+    with Counter(network) as counter:
+        resumed = evaluate(network, evaluated, checkpoint=tmp_path / "folder", **OPTIONS)
+    with Counter(network) as whole:
+        same(resumed, evaluate(network, evaluated, **OPTIONS))
+    assert counter.passes < whole.passes
+
+
+def test_a_finished_evaluation_gives_its_report_at_once(quick, network, evaluated, tmp_path):
+    report = evaluate(network, evaluated, checkpoint=tmp_path, **OPTIONS)
+    with Counter(network) as counter:
+        again = evaluate(network, evaluated, checkpoint=str(tmp_path), **OPTIONS)
+    assert counter.passes == 0
+    same(again, report)
+    assert again.seconds == report.seconds
+    assert again.settings == report.settings
+    assert not list(tmp_path.glob("batches/*"))
+
+
+def test_batches_do_not_hold_adversarial_images_that_nobody_asked_for(quick, network, evaluated, tmp_path):
+    with Counter(network, stop=200), pytest.raises(Interrupt):
+        evaluate(network, evaluated, checkpoint=tmp_path, version=["apgd-ce", "fab-t"])
+    files = list(tmp_path.glob("batches/*.pt"))
+    assert files
+    assert max(path.stat().st_size for path in files) < 10_000
+
+
+def test_a_folder_of_another_evaluation_is_refused(quick, network, evaluated, tmp_path):
+    options = {"version": ["apgd-ce"], "checkpoint": tmp_path}
+    evaluate(network, evaluated, **options)
+    x, y = evaluated
+    others = {
+        "seed: there 0, now 1": {"seed": 1},
+        "batch_size: there 128, now 9": {"batch_size": 9},
+        "eps: there": {"eps": (0.1,)},
+        "assume_survivors: there False, now True": {"assume_survivors": True},
+        "return_adversarial": {"return_adversarial": True},
+        "attack: there": {"version": ["fab-t"]},
+    }
+    for match, other in others.items():
+        with pytest.raises(ValueError, match=f"belongs to another evaluation.*{match}"):
+            evaluate(network, evaluated, **(options | other))
+    with pytest.raises(ValueError, match="data: there"):
+        evaluate(network, (x.flip(0), y.flip(0)), **options)
+    with torch.no_grad():
+        network[0].bias[0] += 1e-6
+    with pytest.raises(ValueError, match="network: there"):
+        evaluate(network, evaluated, **options)
+
+
+def test_a_folder_with_other_files_is_refused(quick, network, evaluated, tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(ValueError, match="holds files but no evaluation"):
+        evaluate(network, evaluated, checkpoint=tmp_path, version=["apgd-ce"])
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_is_written_is_whole_and_nothing_else_is_left(tmp_path, monkeypatch):
+    journal = Journal(tmp_path / "new" / "folder")
+    journal.open({"a": (1, 2)})
+    assert json.loads((tmp_path / "new" / "folder" / "settings.json").read_text()) == {"a": [1, 2]}
+    journal.open({"a": [1, 2]})
+    journal.save("one", {"x": torch.arange(3)})
+    assert journal.load("one")["x"].tolist() == [0, 1, 2]
+    assert journal.load("two") is None
+
+    def fails(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", fails)
+    with pytest.raises(OSError, match="disk full"):
+        journal.save("one", {"x": torch.zeros(3)})
+    assert [path.name for path in (tmp_path / "new" / "folder" / "batches").iterdir()] == ["one.pt"]
+    assert journal.load("one")["x"].tolist() == [0, 1, 2]
+
+
+def test_a_journal_without_folder_remembers_nothing():
+    journal = Journal(None)
+    journal.open({})
+    journal.save("one", {"x": 1})
+    journal.finish({})
+    assert journal.load("one") is None
+    assert journal.load_report() is None
+
+
+def test_fingerprints_tell_values_types_and_shapes_apart():
+    tensors = [torch.ones(4), torch.ones(2, 2), torch.ones(4).int(), torch.zeros(4), torch.ones(0), torch.tensor(1.0)]
+    prints = [fingerprint(tensor) for tensor in [*tensors, torch.ones(4).bfloat16(), torch.ones(4).bool()]]
+    assert len(set(prints)) == len(prints)
+    assert fingerprint(torch.ones(4)) == prints[0]
+    assert fingerprint(torch.arange(6).view(2, 3).T) == fingerprint(torch.arange(6).view(2, 3).T.contiguous())
+
+
+def test_networks_with_equal_weights_but_other_layers_are_told_apart():
+    relu, silu = (torch.nn.Sequential(torch.nn.Linear(2, 2), act) for act in (torch.nn.ReLU(), torch.nn.SiLU()))
+    silu.load_state_dict(relu.state_dict())
+    assert model_fingerprint(relu) != model_fingerprint(silu)
+    twin = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
+    twin.load_state_dict(relu.state_dict())
+    assert model_fingerprint(relu) == model_fingerprint(twin)

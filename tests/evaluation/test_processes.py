@@ -1,0 +1,157 @@
+"""Two processes share an evaluation: the report of one, and no process waits for one that failed."""
+
+import datetime
+
+import pytest
+import torch
+import torch.distributed
+import torch.multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+
+import sip_plugin.evaluation.autoattack
+import sip_plugin.evaluation.robustness
+from sip_plugin.evaluation.processes import Processes, bare_network
+from tests.conftest import small_network
+from tests.evaluation.conftest import QuickPackage, same
+from tests.evaluation.test_robustness import evaluate
+
+OPTIONS = {"version": ["apgd-ce", "apgd-t", "fab-t"], "batch_size": 4, "return_adversarial": True}
+
+
+def cases(rank, folder, network, data):
+    """What each process does; the results, or the errors, by name."""
+    passes = 0
+
+    def count(*_):
+        nonlocal passes
+        passes += 1
+
+    hook = network.register_forward_pre_hook(count)
+    yield "plain", lambda: evaluate(network, data, **OPTIONS)
+    yield "passes", lambda: passes
+    yield "assumed", lambda: evaluate(network, data, assume_survivors=True, checkpoint=f"{folder}/shared", **OPTIONS)
+    yield "finished", lambda: evaluate(network, data, assume_survivors=True, checkpoint=f"{folder}/shared", **OPTIONS)
+    hook.remove()
+    yield "parallel", lambda: evaluate(DistributedDataParallel(network), data, **OPTIONS)
+    yield "alone", lambda: evaluate(network, data, distributed=False, **OPTIONS) if rank == 0 else None
+    yield "other data", lambda: evaluate(network, [part[rank:] for part in data], **OPTIONS)
+    yield "other seed", lambda: evaluate(network, data, seed=rank, **OPTIONS)
+
+    def broken(model, eps):
+        def attack(images, labels):
+            if rank == 1:
+                raise KeyError("lost")
+            return images
+
+        return attack
+
+    yield "failing", lambda: evaluate(network, data, attack=broken, batch_size=4)
+
+
+def process(rank, folder):
+    torch.set_num_threads(1)
+    for module in (sip_plugin.evaluation.autoattack, sip_plugin.evaluation.robustness):
+        module.autoattack_package = lambda: QuickPackage
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=2,
+        timeout=datetime.timedelta(seconds=120),  # a process that waits in vain is an error, not a test that hangs
+    )
+    try:
+        state, *data = torch.load(f"{folder}/data.pt")
+        network = small_network()
+        network.load_state_dict(state)
+        found = {}
+        for name, run in cases(rank, folder, network, data):
+            try:
+                found[name] = run()
+            except Exception as error:
+                found[name] = error
+        torch.save(found, f"{folder}/{rank}.pt")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory, trained, digits):
+    folder = tmp_path_factory.mktemp("ranks")
+    x, y = digits[0][1500:1520].clone(), digits[1][1500:1520].clone()
+    torch.save([trained.state_dict(), x, y], folder / "data.pt")
+    torch.multiprocessing.spawn(process, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.fixture
+def data(digits):
+    return digits[0][1500:1520].clone(), digits[1][1500:1520].clone()
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_report_of_one(ranks, quick, network, data):
+    one = evaluate(network, data, **OPTIONS)
+    for rank in ranks:
+        for case in ("plain", "parallel"):
+            same(rank[case], one)
+        same(rank["assumed"], evaluate(network, data, assume_survivors=True, **OPTIONS))
+        same(rank["finished"], rank["assumed"])
+    same(ranks[0]["alone"], one)
+
+
+@pytest.mark.slow
+def test_each_process_does_its_part_of_the_work(ranks, quick, network, data):
+    passes = 0
+
+    def count(*_):
+        nonlocal passes
+        passes += 1
+
+    network.register_forward_pre_hook(count)
+    evaluate(network, data, **OPTIONS)
+    for rank in ranks:
+        assert 0.25 * passes < rank["passes"] < 0.75 * passes
+
+
+@pytest.mark.slow
+def test_processes_that_evaluate_different_things_are_told_so(ranks):
+    for rank in ranks:
+        for case, match in (("other data", "data"), ("other seed", "seed")):
+            assert isinstance(rank[case], ValueError)
+            assert f"The processes differ in {'images, ' if case == 'other data' else ''}{match}" in str(rank[case])
+
+
+@pytest.mark.slow
+def test_a_failure_in_one_process_is_an_error_in_all(ranks):
+    assert isinstance(ranks[1]["failing"], KeyError)
+    assert isinstance(ranks[0]["failing"], RuntimeError)
+    assert "Process 1 of the evaluation failed with KeyError: 'lost'" in str(ranks[0]["failing"])
+
+
+def test_one_process_maps_by_itself():
+    processes = Processes()
+    assert (processes.rank, processes.count) == (0, 1)
+    assert processes.map([3, 1, 2], lambda task: task + 1) == [4, 2, 3]
+    assert processes.first(lambda: 5) == 5
+    with pytest.raises(ZeroDivisionError):
+        processes.map([0], lambda task: 1 / task)
+
+
+def test_networks_that_synchronise_at_each_pass_are_unwrapped_or_refused(network):
+    class FSDPModule:  # what torch.distributed.fsdp.fully_shard makes of a module has this base class
+        pass
+
+    class Sharded(torch.nn.Linear, FSDPModule):
+        pass
+
+    parallel = DistributedDataParallel.__new__(DistributedDataParallel)
+    torch.nn.Module.__init__(parallel)
+    parallel.module = network
+    assert bare_network(parallel, 2) is network
+    assert bare_network(parallel, 1) is parallel
+    compiled = torch.compile(parallel, backend="eager")
+    assert bare_network(compiled, 2) is network
+    for inside in (torch.nn.Sequential(parallel), torch.nn.Sequential(Sharded(1, 1))):
+        assert bare_network(inside, 1) is inside
+        with pytest.raises(ValueError, match="synchronises"):
+            bare_network(inside, 2)

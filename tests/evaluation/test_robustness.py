@@ -1,0 +1,310 @@
+"""evaluate_robustness: nested balls, any kind of data, and everything left as it was found."""
+
+import copy
+import logging
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from sip_plugin.evaluation import RobustnessReport, evaluate_robustness
+from sip_plugin.evaluation.balls import perturbation_norms
+from sip_plugin.evaluation.codes import ASSUMED, CARRIED, MISCLASSIFIED, ROBUST
+from tests.evaluation.conftest import EPS, same
+
+STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
+
+
+def evaluate(model, data, **options):
+    return evaluate_robustness(model, data, **({"eps": EPS, "progress": False} | options))
+
+
+def robust(report):
+    return (report.outcome == ROBUST) | (report.outcome == ASSUMED)
+
+
+@pytest.fixture
+def report(quick, network, evaluated):
+    return evaluate(network, evaluated, return_adversarial=True)
+
+
+def test_the_report_says_what_happened_to_every_image(report, network, evaluated):
+    x, y = evaluated
+    assert isinstance(report, RobustnessReport)
+    assert report.eps == EPS
+    assert report.attacks == STAGES
+    assert torch.equal(report.labels, y)
+    assert report.outcome.shape == (len(EPS), len(x))
+    with torch.no_grad():
+        wrong = network(x).argmax(1) != y
+    assert wrong[1]
+    assert torch.equal((report.outcome == MISCLASSIFIED).all(0), wrong)
+    assert torch.equal((report.outcome == MISCLASSIFIED).any(0), wrong)
+    assert (report.smallest_norm[wrong] == 0).all()
+    counts = robust(report).sum(1).tolist()
+    assert counts == sorted(counts, reverse=True)
+    assert 0 < counts[-1] < counts[0] <= len(x)
+    for ball, eps in enumerate(EPS):
+        assert torch.equal(report.smallest_norm <= eps, ~robust(report)[ball])
+    broken = ~robust(report)[-1] & ~wrong
+    assert (report.broken_by[broken] >= 0).all()
+    assert (report.broken_by[~broken] == -1).all()
+    assert report.seconds > 0
+    assert report.settings["attack"]["autoattack"]["attacks"] == list(STAGES)
+    assert report.settings["assume_survivors"] is False
+
+
+def test_every_adversarial_image_is_in_its_ball_and_fools_the_network(report, network, evaluated):
+    x, y = evaluated
+    assert set(report.adversarial) == set(EPS)
+    for ball, eps in enumerate(EPS):
+        adversarial, broken = report.adversarial[eps], (report.outcome[ball] >= 0) | (report.outcome[ball] == CARRIED)
+        norms = perturbation_norms(adversarial, x, "Linf")
+        assert broken.any()
+        assert (norms <= eps).all()
+        assert (norms[broken] > 0).all()
+        assert torch.equal(norms[broken], report.smallest_norm[broken])
+        assert torch.equal(adversarial[~broken], x[~broken])
+        assert adversarial.min() >= 0
+        assert adversarial.max() <= 1
+        with torch.no_grad():
+            assert torch.equal(network(adversarial).argmax(1) != y, ~robust(report)[ball])
+
+
+def test_an_image_broken_at_one_eps_is_not_attacked_at_a_larger_one(report):
+    broken = (report.outcome[0] >= 0) | (report.outcome[0] == CARRIED)
+    assert broken.any()
+    assert (report.outcome[1:, broken] == CARRIED).all()
+    assert (report.outcome != ASSUMED).all()
+
+
+def test_assumed_survivors_are_marked_and_never_where_an_attack_broke_them(quick, network, evaluated, report):
+    assumed = evaluate(network, evaluated, assume_survivors=True)
+    survivors = assumed.outcome[-1] == ROBUST
+    assert survivors.any()
+    assert (assumed.outcome[:-1, survivors] == ASSUMED).all()
+    assert assumed.settings["assume_survivors"] is True
+    assert torch.equal(robust(assumed), robust(report))
+    assert (assumed.outcome == ASSUMED).any(0).sum() > 0
+
+
+def test_no_image_counts_as_robust_that_a_run_of_the_package_breaks(quick, network, evaluated, report):
+    x, y = evaluated
+    assumed = evaluate(network, evaluated, assume_survivors=True)
+    for ball, eps in enumerate(EPS):
+        attack = quick(network, eps=eps, version="standard", seed=0)
+        package = attack.run_standard_evaluation(x, y, batch_size=len(x))[1] == y
+        assert robust(report)[ball].sum() <= package.sum()
+        assert robust(assumed)[ball].sum() <= package.sum()
+
+
+def test_fewer_passes_than_the_packages_runs(quick, network, evaluated):
+    x, y = evaluated
+    passes = 0
+
+    def count(_, inputs):
+        nonlocal passes
+        passes += len(inputs[0])
+
+    network.register_forward_pre_hook(count)
+    spent = {}
+    for name, options in {"default": {}, "assumed": {"assume_survivors": True}}.items():
+        passes = 0
+        evaluate(network, evaluated, sanity_checks=False, **options)
+        spent[name] = passes
+    passes = 0
+    for eps in EPS:
+        quick(network, eps=eps, version="standard", seed=0).run_standard_evaluation(x, y, batch_size=len(x))
+    assert spent["default"] < 0.9 * passes
+    assert spent["assumed"] < spent["default"]
+
+
+@pytest.mark.parametrize("assume", [False, True])
+def test_the_batch_size_changes_nothing(quick, network, evaluated, assume):
+    whole = evaluate(network, evaluated, assume_survivors=assume)
+    parts = evaluate(network, evaluated, assume_survivors=assume, batch_size=7)
+    assert torch.equal(whole.outcome, parts.outcome)
+    assert torch.allclose(whole.smallest_norm, parts.smallest_norm, atol=1e-5)
+
+
+def test_the_order_of_the_images_changes_nothing(quick, network, evaluated):
+    order = torch.randperm(len(evaluated[0]), generator=torch.Generator().manual_seed(0))
+    one, other = evaluate(network, evaluated), evaluate(network, [part[order] for part in evaluated])
+    assert torch.equal(one.outcome[:, order], other.outcome)
+
+
+def test_equal_seeds_give_equal_reports(quick, network, evaluated, report):
+    torch.manual_seed(99)
+    same(evaluate(network, evaluated, return_adversarial=True), report)
+
+
+def test_l2_balls(quick, network, evaluated):
+    x, y = evaluated
+    radii = (0.3, 0.6, 1.2)
+    report = evaluate(network, evaluated, eps=radii, norm="L2", return_adversarial=True)
+    assert report.norm == "L2"
+    for ball, eps in enumerate(radii):
+        assert (perturbation_norms(report.adversarial[eps], x, "L2") <= eps).all()
+        with torch.no_grad():
+            assert torch.equal(network(report.adversarial[eps]).argmax(1) == y, robust(report)[ball])
+    assert robust(report)[0].sum() > robust(report)[-1].sum()
+
+
+def test_eps_may_come_in_any_order_more_than_once_or_alone(quick, network, evaluated):
+    few = [part[:4] for part in evaluated]
+    assert evaluate(network, few, eps=[0.08, 0.03, 0.08], version=["apgd-ce"]).eps == (0.03, 0.08)
+    assert evaluate(network, few, eps=np.array([0.08, 0.03]), version=["apgd-ce"]).eps == (0.03, 0.08)
+    assert evaluate(network, few, eps=0.05, version=["apgd-ce"]).eps == (0.05,)
+
+
+def test_a_loader_is_as_good_as_tensors(quick, network, evaluated):
+    options = {"version": ["apgd-ce", "fab-t"]}
+    pair = evaluate(network, evaluated, **options)
+    same(evaluate(network, DataLoader(TensorDataset(*evaluated), batch_size=6), **options), pair)
+    maps = [(x, y, torch.ones(1)) for x, y in zip(*(part.split(6) for part in evaluated), strict=True)]
+    same(evaluate(network, (batch for batch in maps), **options), pair)
+    same(evaluate(network, list(evaluated), **options), pair)
+    first = evaluate(network, [part[:8] for part in evaluated], **options)
+    same(evaluate(network, maps, max_images=8, **options), first)
+    same(evaluate(network, evaluated, max_images=8, **options), first)
+    assert first.settings["images"] == 8
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_works_where_gradients_are_off(mode, quick, network, evaluated, report):
+    with mode():
+        inside = [part.clone() for part in evaluated]
+        same(evaluate(network, inside, return_adversarial=True), report)
+        assert not torch.is_grad_enabled()
+
+
+class InterruptError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_everything_is_left_as_it_was_found(fails, quick, network, evaluated):
+    network.train()
+    network[1].eval()
+    network[0].weight.requires_grad_(False)
+    network[3].weight.grad = torch.ones_like(network[3].weight)
+    before, modes = copy.deepcopy(network.state_dict()), [module.training for module in network.modules()]
+    logger = logging.getLogger("auto-attack")
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    passes = 0
+
+    def stop(*_):
+        nonlocal passes
+        passes += 1
+        if fails and passes > 40:
+            raise InterruptError
+
+    hook = network.register_forward_hook(stop)
+    try:
+        evaluate(network, evaluated)
+        assert not fails
+    except InterruptError:
+        assert fails
+    hook.remove()
+    assert [module.training for module in network.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert [p.requires_grad for p in network.parameters()] == [False, *[True] * 9]
+    assert [p.grad is not None for p in network.parameters()] == [False] * 4 + [True] + [False] * 5
+    assert (network[3].weight.grad == 1).all()
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert np.array_equal(np.random.get_state()[1], states[2])
+    assert not logger.disabled
+
+
+def test_a_network_in_train_mode_is_evaluated_in_eval_mode(quick, network, evaluated, report):
+    same(evaluate(network.train(), evaluated, return_adversarial=True), report)
+    assert network.training
+
+
+def test_nothing_is_printed_without_progress(quick, network, evaluated, capfd, caplog):
+    evaluate(network, evaluated, version=["apgd-t"])
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+
+
+def test_progress_is_shown_if_asked(quick, network, evaluated, capfd):
+    evaluate(network, evaluated, version=["apgd-ce"], progress=True)
+    assert "100%" in capfd.readouterr().err
+
+
+def test_progress_without_tqdm_is_silent(quick, network, evaluated, capfd, monkeypatch):
+    for name in ("tqdm", "tqdm.auto"):
+        monkeypatch.setitem(__import__("sys").modules, name, None)
+    evaluate(network, evaluated, version=["apgd-ce"], progress=True)
+    assert capfd.readouterr().err == ""
+
+
+def test_images_that_are_all_wrong_need_no_attack(quick, network, evaluated):
+    x, _ = evaluated
+    with torch.no_grad():
+        wrong = (network(x).argmax(1) + 1) % 10
+    report = evaluate(network, (x, wrong))
+    assert (report.outcome == MISCLASSIFIED).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"eps": []}, "one radius or more"),
+        ({"eps": (0, 0.1)}, "above 0"),
+        ({"eps": 8}, "8/255"),
+        ({"eps": -0.1}, "not negative"),
+        ({"norm": "L1"}, "Linf, L2"),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1, got 0"),
+        ({"seed": 0.5}, "seed must be a whole number"),
+        ({"max_images": 0}, "max_images"),
+        ({"version": "hard"}, "standard, plus, rand"),
+        ({"attack": "pgd"}, '"autoattack" or a factory'),
+        ({"attack": {}}, "empty mapping"),
+    ],
+)
+def test_illegal_settings_are_errors(options, match, quick, network, evaluated):
+    with pytest.raises(ValueError, match=match):
+        evaluate(network, evaluated, **options)
+
+
+def test_illegal_data_are_errors_that_say_where(quick, network, evaluated):
+    x, y = evaluated
+    with pytest.raises(ValueError, match="images of batch 1 must lie in"):
+        evaluate(network, [(x[:4], y[:4]), (x[4:8] * 255, y[4:8])])
+    with pytest.raises(
+        ValueError, match=r"labels of batch 0 must hold one class index per image, shape \(4,\), got \(3,\)"
+    ):
+        evaluate(network, [(x[:4], y[:3])])
+    with pytest.raises(ValueError, match="Images of batch 1 have shape"):
+        evaluate(network, [(x[:4], y[:4]), (x[4:8, :, :8], y[4:8])])
+    with pytest.raises(TypeError, match="Batch 0 must be"):
+        evaluate(network, [x])
+    with pytest.raises(TypeError, match="Batch 0 must be"):
+        evaluate(network, [{"image": x, "label": y}])
+    with pytest.raises(TypeError, match="data must be"):
+        evaluate(network, x)
+    with pytest.raises(TypeError, match="data must be"):
+        evaluate(network, 3)
+    with pytest.raises(ValueError, match="used up"):
+        evaluate(network, iter(()))
+    with pytest.raises(ValueError, match="below the number of the network's logits, 10, got 10"):
+        evaluate(network, (x, torch.full_like(y, 10)))
+
+
+def test_illegal_networks_are_errors(quick, evaluated):
+    with pytest.raises(TypeError, match=r"torch\.nn\.Module, got function"):
+        evaluate(lambda x: x, evaluated)
+    with pytest.raises(ValueError, match="logits"):
+        evaluate(nn.Identity(), evaluated)
+
+    class NaN(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :10] * float("nan")
+
+    with pytest.raises(ValueError, match="NaN"):
+        evaluate(NaN(), evaluated)

@@ -1,0 +1,191 @@
+"""Each sign of an unreliable evaluation is found where it is, and not where it is not."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sip_plugin.evaluation import sanity
+from tests.evaluation.conftest import EPS
+from tests.evaluation.test_robustness import evaluate
+
+
+class Around(nn.Module):
+    """A network with something around it."""
+
+    def __init__(self, network, after=None, before=None):
+        super().__init__()
+        self.network, self.after, self.before = network, after, before
+
+    def forward(self, x):
+        logits = self.network(self.before(x) if self.before else x)
+        return self.after(logits) if self.after else logits
+
+
+def warned(report, text):
+    return [warning for warning in report.warnings if text in warning]
+
+
+def test_an_ordinary_network_gives_no_warning(quick, network, evaluated):
+    assert evaluate(network, evaluated).warnings == ()
+    assert evaluate(network, evaluated, assume_survivors=True).warnings == ()
+
+
+def test_a_randomised_network(quick, network, evaluated):
+    noisy = Around(network, before=lambda x: x + 0.05 * torch.randn_like(x))
+    assert warned(evaluate(noisy, evaluated, version=["apgd-ce"]), "The network is randomised")
+    assert not warned(evaluate(noisy, evaluated, version="rand"), "randomised")
+    assert not evaluate(noisy, evaluated, version=["apgd-ce"], sanity_checks=False).warnings
+
+
+def test_modules_that_stay_in_train_mode(quick, network, evaluated):
+    class Stubborn(nn.Dropout):
+        def train(self, mode=True):
+            return super().train(True)
+
+    network[6] = Stubborn(0.2)
+    report = evaluate(network, evaluated, version=["apgd-ce"])
+    assert warned(report, "train mode after model.eval(): Stubborn")
+    assert warned(report, "randomised")
+
+
+def test_statistics_of_the_batch(quick, network, evaluated):
+    network[1] = nn.BatchNorm2d(8, track_running_stats=False)
+    report = evaluate(network, evaluated, version=["apgd-ce"])
+    assert warned(report, "depend on the other images of its batch")
+    assert not warned(report, "randomised")
+
+
+def test_probabilities_in_place_of_logits(quick, network, evaluated):
+    report = evaluate(Around(network, after=lambda logits: logits.softmax(1)), evaluated, version=["apgd-ce"])
+    assert warned(report, "look like probabilities")
+
+
+def test_saturated_cross_entropy(quick, network, evaluated):
+    report = evaluate(Around(network, after=lambda logits: 1000 * logits), evaluated, version=["apgd-ce"])
+    assert warned(report, "gradient of the cross-entropy is exactly zero for")
+    assert not warned(report, "logit margin")
+
+
+def test_no_gradient_at_all_for_some_images(quick, network, evaluated):
+    class Straight(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            (x,) = ctx.saved_tensors
+            return gradient * (x.flatten(1).mean(1) > x.flatten(1).mean(1).median()).view(-1, 1, 1, 1)
+
+    report = evaluate(Around(network, before=Straight.apply), evaluated, version=["apgd-t"])
+    found = warned(report, "gradient of the logit margin is exactly zero")
+    assert found
+    assert int(found[0].partition("zero for ")[2].split()[0]) >= 5
+
+
+def test_a_network_without_gradient_is_only_attacked_by_black_boxes(quick, network, evaluated):
+    rounding = Around(network, before=lambda x: (x.detach() * 255).round() / 255)
+    with pytest.raises(ValueError, match=r"no gradient .* apgd-ce, apgd-t, fab-t need"):
+        evaluate(rounding, evaluated)
+    report = evaluate(rounding, evaluated, version=["square"])
+    assert warned(report, "only black-box attacks")
+    under_no_grad = Around(network)
+    under_no_grad.forward = torch.no_grad()(under_no_grad.forward)
+    with pytest.raises(ValueError, match="no_grad"):
+        evaluate(under_no_grad, evaluated)
+
+
+def test_a_black_box_attack_stronger_than_the_white_box_ones(quick, network, evaluated):
+    class Masked(torch.autograd.Function):
+        """The identity, whose gradient points into a wrong direction."""
+
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return torch.ones_like(gradient)
+
+    report = evaluate(Around(network, before=Masked.apply), evaluated, eps=(0.1, 0.3), version=["apgd-ce", "square"])
+    assert (report.outcome == 1).any()
+    assert warned(report, "Square, a black-box attack, broke")
+
+
+def test_an_attack_that_fails_at_a_larger_eps(network, evaluated):
+    def honest_only_when_small(model, eps):
+        def attack(images, labels):
+            images = images.clone().requires_grad_()
+            F.cross_entropy(model(images), labels).backward()
+            step = images.grad.sign() if eps < 0.1 else torch.zeros_like(images)
+            return (images + eps * step).clamp(0, 1).detach()
+
+        return attack
+
+    report = evaluate(network, evaluated, attack=honest_only_when_small, eps=(0.08, 0.2))
+    broken = int((report.outcome[0] == 0).sum())
+    assert broken
+    assert warned(report, f"Of {broken} images that honest_only_when_small broke at eps = 0.08, {broken} withstood")
+    counts = (report.outcome == -1).sum(1).tolist()
+    assert counts[1] <= counts[0]
+
+
+def test_an_assumption_that_does_not_hold(network, evaluated):
+    def only_small(model, eps):
+        def attack(images, labels):
+            images = images.clone().requires_grad_()
+            F.cross_entropy(model(images), labels).backward()
+            step = images.grad.sign() if eps < 0.1 else torch.zeros_like(images)
+            return (images + eps * step).clamp(0, 1).detach()
+
+        return attack
+
+    report = evaluate(network, evaluated, attack=only_small, eps=(0.08, 0.2), assume_survivors=True)
+    assert warned(report, "assume_survivors does not hold")
+    assert warned(report, "withstood every attack at eps = 0.2")
+    assert (report.outcome[0] == 0).any()
+    assert ((report.outcome[0] == 0) <= (report.outcome[1] == -4)).all()
+
+
+def test_a_network_that_computes_gradients_in_its_forward(quick, network, evaluated):
+    class Adapting(nn.Module):
+        """Moves the image along the entropy's gradient, which also runs through the parameters, before it answers."""
+
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x):
+            with torch.enable_grad():
+                inner = x.detach().requires_grad_()
+                probabilities = self.network(inner).softmax(1)
+                entropy = -(probabilities * probabilities.log()).sum()
+                step, _ = torch.autograd.grad(entropy, [inner, self.network[0].weight])
+            return self.network(x - 0.01 * step.sign())
+
+    report = evaluate(Adapting(), evaluated, version=["apgd-ce"])
+    assert warned(report, "a dynamic defence")
+    assert not sanity.is_dynamic(network, evaluated[0])
+
+
+def test_an_evaluation_under_autocast(quick, network, evaluated):
+    with torch.autocast("cpu", torch.bfloat16):
+        assert warned(evaluate(network, evaluated, version=["apgd-ce"]), "autocast")
+
+
+def test_autoattack_on_few_classes_says_what_it_did(quick, evaluated):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(768, 3))
+    report = evaluate(model, (evaluated[0], evaluated[1] % 3), eps=EPS)
+    assert warned(report, "apgd-t maximised the plain logit margin: the DLR loss needs 4 classes, the network has 3")
+
+
+def test_contradictions_and_probes_are_silent_where_there_is_nothing_to_say():
+    assert sanity.contradiction_warning(EPS, [0, 0, 0]) == []
+    assert len(sanity.contradiction_warning(EPS, [0, 2, 1])) == 2
+    assert sanity.black_box_warning(2, 1000) == []
+    assert sanity.black_box_warning(3, 1000) != []
+    assert sanity.larger_ball_warning("a", EPS, 9, 0) == []
+    assert sanity.assumption_warning("a", EPS, 9, 0) == []
