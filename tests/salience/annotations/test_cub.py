@@ -58,6 +58,16 @@ def test_the_root_may_be_the_folder_that_the_archive_was_unpacked_in(either):
     assert inside.masks().files == outside.masks().files
 
 
+def test_the_root_may_be_a_link_with_the_segmentations_beside_either_end(tmp_path):
+    archive = Archive(tmp_path / "there", beside=True)
+    link = tmp_path / "here" / "birds"
+    link.parent.mkdir()
+    link.symlink_to(archive.root)
+    assert CUB200(link).masks()[0].any()
+    archive.segmentations.rename(tmp_path / "here" / "segmentations")
+    assert CUB200(link).masks()[0].any()
+
+
 @pytest.mark.parametrize("votes", [1, 3, 5])
 @pytest.mark.parametrize("train", [True, False])
 def test_a_pixel_is_salient_from_the_threshold_on(votes, train, either):
