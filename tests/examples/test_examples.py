@@ -22,6 +22,7 @@ def example(name):
 
 def test_every_example_has_a_test():
     tested = {"quickstart", "train_sip_at", "wrap_attack", "art_attack", "art_trainer", "foolbox_attack"}
+    tested |= {"salience_sources"}
     tested |= {"own_method", "train_fast", "train_with_ddp"}  # in files beside this one
     tested |= {f"train_with_{loop}" for loop in ("lightning", "accelerate", "fabric")}
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} == tested
@@ -59,6 +60,21 @@ def test_train_sip_at():
     for clean, robust in results.values():
         assert clean > 0.85
         assert robust > 0.5
+
+
+def test_salience_sources(capsys):
+    shares, agreement = example("salience_sources").main()
+    assert len(shares) == 8
+    for name, share in shares.items():
+        assert 0.02 < share < 0.4
+        assert agreement[name, name] == 1.0
+        for other in shares:
+            assert agreement[name, other] == agreement[other, name]
+    # Captum's saliency is the gradient; smoothed it is still like it; what a convolution stage sees is something else.
+    assert agreement["gradient", "saliency"] == 1.0
+    assert agreement["gradient", "SmoothGrad"] > 0.5 > agreement["gradient", "Grad-CAM"]
+    printed = capsys.readouterr().out
+    assert all(f"\n{name}" in printed for name in shares)
 
 
 @pytest.mark.slow
