@@ -4,7 +4,7 @@
         [--device cuda] [--out FILE]
 
 The network is torchvision's ResNet-50, untrained, in eval mode; the images are random. The selection is made from the very
-gradients that the passes give. Its peer is the plain way, values sorted together with their positions, which must give the same
+gradients that the passes give. Its peer is the plain way, values sorted together with their positions: both must give the same
 maps bit for bit.
 """
 

@@ -27,6 +27,7 @@ def test_every_example_has_a_test():
         "foolbox_attack",
         "look_at_salience",
         "quickstart",
+        "salience_sources",
         "store_and_train",
         "train_sip_at",
         "wrap_attack",
@@ -94,6 +95,21 @@ def test_look_at_saliences_command_line_says_what_is_missing(capsys):
     with pytest.raises(SystemExit):
         example("look_at_salience").main(["--dataset", "cifar10"])
     assert "--data-dir" in capsys.readouterr().err
+
+
+def test_salience_sources(capsys):
+    shares, agreement = example("salience_sources").main()
+    assert len(shares) == 8
+    for name, share in shares.items():
+        assert 0.02 < share < 0.4
+        assert agreement[name, name] == 1.0
+        for other in shares:
+            assert agreement[name, other] == agreement[other, name]
+    # Captum's saliency is the gradient; smoothed it is still like it; what a convolution stage sees is something else.
+    assert agreement["gradient", "saliency"] == 1.0
+    assert agreement["gradient", "SmoothGrad"] > 0.5 > agreement["gradient", "Grad-CAM"]
+    printed = capsys.readouterr().out
+    assert all(f"\n{name}" in printed for name in shares)
 
 
 @pytest.mark.slow
