@@ -167,18 +167,24 @@ def _scene(
     if not sources:
         raise ValueError("maps must hold at least one source, got an empty mapping.")
     masks = {str(name): _map(source, images, labels, max_images) for name, source in sources.items()}
-    perturbation = None if adversarial is None else _drawn("adversarial", adversarial, images, max_images) - drawn
-    if projected is None:
-        attacked = {} if perturbation is None else dict.fromkeys(masks, perturbation + drawn)
-        changes = {name: project(attack, drawn, masks[name]) - drawn for name, attack in attacked.items()}
-    else:
+    attacked = None if adversarial is None else _drawn("adversarial", adversarial, images, max_images)
+    if projected is not None:
         given = projected if isinstance(projected, Mapping) else {"": projected}
         if set(map(str, given)) != set(masks):
             raise ValueError(
-                f"projected must have the sources of maps ({sorted(masks)}), got {sorted(map(str, given))}."
+                f"projected must have the sources of maps, {sorted(masks)}, got {sorted(map(str, given))}."
             )
-        changes = {name: _drawn("projected", given[name], images, max_images) - drawn for name in sources}
-    return _Scene(drawn, masks, perturbation, changes)
+        restricted = {str(name): _drawn("projected", batch, images, max_images) for name, batch in given.items()}
+    elif attacked is not None:
+        restricted = {name: project(attacked, drawn, salience) for name, salience in masks.items()}
+    else:
+        restricted = {}
+    return _Scene(
+        images=drawn,
+        maps=masks,
+        perturbation=None if attacked is None else attacked - drawn,
+        projected={name: restricted[name] - drawn for name in masks if name in restricted},
+    )
 
 
 def _map(source: MaskSource, images: Tensor, labels: Tensor | None, count: int) -> Tensor:
