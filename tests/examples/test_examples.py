@@ -22,6 +22,7 @@ def example(name):
 
 def test_every_example_has_a_test():
     tested = {"quickstart", "train_sip_at", "wrap_attack", "art_attack", "art_trainer", "foolbox_attack"}
+    tested |= {"evaluate"}
     tested |= {"own_method", "train_fast", "train_with_ddp"}  # in files beside this one
     tested |= {f"train_with_{loop}" for loop in ("lightning", "accelerate", "fabric")}
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} == tested
@@ -59,6 +60,21 @@ def test_train_sip_at():
     for clean, robust in results.values():
         assert clean > 0.85
         assert robust > 0.5
+
+
+@pytest.mark.slow
+def test_evaluate(tmp_path, capsys):
+    evaluate = example("evaluate")
+    reports = evaluate.main(images=8, folder=tmp_path)
+    printed = capsys.readouterr().out
+    auto, pgd = reports["AutoAttack"], reports["PGD"]
+    assert str(auto) in printed
+    assert auto.clean_accuracy == pgd.clean_accuracy > 0.8
+    for eps in evaluate.EPS:
+        assert auto.robust_accuracy[eps] <= pgd.robust_accuracy[eps] <= auto.clean_accuracy
+    assert auto.robust_accuracy[evaluate.EPS[0]] > 0.5
+    again = evaluate.main(images=8, folder=tmp_path)["AutoAttack"]  # found in its folder
+    assert again.to_json() == auto.to_json() == (tmp_path / "autoattack.json").read_text()
 
 
 @pytest.mark.slow
