@@ -57,7 +57,9 @@ class FactoryStage:
             ValueError: If they are not in [0, 1], or not of the shape it was given.
         """
         seed = derived_seed(batch.seed, int(batch.rows[0]))
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
+        if batch.images.is_cuda:
+            torch.cuda.manual_seed(seed)  # the current device, which is the network's
         np.random.seed(seed % 2**32)
         random.seed(seed)
         with torch.enable_grad():
@@ -71,6 +73,12 @@ class FactoryStage:
                 raise TypeError(
                     f"The factory of attack {self.name!r} must give an attack, which is called as attack(images, labels), "
                     f".generate(x=, y=) or .run_standard_evaluation(images, labels), got {type(attack).__name__}."
+                )
+            if any(kind.__module__.partition(".")[0] == "foolbox" for kind in type(attack).__mro__):
+                raise TypeError(
+                    f"Attack {self.name!r} is one of Foolbox, which takes its network and eps at the call. Have the factory "
+                    "give a function: lambda images, labels: attack(foolbox.PyTorchModel(model, bounds=(0, 1)), images, "
+                    "labels, epsilons=eps)[1]."
                 )
             self._made[eps] = attack
         return self._made[eps]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import inspect
@@ -97,7 +98,7 @@ class AutoAttackStage:
     kind: Any
     parts: int = 0
 
-    @property
+    @functools.cached_property
     def cost(self) -> float:
         """Forward passes for an image that is not broken; a gradient counts as another one."""
         attack = self._autoattack(1.0)

@@ -32,19 +32,30 @@ class Processes:
             Exception: What a task of this process raised.
             RuntimeError: If a task of another process raised.
         """
-        own: list[_Result] = []
+        own = self.each(lambda: [run(task) for task in tasks[self.rank :: self.count]])
+        everyone = self.gather(own)
+        return [everyone[k % self.count][k // self.count] for k in range(len(tasks))]
+
+    def each(self, run: Callable[[], _Result]) -> _Result:
+        """What a call gives in this process; each process makes it. If it raises in one, no other waits for that one.
+
+        Raises:
+            Exception: What the call raised in this process.
+            RuntimeError: If it raised in another one.
+        """
+        result: list[_Result] = []
         error: Exception | None = None
         try:
-            own += [run(task) for task in tasks[self.rank :: self.count]]
+            result.append(run())
         except Exception as caught:
             error = caught
-        everyone = self.gather((own, None if error is None else f"{type(error).__name__}: {error}"))
+        failures = self.gather(None if error is None else f"{type(error).__name__}: {error}")
         if error is not None:
             raise error
-        for rank, (_, failed) in enumerate(everyone):
-            if failed is not None:
-                raise RuntimeError(f"Process {rank} of the evaluation failed with {failed}")
-        return [everyone[k % self.count][0][k // self.count] for k in range(len(tasks))]
+        for rank, failure in enumerate(failures):
+            if failure is not None:
+                raise RuntimeError(f"Process {rank} of the evaluation failed with {failure}")
+        return result[0]
 
     def first(self, run: Callable[[], _Result]) -> _Result:
         """What the first process gets from a call; the others wait for it and get the same.

@@ -108,6 +108,7 @@ def evaluate_robustness(
         RuntimeError: If another process failed.
     """
     began = time.perf_counter()
+    version = version if isinstance(version, str) else tuple(version)
     processes = Processes(together=distributed)
     model = bare_network(model, processes.count)
     attacks = factories(attack)
@@ -120,7 +121,7 @@ def evaluate_robustness(
         "batch_size": _whole(batch_size, "batch_size", 1),
     }
     with torch.inference_mode(False), left_as_found(model):
-        images, labels = collect(data, max_images)
+        images, labels = processes.each(lambda: collect(data, max_images))
         settings |= {"images": len(images), "data": fingerprint(images, labels)}
         identity = settings | {
             "return_adversarial": return_adversarial,
@@ -140,8 +141,8 @@ def evaluate_robustness(
             radii=tuple(settings["eps"]),
             norm=norm,
             device=device_of(model),
-            batch_size=batch_size,
-            seed=seed,
+            batch_size=settings["batch_size"],
+            seed=settings["seed"],
             assume_survivors=assume_survivors,
             keep_examples=return_adversarial,
             journal=journal,
@@ -163,15 +164,8 @@ def _run(
     dynamic = sweep.processes.first(lambda: sanity.is_dynamic(model, some))
     with frozen(model, unless=dynamic):
         clean = sweep.look_at_clean()
-        stages: list[Stage] = []
-        for name, factory in attacks.items():
-            if isinstance(factory, str):
-                stages += autoattack_stages(model, version, sweep.norm, clean[0].classes, sweep.device)
-            else:
-                stages.append(FactoryStage(name, factory, model))
-        if not clean[0].differentiable:
-            _check_black_box(stages)
-        notes = [note for stage in stages for note in stage.notes(sweep.radii[-1])]
+        stages = sweep.processes.each(lambda: _stages(sweep, attacks, version))
+        notes = sweep.processes.each(lambda: [note for stage in stages for note in stage.notes(sweep.radii[-1])])
         sweep.run(stages, probes=sanity_checks)
         if not sanity_checks:
             return notes
@@ -179,6 +173,22 @@ def _run(
             lambda: sanity.network_warnings(model, some, dynamic=dynamic, randomness_expected=version == "rand")
         )
         return [*notes, *of_network, *sanity.clean_warnings(clean), *sweep.warnings()]
+
+
+def _stages(sweep: Sweep, attacks: Mapping[str, AttackFactory | str], version: str | Sequence[str]) -> list[Stage]:
+    stages: list[Stage] = []
+    for name, factory in attacks.items():
+        if isinstance(factory, str):
+            classes = sweep.clean[0].classes
+            stages += autoattack_stages(sweep.model, version, sweep.norm, classes, sweep.device)
+        else:
+            stages.append(FactoryStage(name, factory, sweep.model))
+    names = [stage.name for stage in stages]
+    if len(set(names)) < len(names):
+        raise ValueError(f"Each attack must have a name of its own, got {', '.join(names)}.")
+    if not sweep.clean[0].differentiable:
+        _check_black_box(stages)
+    return stages
 
 
 def _check_black_box(stages: Sequence[Stage]) -> None:

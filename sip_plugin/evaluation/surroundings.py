@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -20,10 +20,12 @@ _LOGGER = "auto-attack"  # AutoAttack tells it each stage, which here the progre
 def left_as_found(model: nn.Module) -> Iterator[None]:
     """A network in eval mode, seeds that may be set, AutoAttack's logger quiet; all as before at the end."""
     device, logger = device_of(model), logging.getLogger(_LOGGER)
+    # AutoAttack seeds the generator of the current CUDA device, whichever the network is on.
+    on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     disabled, python, numpy = logger.disabled, random.getstate(), np.random.get_state()
     logger.disabled = True
     try:
-        with preserved(model), evaluating(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with preserved(model), evaluating(model), on_device, torch.random.fork_rng(_cuda()):
             yield
     finally:
         logger.disabled = disabled
@@ -54,3 +56,7 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in [*model.parameters(), *model.buffers()]:
         return tensor.device
     return torch.device("cpu")
+
+
+def _cuda() -> list[int]:
+    return [torch.cuda.current_device()] if torch.cuda.is_initialized() else []

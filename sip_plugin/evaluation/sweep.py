@@ -75,7 +75,7 @@ class Sweep:
                 images, labels = self._on_device(rows)
                 return dataclasses.asdict(sanity.look_at_clean(self.model, images, labels))
 
-            return sanity.Clean(**self._remembered(f"clean-{place}", now))
+            return sanity.Clean(**self._remembered(f"clean-{place}", rows, now))
 
         batches = self._batches(torch.arange(len(self.images)))
         self.clean = self.processes.map(list(enumerate(batches)), lambda task: look(*task))
@@ -136,9 +136,8 @@ class Sweep:
 
     def _attack(self, ball: int, number: int, batches: list[Tensor], name: str) -> None:
         def attack(place: int, rows: Tensor) -> Attempt:
-            attempt = Attempt(
-                **self._remembered(f"{name}-{place}", lambda: vars(self._attack_batch(ball, number, rows)))
-            )
+            found = self._remembered(f"{name}-{place}", rows, lambda: vars(self._attack_batch(ball, number, rows)))
+            attempt = Attempt(**found)
             self.progress.advance(len(rows) * self.stages[number].cost * self.processes.count)
             return attempt
 
@@ -173,21 +172,26 @@ class Sweep:
         probed = (outcome[0] == 0).nonzero().flatten()[:_PROBED]
 
         def attack(place: int, rows: Tensor) -> dict[str, Any]:
-            return self._remembered(f"probe-{place}", lambda: vars(self._attack_batch(last, 0, rows)))
+            return self._remembered(f"probe-{place}", rows, lambda: vars(self._attack_batch(last, 0, rows)))
 
         attempts = self.processes.map(list(enumerate(self._batches(probed))), lambda task: attack(*task))
         withstood = sum(int((attempt["norms"] > self.radii[last]).sum()) for attempt in attempts)
         self._probe_warnings += sanity.larger_ball_warning(name, self.radii, len(probed), withstood)
 
-    def _remembered(self, name: str, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def _remembered(self, name: str, rows: Tensor, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A batch's result: from the journal, or found now and written there."""
         known = self.journal.load(name)
         if known is not None:
+            if not torch.equal(known["rows"], rows):
+                raise ValueError(
+                    f"checkpoint={str(self.journal.folder)!r} does not fit together: batch {name} is of other images. It "
+                    "was written by another version of this library, or changed; begin anew in an empty folder."
+                )
             self.remembered_seconds += known["seconds"]
             return dict(known["result"])
         began = time.perf_counter()
         result = run()
-        self.journal.save(name, {"result": result, "seconds": time.perf_counter() - began})
+        self.journal.save(name, {"rows": rows.clone(), "result": result, "seconds": time.perf_counter() - began})
         return result
 
     def _passes_left(self, ball: int, number: int) -> float:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from sip_plugin.evaluation.codes import ASSUMED, CARRIED, MISCLASSIFIED, ROBUST, RobustnessReport
+from sip_plugin.evaluation.report import ASSUMED, CARRIED, MISCLASSIFIED, ROBUST, RobustnessReport
 
 LINF = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")

@@ -183,3 +183,22 @@ def test_what_an_attack_does_to_the_network_is_undone(network, evaluated):
     evaluate(network, evaluated, attack=careless)
     assert torch.equal(network[1].running_mean, statistics)
     assert all(p.grad is None and p.requires_grad for p in network.parameters())
+
+
+def test_two_attacks_of_one_name_are_an_error(network, evaluated):
+    with pytest.raises(ValueError, match="a name of its own, got square, square"):
+        evaluate(network, evaluated, version=["square"], attack={"square": pgd, "AutoAttack": "autoattack"})
+
+
+def test_an_attack_of_foolbox_needs_a_function_around_it(network, evaluated):
+    foolbox = pytest.importorskip("foolbox", reason="foolbox is not installed")
+    with pytest.raises(TypeError, match=r"Have the factory give a function: lambda images, labels"):
+        evaluate(network, evaluated, attack=lambda model, eps: foolbox.attacks.LinfFastGradientAttack())
+
+    def fast_gradient(model, eps):
+        attack = foolbox.attacks.LinfFastGradientAttack()
+        inside = foolbox.PyTorchModel(model, bounds=(0, 1))
+        return lambda images, labels: attack(inside, images, labels, epsilons=eps)[1]
+
+    report = evaluate(network, evaluated, attack=fast_gradient)
+    assert torch.equal(report.outcome, evaluate(network, evaluated, attack=torchattacks.FGSM).outcome)

@@ -153,6 +153,15 @@ def test_a_folder_of_another_evaluation_is_refused(quick, network, evaluated, tm
         evaluate(network, evaluated, **options)
 
 
+def test_a_folder_whose_batches_are_of_other_images_is_refused(quick, network, evaluated, tmp_path):
+    with Counter(network, stop=200), pytest.raises(Interrupt):
+        evaluate(network, evaluated, checkpoint=tmp_path, batch_size=8, version=["apgd-ce", "fab-t"])
+    path = tmp_path / "batches" / "clean-1.pt"
+    torch.save(torch.load(path) | {"rows": torch.arange(8)}, path)
+    with pytest.raises(ValueError, match="batch clean-1 is of other images"):
+        evaluate(network, evaluated, checkpoint=tmp_path, batch_size=8, version=["apgd-ce", "fab-t"])
+
+
 def test_a_folder_with_other_files_is_refused(quick, network, evaluated, tmp_path):
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(ValueError, match="holds files but no evaluation"):

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from sip_plugin.evaluation import RobustnessReport
-from sip_plugin.evaluation.codes import ASSUMED, CARRIED, MISCLASSIFIED, ROBUST
 from sip_plugin.evaluation.radii import PerEps, eps_labels
+from sip_plugin.evaluation.report import ASSUMED, CARRIED, MISCLASSIFIED, ROBUST
 from sip_plugin.evaluation.statistics import mcnemar, wilson_interval
 from tests.evaluation.random_reports import LINF, STAGES, random_report
 

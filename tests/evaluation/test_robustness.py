@@ -225,6 +225,21 @@ def test_a_network_in_train_mode_is_evaluated_in_eval_mode(quick, network, evalu
     assert network.training
 
 
+def test_a_compiled_network(quick, network, evaluated, report):
+    compiled = torch.compile(network, backend="eager")
+    same(evaluate(compiled, evaluated, return_adversarial=True), report)
+
+
+def test_networks_in_float64_and_without_parameters(quick, network, evaluated, report):
+    class Double(nn.Module):
+        def forward(self, x):
+            return inner(x.double()).float()
+
+    inner = copy.deepcopy(network).double()
+    found = evaluate(Double(), evaluated)
+    assert (found.outcome != report.outcome).any(0).sum() <= 1
+
+
 def test_nothing_is_printed_without_progress(quick, network, evaluated, capfd, caplog):
     evaluate(network, evaluated, version=["apgd-t"])
     assert capfd.readouterr() == ("", "")

@@ -24,6 +24,7 @@ def test_every_example_has_a_test():
     tested = {
         "art_attack",
         "art_trainer",
+        "evaluate",
         "foolbox_attack",
         "look_at_salience",
         "quickstart",
@@ -110,6 +111,21 @@ def test_salience_sources(capsys):
     assert agreement["gradient", "SmoothGrad"] > 0.5 > agreement["gradient", "Grad-CAM"]
     printed = capsys.readouterr().out
     assert all(f"\n{name}" in printed for name in shares)
+
+
+@pytest.mark.slow
+def test_evaluate(tmp_path, capsys):
+    evaluate = example("evaluate")
+    reports = evaluate.main(images=8, folder=tmp_path)
+    printed = capsys.readouterr().out
+    auto, pgd = reports["AutoAttack"], reports["PGD"]
+    assert str(auto) in printed
+    assert auto.clean_accuracy == pgd.clean_accuracy > 0.8
+    for eps in evaluate.EPS:
+        assert auto.robust_accuracy[eps] <= pgd.robust_accuracy[eps] <= auto.clean_accuracy
+    assert auto.robust_accuracy[evaluate.EPS[0]] > 0.5
+    again = evaluate.main(images=8, folder=tmp_path)["AutoAttack"]  # found in its folder
+    assert again.to_json() == auto.to_json() == (tmp_path / "autoattack.json").read_text()
 
 
 @pytest.mark.slow
