@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from captum.attr import GuidedBackprop, IntegratedGradients, NoiseTunnel, Occlusion, Saliency
 from sklearn.datasets import load_digits
-from torch import Tensor, nn
+from torch import nn
 
 from sip_plugin import AdversarialTrainer
 from sip_plugin.salience import AttributionSalience, CAMSalience, GradientSalience
@@ -52,7 +52,7 @@ def main() -> tuple[dict[str, float], dict[tuple[str, str], float]]:
     teacher = adversarially_trained(x[:1400], y[:1400])
     images = x[1400:1464]
 
-    sources: dict[str, Callable[[Tensor], Tensor]] = {
+    sources: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "gradient": GradientSalience(teacher),
         "Grad-CAM": CAMSalience(teacher, layer="5"),  # after the last ReLU
         "LayerCAM": CAMSalience(teacher, "layercam", threshold=0.5, layer="5"),

@@ -1,11 +1,12 @@
 """What making salience maps costs, over one forward and one backward pass to the input of a ResNet-50 on the same batch.
 
     OMP_NUM_THREADS=1 taskset -c 1 python -m benchmarks.speed.salience_selection [--batch 64] [--size 224] [--rounds 5]
-        [--device cuda] [--out FILE]
+        [--small-batch 4] [--small-rounds 25] [--device cuda] [--out FILE]
 
 The network is torchvision's ResNet-50, untrained, in eval mode; the images are random. The selection is made from the very
-gradients that the passes give. Its peer is the plain way, values sorted together with their positions: both must give the same
-maps bit for bit.
+gradients that the passes give. Its peer is the plain way, values sorted together with their positions; the maps of both must
+be the same bit for bit. Whole maps are timed on a smaller batch: turns of seconds, so that a busy machine slows both ways
+alike.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--small-batch", type=int, default=4, help="images of which whole maps are made")
+    parser.add_argument("--small-rounds", type=int, default=25)
     parser.add_argument("--size", type=int, default=224, help="height and width of an image")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -66,21 +69,28 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     salience = smallest_mass(scores)
     if not torch.equal(salience, selected_by_position(scores)):
         raise RuntimeError("smallest_mass does not give the maps of a plain selection.")
-    ways: dict[str, Callable[[], Any]] = {
+    selection: dict[str, Callable[[], Any]] = {
         PASSES: partial(gradient, model, images),
         "smallest_mass": partial(smallest_mass, scores),
         "sorting values with their positions": partial(selected_by_position, scores),
-        "GradientSalience": partial(GradientSalience(model), images),
-        "CAMSalience": partial(CAMSalience(model), images),
     }
-    seconds = interleaved(ways, rounds=options.rounds, device=options.device)
-    results = {f"{name} / {PASSES}": ratio(seconds, name, PASSES) for name in ways if name != PASSES}
+    few = images[: options.small_batch]
+    whole: dict[str, Callable[[], Any]] = {
+        PASSES: partial(gradient, model, few),
+        "GradientSalience": partial(GradientSalience(model), few),
+        "CAMSalience": partial(CAMSalience(model), few),
+    }
+    results: dict[str, Any] = {}
+    for ways, rounds in ((selection, options.rounds), (whole, options.small_rounds)):
+        seconds = interleaved(ways, rounds=rounds, device=options.device)
+        results |= {f"{name} / {PASSES}": ratio(seconds, name, PASSES) for name in ways if name != PASSES}
     print(shown(list(results.items())))
     print(f"salient: {salience.float().mean():.1%} of all elements")
     if options.out is not None:
         conditions = {
             "network": "ResNet-50 (torchvision, untrained)",
             "images": list(images.shape),
+            "images_of_whole_maps": list(few.shape),
             "device": options.device,
             "precision": "float32",
             "salient_share": salience.float().mean().item(),

@@ -68,11 +68,25 @@ def test_training_step_runs_and_writes_its_record(tmp_path):
 
 def test_salience_selection_runs_and_writes_its_record(tmp_path):
     out = tmp_path / "result.json"
-    arguments = ["--batch", "2", "--size", "32", "--rounds", "1", "--out", str(out)]
+    arguments = [
+        "--batch",
+        "2",
+        "--size",
+        "32",
+        "--rounds",
+        "1",
+        "--small-batch",
+        "1",
+        "--small-rounds",
+        "1",
+        "--out",
+        str(out),
+    ]
     results = salience_selection.main(arguments)
     record = json.loads(out.read_text())
     assert {"versions", "hardware", "command", "seed", "results", "network", "images"} <= set(record)
     assert record["images"] == [2, 3, 32, 32]
+    assert record["images_of_whole_maps"] == [1, 3, 32, 32]
     assert 0 < record["salient_share"] < 0.5
     ways = ("smallest_mass", "sorting values with their positions", "GradientSalience", "CAMSalience")
     assert list(results) == [f"{way} / forward and backward" for way in ways]

@@ -38,7 +38,7 @@ class Row:
     takes_target: bool = True
     random: bool = False
     layer: bool = False  # attributes to a layer, so that maps are of pixels
-    alone: bool = True  # an image's map does not depend on the other images of the batch
+    windows: int = 0  # of Occlusion
 
     def __str__(self) -> str:
         return self.name
@@ -85,9 +85,13 @@ WORKING = (
     of(captum.Deconvolution),
     of_layer(captum.GuidedGradCam),
     of(captum.LRP, network=WithoutFlatten),
-    of(captum.Occlusion, options={"sliding_window_shapes": (3, 6, 6), "strides": (3, 5, 5), "baselines": 0.5}),
+    of(
+        captum.Occlusion,
+        options={"sliding_window_shapes": (3, 6, 6), "strides": (3, 5, 5), "baselines": 0.5},
+        windows=9,
+    ),
     of(captum.FeatureAblation, options={"feature_mask": QUARTERS}),
-    of(captum.FeaturePermutation, options={"feature_mask": QUARTERS[0].expand(3, 16, 16)}, random=True, alone=False),
+    of(captum.FeaturePermutation, options={"feature_mask": QUARTERS[0].expand(3, 16, 16)}, random=True),
     of(captum.ShapleyValueSampling, options={"feature_mask": QUARTERS, "n_samples": 2}, random=True),
     of(captum.ShapleyValues, options={"feature_mask": QUARTERS}),
     Row(
@@ -101,7 +105,7 @@ WORKING = (
     around(captum.IntegratedGradients, options={"nt_samples": 2, "stdevs": 0.05, "n_steps": 3}),
     around(captum.DeepLift, options={"nt_samples": 2, "stdevs": 0.05, "nt_type": "smoothgrad_sq"}),
     around(captum.GuidedBackprop, options={"nt_samples": 2, "stdevs": 0.05}),
-    around(captum.Occlusion, options={"nt_samples": 2, "stdevs": 0.05, "sliding_window_shapes": (3, 8, 8)}),
+    around(captum.Occlusion, options={"nt_samples": 2, "stdevs": 0.05, "sliding_window_shapes": (3, 8, 8)}, windows=81),
     of_layer(captum.LayerGradCam),
     of_layer(captum.LayerLRP, network=WithoutFlatten),
     of_layer(captum.LayerActivation, takes_target=False),

@@ -424,6 +424,44 @@ def test_ones_own_rules_for_lrp_stay(network, images):
     assert not torch.equal(first, without)
 
 
+class Functional(nn.Module):
+    """The small network with activations that are no modules."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        first, second, head = self.network[:2], self.network[3:5], self.network[6:]
+        return head(second(first(x).relu()).relu())
+
+
+def test_functional_activations_are_passed_over_by_captum_in_silence(network, images):
+    functional = Functional(network)
+    gradient = AttributionSalience(captum.Saliency(network))(images)
+    assert torch.equal(AttributionSalience(captum.GuidedBackprop(functional))(images), gradient)
+    assert not torch.equal(AttributionSalience(captum.GuidedBackprop(network))(images), gradient)
+    times_input = AttributionSalience(captum.InputXGradient(network))(images)
+    assert torch.equal(AttributionSalience(captum.DeepLift(functional))(images), times_input)
+    assert not torch.equal(AttributionSalience(captum.DeepLift(network))(images), times_input)
+
+
+def test_what_writes_into_the_layers_output_is_captums_error_for_layer_integrated_gradients(network, images):
+    network[5].inplace = True
+    before = everything(network)
+    with pytest.raises(RuntimeError, match="in-place"):
+        AttributionSalience(captum.LayerIntegratedGradients(network, network[4]), n_steps=2)(images)
+    same(before, everything(network))
+
+
+def test_permutation_maps_depend_on_the_other_images(network, images):
+    mask_fn = AttributionSalience(
+        captum.FeaturePermutation(network), feature_mask=torch.arange(16)[:, None] // 8, seed=0
+    )
+    assert not mask_fn(images[:1]).any()
+    assert mask_fn(images)[0].any()
+
+
 def test_captums_layer_permutation_fails_with_one_target_per_image(network, images):
     method = captum.LayerFeaturePermutation(network, network[4])
     with pytest.raises(AssertionError, match="must be 2D"):

@@ -1,0 +1,94 @@
+"""docs/salience.md: its snippets run as they stand, its table says what Captum's methods do, its figures are committed."""
+
+import ast
+import json
+import math
+import re
+
+import pytest
+import torch
+
+from sip_plugin.constraint import as_salience_map
+from sip_plugin.salience import AttributionSalience
+from sip_plugin.salience.captum_method import options_of
+from sip_plugin.salience_source import call_mask_source
+from tests.conftest import ROOT
+from tests.salience.captum_table import NOT_WORKING, WORKING
+
+PAGE = (ROOT / "docs" / "salience.md").read_text(encoding="utf-8")
+
+
+def table(header):
+    """The cells of the rows below a header."""
+    below = PAGE[PAGE.index(header) :].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in row.strip("| ").split(" | ")] for row in below]
+
+
+def names(cell):
+    return re.findall(r"`(\w+)`", cell)
+
+
+def test_the_snippets_run_and_every_source_in_them_gives_maps(network, images, labels):
+    snippets = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert len(snippets) == 4
+    known = {"teacher": network, "images": images, "labels": labels}
+    shares = []
+    for snippet in snippets:
+        for statement in ast.parse(snippet).body:
+            exec(compile(ast.Module([statement], []), "docs/salience.md", "exec"), known)
+            if isinstance(statement, ast.Assign) and statement.targets[0].id == "mask_fn":
+                salience = as_salience_map(call_mask_source(known["mask_fn"], images, labels), images)
+                shares.append(salience.float().mean().item())
+        assert known["salience"].dtype == torch.bool
+        assert known["salience"].shape == images.shape
+    assert len(shares) == PAGE.count("mask_fn = ") == 11
+    assert len(set(shares)) == 11
+    assert all(0 < share < 0.8 for share in shares)
+
+
+def test_links_to_files_lead_somewhere():
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", PAGE)
+    assert targets
+    for target in targets:
+        assert (ROOT / "docs" / target).exists(), target
+
+
+def test_the_ratios_are_the_committed_results():
+    record = json.loads((ROOT / "benchmarks" / "results" / "speed" / "salience_selection.json").read_text())
+    ratios = {name.split(" / ")[0]: f"{result['median_ratio']:.3f}" for name, result in record["results"].items()}
+    assert {name.replace("`", ""): ratio for name, ratio in table("| over one forward and one backward")} == ratios
+
+
+def test_the_tables_name_each_method_once():
+    working = [name for cells in table("| Method | Forward passes |") for name in names(cells[0])]
+    assert len(working) == len(set(working))
+    assert set(working) == {part for row in WORKING for part in row.name.rstrip(")").split("(")}
+    assert {name for cells in table("| Method | Why |") for name in names(cells[0])} == set(NOT_WORKING)
+
+
+@pytest.mark.parametrize("row", WORKING, ids=str)
+def test_a_method_makes_as_many_passes_as_the_table_says(row, network, images, labels):
+    costs = {name: cells[1].strip("`") for cells in table("| Method | Forward passes |") for name in names(cells[0])}
+    cost = costs[row.name.rstrip(")").split("(")[-1]]
+    if row.name.startswith("NoiseTunnel"):
+        assert costs["NoiseTunnel"] == "nt_samples` times its method's"
+        cost = f"nt_samples * ({cost})"
+    network = row.network(network)
+    method = row.build(network)
+    numbers = {name: parameter.default for name, parameter in options_of(method)[0].items()} | row.options
+    numbers |= {"features": 4, "baselines": 2, "windows": row.windows, "factorial": math.factorial}
+    passed = []
+    next(module for module in network.modules() if not list(module.children())).register_forward_hook(
+        lambda module, inputs, output: passed.append(len(inputs[0]))
+    )
+    target = "true" if row.takes_target else None
+    AttributionSalience(method, target=target, per_batch=row.per_batch, **row.options)(images[:3], labels[:3])
+    assert sum(passed) == 3 * eval(cost, numbers)
+
+
+@pytest.mark.parametrize("row", WORKING, ids=str)
+def test_the_table_says_which_methods_draw_random_numbers_and_which_take_no_target(row):
+    asks = {name: cells[2] for cells in table("| Method | Forward passes |") for name in names(cells[0])}
+    name = row.name.split("(")[0]
+    assert row.random == ("*random*" in asks[name])
+    assert row.takes_target == ("`target=None`" not in asks[name])
