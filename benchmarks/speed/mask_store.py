@@ -109,14 +109,14 @@ print(time.perf_counter() - start)
 """
 
 
-def first(code: str, *arguments: object, processes: int = 7) -> float:
+def first(code: str, *arguments: object, processes: int) -> float:
     """Median of the seconds that new processes print."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     runs = [subprocess.run(command, check=True, capture_output=True).stdout for _ in range(processes)]
     return statistics.median(map(float, runs))
 
 
-def reading(folder: Path, count: int, rounds: int) -> tuple[Results, dict[str, Any]]:
+def reading(folder: Path, count: int, rounds: int, processes: int) -> tuple[Results, dict[str, Any]]:
     """Build a store of so many images, and read it."""
     images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
     data, path = TensorDataset(images, torch.zeros(count, dtype=torch.int64)), folder / "all.maps"
@@ -141,8 +141,8 @@ def reading(folder: Path, count: int, rounds: int) -> tuple[Results, dict[str, A
         "bytes": path.stat().st_size,
         "bytes_per_image": path.stat().st_size / count,
         "seconds_to_build_with_maps_that_cost_nothing": built,
-        "seconds_of_a_new_process_to_open_and_read": first(_FIRST_READ, path, count),
-        "seconds_of_a_new_process_to_decode_64_jpegs_of_32x32": first(_FIRST_DECODING, batch),
+        "seconds_of_a_new_process_to_open_and_read": first(_FIRST_READ, path, count, processes=processes),
+        "seconds_of_a_new_process_to_decode_64_jpegs_of_32x32": first(_FIRST_DECODING, batch, processes=processes),
         "jpeg_bytes_per_file": {size: statistics.mean(map(len, batch)) for size, batch in files.items()},
     }
     return results, facts
@@ -235,6 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--width", type=int, default=16, help="channels of the first stage (the usual ResNet-18: 64)")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--processes", type=int, default=7, help="new processes, for what the first batch takes")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="result file (JSON)")
@@ -250,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         labels = torch.cat([model(as_float(part).to(options.device)).argmax(1) for part in images.split(options.batch)])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        results, facts = reading(folder, options.images, 3 * options.rounds)
+        results, facts = reading(folder, options.images, 3 * options.rounds, options.processes)
         results |= building(folder, teacher, images, options.batch, options.rounds, options.device)
         results |= training(folder, model, teacher, images, labels, options)
     print(json.dumps(facts, indent=2))

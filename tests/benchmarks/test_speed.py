@@ -68,7 +68,20 @@ def test_training_step_runs_and_writes_its_record(tmp_path):
 
 def test_mask_store_runs_and_writes_its_record(tmp_path):
     out = tmp_path / "result.json"
-    settings = ["--images", "1000", "--trained", "32", "--width", "4", "--batch", "8", "--rounds", "1"]
+    settings = [
+        "--images",
+        "1000",
+        "--trained",
+        "32",
+        "--width",
+        "4",
+        "--batch",
+        "8",
+        "--rounds",
+        "1",
+        "--processes",
+        "1",
+    ]
     results = mask_store.main([*settings, "--out", str(out)])
     record = json.loads(out.read_text())
     assert {"versions", "hardware", "command", "seed", "results", "store", "network"} <= set(record)
