@@ -178,9 +178,9 @@ class MaskStore:
         Raises:
             ValueError: If one does not fit, or the file was cut off.
         """
-        for block in range(self._header.blocks):
+        for block, checksum in enumerate(self._table.tolist()):
             self._check_open()
-            self._block(block)
+            self._checked(*self._layout.place_of_block(block), checksum)
 
     def close(self) -> None:
         """Close the file; the store cannot be read any more. More than once does no harm."""
@@ -232,17 +232,26 @@ class MaskStore:
 
     def _read(self, positions: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Maps, and the check bytes of their images."""
-        header = self._header
-        records = np.empty((len(positions), header.record), dtype=np.uint8)
-        blocks: dict[int, np.ndarray] = {}
+        header, record = self._header, self._header.record
+        blocks, starts, stops = header.places(positions)
+        places = zip(
+            (self._layout.records + starts * record).tolist(),
+            (self._layout.records + stops * record).tolist(),
+            self._table[blocks].tolist(),
+            ((positions - starts) * record).tolist(),
+            strict=True,
+        )
+        read: dict[int, bytes] = {}
+        records = []
         self._check_open()
-        for number, (block, row) in enumerate(zip(*(part.tolist() for part in header.places(positions)), strict=True)):
-            if block not in blocks:
-                blocks[block] = self._block(block)
-            records[number] = blocks[block][row]
-        bits = np.unpackbits(records[:, :-1], axis=1, count=header.elements)
+        for start, stop, checksum, row in places:
+            if start not in read:
+                read[start] = self._checked(start, stop, checksum)
+            records.append(read[start][row : row + record])
+        joined = np.frombuffer(b"".join(records), dtype=np.uint8).reshape(-1, record)
+        bits = np.unpackbits(joined[:, :-1], axis=1, count=header.elements)
         maps = torch.from_numpy(bits).view(torch.bool).view(-1, *header.map_shape)
-        return maps.expand(-1, *header.image_shape), records[:, -1]
+        return maps.expand(-1, *header.image_shape), joined[:, -1]
 
     def _check_open(self) -> None:
         if self._map is None:
@@ -251,18 +260,17 @@ class MaskStore:
         if size != self._layout.size:  # past the end of its file, reading a memory map would kill the process
             raise StoreError(f"{self.path} was cut off or written to while it was open: {size} bytes.")
 
-    def _block(self, block: int) -> np.ndarray:
-        """The records of a block, copied and checked."""
+    def _checked(self, start: int, stop: int, checksum: int) -> bytes:
+        """The bytes of a block, copied first and then compared with its checksum."""
         assert self._map is not None
-        start, stop = self._layout.place_of_block(block)
         data = self._map[start:stop]
-        if block_checksum(data) != self._table[block]:
-            images = self._header.images_of_block(block)
+        if block_checksum(data) != checksum:
+            first, last = ((place - self._layout.records) // self._header.record for place in (start, stop))
             raise StoreError(
-                f"{self.path} is damaged: the maps of images {images.start} to {images.stop - 1} do not fit their checksum. "
-                "Delete it and build it again."
+                f"{self.path} is damaged: the maps of images {first} to {last - 1} do not fit their checksum. Delete it and "
+                "build it again."
             )
-        return np.frombuffer(data, dtype=np.uint8).reshape(-1, self._header.record)
+        return data
 
 
 def _as_integer(index: Any) -> int | None:

@@ -120,11 +120,13 @@ class Header:
         images = self.images_of_chunk(chunk)
         return images[within * self.block : (within + 1) * self.block]
 
-    def places(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """For each image the block that holds its record, and which record of the block it is."""
+    def places(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For each image the block that holds its record, and the images from which to which that block goes."""
         chunks, within = np.divmod(indices, self.chunk)
-        parts, rows = np.divmod(within, self.block)
-        return chunks * self.blocks_per_chunk + parts, rows
+        parts = within // self.block
+        starts = chunks * self.chunk + parts * self.block
+        stops = np.minimum(np.minimum(starts + self.block, (chunks + 1) * self.chunk), self.length)
+        return chunks * self.blocks_per_chunk + parts, starts, stops
 
     def to_bytes(self) -> bytes:
         """Magic, length, checksum and the header itself."""

@@ -15,7 +15,8 @@ from sip_plugin.salience.images import as_tensor
 
 # What a map's elements are while a transform has them: values that no transform would fill an area with, so that whatever is
 # neither of them was brought in from outside the image, and is not salient. Exact in float32.
-_SALIENT, _REST = 1_000_003.0, 1_000_002.0
+_REST = 1_000_002.0
+_SALIENT = _REST + 1
 
 _V2 = "torchvision.transforms.v2"
 _CONTAINERS = ("Compose", "RandomApply", "RandomChoice", "RandomOrder")
@@ -97,7 +98,7 @@ class Together:
         if len(salience) > 1:
             self.check_per_element()
         # As many channels as the image has: a fill of one value a channel holds for the map too.
-        coded = torch.where(salience, _SALIENT, _REST).expand(len(image), -1, -1)
+        coded = salience.to(torch.float32).add_(_REST).expand(len(image), -1, -1)
         given = self.transform(self._image(image), self._mask(coded))
         if not isinstance(given, (tuple, list)) or len(given) != 2 or not isinstance(given[1], Tensor):
             raise TypeError(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.record import write_text
-from benchmarks.speed import measure, salience_selection, training_step, wrapper_overhead
+from benchmarks.speed import mask_store, measure, salience_selection, training_step, wrapper_overhead
 from tests.conftest import ROOT, small_network
 
 
@@ -104,6 +104,40 @@ def test_the_committed_selection_takes_less_than_a_tenth_of_the_passes():
     assert record["images"] == [64, 3, 224, 224]
     assert max(record["results"]["smallest_mass / forward and backward"]["ratios"]) < 0.1
     assert record["results"]["GradientSalience / forward and backward"]["median_ratio"] < 1.1
+
+
+def test_mask_store_runs_and_writes_its_record(tmp_path):
+    out = tmp_path / "result.json"
+    settings = [
+        "--images",
+        "1000",
+        "--trained",
+        "32",
+        "--width",
+        "4",
+        "--batch",
+        "8",
+        "--rounds",
+        "1",
+        "--processes",
+        "1",
+    ]
+    results = mask_store.main([*settings, "--out", str(out)])
+    record = json.loads(out.read_text())
+    assert {"versions", "hardware", "command", "seed", "results", "store", "network"} <= set(record)
+    assert list(record["results"]) == [
+        "512 random maps / decoding 64 JPEGs of 32×32",
+        "512 random maps / decoding 64 JPEGs of 224×224",
+        "MaskStore.build / the teacher's bare passes",
+        "MaskStore.build / GradientSalience, maps dropped",
+        "SIP-AT step, maps at hand / Madry step",
+        "SIP-AT step, maps from the store / Madry step",
+        "SIP-AT step, teacher in the loop / Madry step",
+        "SIP-AT step with SalientDataset's loader / Madry step with a loader of images",
+        "a batch of SalientDataset / a batch of images alone, both cropped and flipped",
+    ]
+    assert all(result["median_ratio"] > 0 for result in record["results"].values())
+    assert 385 <= results["store"]["bytes_per_image"] < 388
 
 
 def test_peak_memory_counts_what_is_alive_at_once():
