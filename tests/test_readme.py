@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 def test_the_snippets_run_one_after_the_other(network, images, labels, digits, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(snippets) == 8
+    assert len(snippets) == 9
     names = {
         "model": network,
         "teacher": network,
@@ -51,11 +51,13 @@ def test_the_snippets_run_one_after_the_other(network, images, labels, digits, t
     assert names["maps"].float().mean() < 1
     names |= {"dataset": TensorDataset(images, labels), "DataLoader": DataLoader}
     exec(snippets[6], names)
+    assert (tmp_path / "figure4.png").exists()
+    exec(snippets[7], names)
     assert names["loss"].requires_grad
     assert names["maps"].dtype == torch.bool
     assert len(names["store"]) == len(images)
     names["loader"] = [(images[:2], network(images[:2]).argmax(1)), (images[2:4], network(images[2:4]).argmax(1))]
-    exec(snippets[7], names)
+    exec(snippets[8], names)
     assert len(names["report"]) == 4
     assert 0 <= names["report"].robust_accuracy[8 / 255] <= names["report"].clean_accuracy <= 1
 
@@ -110,3 +112,14 @@ def test_the_training_steps_are_the_committed_results():
     ours, theirs = (record["peak_bytes"][name] for name in ("sip-plugin madry", "torchattacks.PGD"))
     assert f"{ours / theirs:.3f}" in page
     assert ours <= 1.05 * theirs
+
+
+def test_the_table_of_maps_is_the_committed_result():
+    folder = ROOT / "benchmarks" / "results" / "salience_maps"
+    assert (folder / "table.md").read_text().strip() in README
+    result = json.loads((folder / "result.json").read_text())
+    assert result["images"] == 8336
+    assert f"{result['maps']['file_bytes'] / 1e6:.1f} MB" in README
+    madry = result["networks"]["madry"]["test_accuracy"]
+    assert f"{100 * madry['clean']:.1f} % of the test images" in README
+    assert f"{100 * madry['pgd20']:.1f} % under PGD-20" in README
