@@ -204,6 +204,16 @@ def test_damage_to_what_was_done_is_mended(tmp_path, dataset, whole):
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("length", [0, 5, 16, 100, 262, 279, 1000, 2000])
+def test_what_is_left_of_a_part_that_was_cut_off_is_resumed(length, tmp_path, dataset, whole):
+    path, partial = tmp_path / "m", tmp_path / "m.partial"
+    with pytest.raises(RuntimeError):
+        build(path, dataset, Bright(stop_after=5))
+    partial.write_bytes(partial.read_bytes()[:length])
+    build(path, dataset)
+    assert path.read_bytes() == whole
+
+
 def test_a_part_of_another_store_is_not_taken_up(tmp_path, dataset, x):
     path, partial = tmp_path / "m", tmp_path / "m.partial"
     with pytest.raises(RuntimeError):
