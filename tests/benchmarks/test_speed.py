@@ -66,6 +66,7 @@ def test_training_step_runs_and_writes_its_record(tmp_path):
     assert len(results) == 6 + 6 + 1
 
 
+@pytest.mark.slow
 def test_mask_store_runs_and_writes_its_record(tmp_path):
     out = tmp_path / "result.json"
     settings = [

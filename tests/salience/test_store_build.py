@@ -106,6 +106,7 @@ def die_at(path, dataset, call, torn):
     os._exit(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [False, True])
 def test_killed_at_any_call_to_the_system_it_is_whole_or_not_there_and_can_be_resumed(torn, tmp_path, x):
     dataset = TensorDataset(x[:9], torch.arange(9))
