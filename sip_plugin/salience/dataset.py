@@ -23,7 +23,8 @@ class SalientDataset(Dataset[Item]):
 
     The transform gets image and map in one call, so that a crop, a flip, a rotation or a new size is the same for both; what
     it brings in from outside the image is not salient, and the map stays binary. What would move only one of them is
-    refused. Maps from a :class:`MaskStore` come with a check that each image is the one that its map was made of.
+    refused. Maps from a :class:`MaskStore` come with a check that each image is the one that its map was made of. A part of
+    the data set (a training split) is a ``torch.utils.data.Subset`` of this one.
 
     Args:
         dataset: A map-style data set of (image, label), un-augmented: tensors ``(C, H, W)``, floating point in [0, 1] or
@@ -125,7 +126,10 @@ def _checked(maps: Any, length: int) -> Any:
             "MaskStore.build makes a store with a mask function."
         )
     if len(maps) != length:
-        raise ValueError(f"There are {len(maps)} maps for {length} images.")
+        raise ValueError(
+            f"There are {len(maps)} maps for {length} images. For a part of a data set: "
+            "torch.utils.data.Subset(SalientDataset(whole, maps), indices)."
+        )
     return maps
 
 

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import mmap
-import operator
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sip_plugin.salience.images import check_byte, sample_of
+from sip_plugin.salience.indices import Indices, as_integer, positions_of
 from sip_plugin.salience.map_source import MapSource
+from sip_plugin.salience.provenance import network_of
 from sip_plugin.salience.ranks import Ranks
 from sip_plugin.salience.store_build import Build, agreed, check_batch_size, wanted_of
 from sip_plugin.salience.store_file import StoreError, block_checksum, open_whole
 from sip_plugin.salience_source import MaskSource
-
-Indices = slice | Sequence[int] | Tensor | np.ndarray
+from sip_plugin.state import preserved
 
 
 class MaskStore:
@@ -105,17 +105,14 @@ class MaskStore:
         size = check_batch_size(batch_size)
         shape = wanted["image_shape"]
         source = ranks.each_own(lambda: MapSource(dataset, mask_fn, shape, size, device, num_workers))
-        Build(Path(path).absolute(), source, wanted, overwrite, ranks).run(progress)
+        with preserved(network_of(mask_fn)):  # a function may use its network in ways that leave traces
+            Build(Path(path).absolute(), source, wanted, overwrite, ranks).run(progress)
         return cls(path)
 
     def __len__(self) -> int:
         return self._header.length
 
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, index: Indices) -> Tensor: ...
-    def __getitem__(self, index: Any) -> Tensor:
+    def __getitem__(self, index: int | Indices) -> Tensor:
         """The map of one image, ``(C, H, W)``, or those of several, ``(n, C, H, W)``; ``bool``.
 
         Args:
@@ -126,8 +123,8 @@ class MaskStore:
             TypeError: If it is something else (a mask of booleans, for example).
             ValueError: If what is read does not fit its checksum.
         """
-        one = _as_integer(index)
-        maps, _ = self._read(self._positions([one] if one is not None else index))
+        one = as_integer(index)
+        maps, _ = self._read(positions_of([one] if one is not None else index, len(self)))
         return maps[0] if one is not None else maps
 
     def maps_of(self, indices: Sequence[int], images: Sequence[Tensor]) -> Tensor:
@@ -143,7 +140,7 @@ class MaskStore:
             IndexError: If there is no such image.
             ValueError: If an image is another one, or what is read does not fit its checksum.
         """
-        positions = self._positions(indices)
+        positions = positions_of(indices, len(self))
         maps, checks = self._read(positions)
         for position, image, check in zip(positions.tolist(), images, checks, strict=True):
             if tuple(image.shape) != self._header.image_shape or check_byte(image) != check:
@@ -213,23 +210,6 @@ class MaskStore:
 
     # --- reading ---
 
-    def _positions(self, indices: Any) -> np.ndarray:
-        """Where the images are, each from 0 to N - 1."""
-        if isinstance(indices, slice):
-            return np.arange(*indices.indices(len(self)))
-        if isinstance(indices, (Tensor, np.ndarray)):
-            _check_integers(indices)
-            indices = indices.tolist()
-        if not isinstance(indices, Sequence) or isinstance(indices, (str, bytes)):
-            raise TypeError(
-                f"An index must be an integer, a slice or a list of integers, got {type(indices).__name__}."
-            )
-        numbers = [index if type(index) is int else _integer(index) for index in indices]
-        for number in numbers:
-            if not -len(self) <= number < len(self):
-                raise IndexError(f"There is no image {number} in a store of {len(self)}.")
-        return np.array(numbers, dtype=np.int64) % len(self)
-
     def _read(self, positions: np.ndarray) -> tuple[Tensor, np.ndarray]:
         """Maps, and the check bytes of their images."""
         header, record = self._header, self._header.record
@@ -271,33 +251,3 @@ class MaskStore:
                 "build it again."
             )
         return data
-
-
-def _as_integer(index: Any) -> int | None:
-    """An integer of Python, NumPy or torch; None for anything else (booleans are no integers here)."""
-    if isinstance(index, (bool, np.bool_)) or (isinstance(index, (Tensor, np.ndarray)) and index.ndim > 0):
-        return None
-    if isinstance(index, (Tensor, np.ndarray)):
-        _check_integers(index)
-    try:
-        return operator.index(index)
-    except TypeError:
-        return None
-
-
-def _integer(index: Any) -> int:
-    number = _as_integer(index)
-    if number is None:
-        raise TypeError(f"An index must be an integer, got {index!r}. For a mask of booleans: mask.nonzero()[:, 0].")
-    return number
-
-
-def _check_integers(indices: Tensor | np.ndarray) -> None:
-    whole = indices.dtype.kind in "iu" if isinstance(indices, np.ndarray) else not indices.dtype.is_floating_point
-    if isinstance(indices, Tensor):
-        whole = whole and indices.dtype != torch.bool and not indices.dtype.is_complex
-    if not whole or indices.ndim > 1:
-        raise TypeError(
-            f"Indices must be integers in one dimension, got {indices.dtype} of shape {tuple(indices.shape)}. For a mask of "
-            "booleans: mask.nonzero()[:, 0]."
-        )

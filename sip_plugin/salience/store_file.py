@@ -189,7 +189,8 @@ def block_checksum(data: bytes | memoryview) -> int:
 def read_table(file: BinaryIO, layout: Layout) -> np.ndarray:
     """The checksums of all blocks."""
     file.seek(layout.table)
-    return np.frombuffer(file.read(layout.records - layout.table), dtype="<u4")
+    table = file.read(layout.records - layout.table)
+    return np.frombuffer(table[: len(table) // 4 * 4], dtype="<u4")  # of a file that was cut off, what there is
 
 
 def open_whole(path: Path) -> tuple[BinaryIO, Layout, np.ndarray]:

@@ -42,8 +42,7 @@ class Partial:
             self._file = self._opened(0, says)
             return
         while True:
-            self._file = self._opened(os.O_CREAT, "The store cannot be written into")
-            self._lock()
+            self._open_alone()
             if self._is_current():
                 return
             self.close()  # another job has renamed it between our opening and locking it
@@ -60,7 +59,7 @@ class Partial:
             except StoreError as error:
                 file.seek(0)
                 start = file.read(len(MAGIC))
-                if start.strip(b"\0") and start != MAGIC:
+                if start.strip(b"\0") and start != MAGIC[: len(start)]:
                     text = f"{self.path} is in the way: it is no half-built mask store. Move it away."
                     raise FileExistsError(text) from error
                 return None
@@ -142,27 +141,27 @@ class Partial:
         except OSError as error:
             raise type(error)(error.errno, f"{says} {self.path.parent}: {error.strerror}", str(self.path)) from error
 
-    def _lock(self) -> None:
-        status = os.fstat(self._file)
-        key = status.st_dev, status.st_ino
+    def _open_alone(self) -> None:
+        """Open and lock it.
+
+        The lock is a POSIX one: it ends with this process, even if workers that were forked from it live on. It also ends
+        when this process closes the file, however it opened it: while it is held, only this one descriptor is used.
+        """
+        refused = BlockingIOError(errno.EAGAIN, "Another process is building this store", str(self.path))
         with _HELD_GUARD:
-            # A POSIX lock: it ends with this process, even if workers that were forked from it live on. It also ends when
-            # this process closes the file, however it opened it; so while it is held, only this one descriptor is used.
-            if _HELD.get(key) == os.getpid():
-                self._refuse()
+            if self.path.exists() and _HELD.get(_key(self.path.stat())) == os.getpid():
+                raise refused  # by another thread: the system would let this process lock it once more
+            self._file = self._opened(os.O_CREAT, "The store cannot be written into")
             try:
                 if fcntl is not None:
                     fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in (errno.EAGAIN, errno.EACCES):
-                    self._refuse()
+                    os.close(self._file)
+                    raise refused from error
                 # else a file system without locks
-            self._key = key
-            _HELD[key] = os.getpid()
-
-    def _refuse(self) -> None:
-        # Not closed if it is this very process that has it: that would end its lock.
-        raise BlockingIOError(errno.EAGAIN, "Another process is building this store", str(self.path))
+            self._key = _key(os.fstat(self._file))
+            _HELD[self._key] = os.getpid()
 
     def _is_current(self) -> bool:
         try:
@@ -195,3 +194,7 @@ class Partial:
     def _no_room(self, error: OSError, size: int, more: str = "") -> OSError:
         text = f"{size} bytes were to be written into {self.path.parent}{more}: {error.strerror}"
         return type(error)(error.errno, text, str(self.path))
+
+
+def _key(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

@@ -99,7 +99,9 @@ class Together:
             self.check_per_element()
         # As many channels as the image has: a fill of one value a channel holds for the map too.
         coded = salience.to(torch.float32).add_(_REST).expand(len(image), -1, -1)
-        given = self.transform(self._image(image), self._mask(coded))
+        if not self.known:
+            coded = coded.contiguous()  # which one's own may write to
+        given = self.transform(self._image(image.clone()), self._mask(coded))  # the data set keeps its own
         if not isinstance(given, (tuple, list)) or len(given) != 2 or not isinstance(given[1], Tensor):
             raise TypeError(
                 f"The transform must give (image, map) for (image, map), got {_kinds(given)}. It must be one of "
@@ -151,9 +153,11 @@ class Together:
         torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
-        return self(image.clone(), salience)
+        return self(image, salience)
 
     def _check_place(self, one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> None:
+        if one[0].shape != other[0].shape:
+            return  # it goes by the contents
         # What colours do to both images alike cancels; what remains is where the two marks are.
         change = (one[0].double() - other[0].double()).abs().sum(0)
         if not bool(change.isfinite().all()) or change.max() < 1e-3 * max(1.0, float(one[0].double().abs().max())):

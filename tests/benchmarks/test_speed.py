@@ -106,6 +106,7 @@ def test_the_committed_selection_takes_less_than_a_tenth_of_the_passes():
     assert record["results"]["GradientSalience / forward and backward"]["median_ratio"] < 1.1
 
 
+@pytest.mark.slow
 def test_mask_store_runs_and_writes_its_record(tmp_path):
     out = tmp_path / "result.json"
     settings = [

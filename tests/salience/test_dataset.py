@@ -440,6 +440,32 @@ def test_one_with_a_random_generator_of_its_own_cannot_be_tried_and_is_taken():
         assert torch.equal(moved, expected(image, MAPS["per pixel"]))
 
 
+def in_place(image, salience):
+    image.mul_(0.5)
+    salience.copy_(salience.flip(-1))
+    image.copy_(image.flip(-1))
+    return image, salience
+
+
+@pytest.mark.parametrize("transform", [in_place, v2.Normalize([0.5] * 3, [2.0] * 3, inplace=True)])
+def test_a_transform_may_write_to_what_it_gets(transform):
+    image = IMAGE / 255
+    data = SalientDataset(One(image), [MAPS["per pixel"]], transform)
+    first = data[0]
+    assert torch.equal(image, IMAGE / 255)
+    assert all(torch.equal(a, b) for a, b in zip(first[::2], data[0][::2], strict=True))
+
+
+def test_a_crop_around_the_contents_is_taken():
+    def around(image, salience):
+        rows = (image[0] > image[0].min()).any(1).nonzero()[:, 0] if image.max() > image.min() else torch.tensor([0, 9])
+        first, last = int(rows[0]), int(rows[-1]) + 1
+        return image[:, first:last], salience[:, first:last]
+
+    for image, moved in transformed(around, MAPS["per pixel"]):
+        assert torch.equal(moved, expected(image, MAPS["per pixel"]))
+
+
 def test_trying_draws_nothing_from_the_random_generators():
     torch.manual_seed(1)
     random.seed(1)

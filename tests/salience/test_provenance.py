@@ -166,6 +166,7 @@ def test_what_it_says_of_a_gradients_maps():
     }
 
 
+@pytest.mark.slow
 def test_it_is_the_same_in_every_process():
     code = (
         "import json, tests.salience.test_provenance as t; from sip_plugin.salience.provenance import provenance; "
@@ -263,6 +264,7 @@ def test_captums_own_methods():
         assert network_of(method(A).attribute) is A
 
 
+@pytest.mark.slow
 def test_salience_needs_torch_and_numpy_alone():
     code = (
         "import sys\n"

@@ -205,6 +205,19 @@ def test_building_is_one_forward_and_one_backward_to_the_input_per_batch(tmp_pat
     assert torch.equal(store[:], torch.cat([mask_fn(batch) for batch in digits[0][:50].split(16)]))
 
 
+def test_a_function_that_leaves_traces_in_its_network_is_cleaned_up_after(tmp_path, network, digits):
+    network.train()
+    before = everything(network)
+
+    def careless(images):
+        images.requires_grad_()
+        network(images).sum().backward()
+        return images.grad.abs() > images.grad.abs().mean()
+
+    MaskStore.build(tmp_path / "m", TensorDataset(digits[0][:20], digits[1][:20]), careless, progress=False)
+    same(before, everything(network))
+
+
 def test_building_draws_nothing_from_the_random_generators(tmp_path, dataset):
     torch.manual_seed(3)
     np.random.seed(3)

@@ -106,6 +106,7 @@ def die_at(path, dataset, call, torn):
     os._exit(0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("torn", [False, True])
 def test_killed_at_any_call_to_the_system_it_is_whole_or_not_there_and_can_be_resumed(torn, tmp_path, x):
     dataset = TensorDataset(x[:9], torch.arange(9))
@@ -201,6 +202,16 @@ def test_damage_to_what_was_done_is_mended(tmp_path, dataset, whole):
     last = Bright()
     build(path, dataset, last)
     assert last.asked == [*range(BATCH, 2 * BATCH), *range(5 * BATCH, N)]
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("length", [0, 5, 16, 100, 262, 279, 1000, 2000])
+def test_what_is_left_of_a_part_that_was_cut_off_is_resumed(length, tmp_path, dataset, whole):
+    path, partial = tmp_path / "m", tmp_path / "m.partial"
+    with pytest.raises(RuntimeError):
+        build(path, dataset, Bright(stop_after=5))
+    partial.write_bytes(partial.read_bytes()[:length])
+    build(path, dataset)
     assert path.read_bytes() == whole
 
 
