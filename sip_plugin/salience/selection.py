@@ -27,7 +27,7 @@ def smallest_mass(scores: Tensor, mass: float = 0.5) -> Tensor:
     """
     flat = scores.detach().flatten(1)
     ordered = _descending(flat)
-    held = ordered.cumsum(1, dtype=torch.float64)
+    held = _running_sums(ordered)
     goal = mass * held[:, -1:]
     # An element is needed as long as those before it do not reach the goal; none is where there is nothing to hold.
     count = torch.where(goal > 0, (held < goal).sum(1, keepdim=True) + 1, 0)
@@ -49,6 +49,22 @@ def _descending(rows: Tensor) -> Tensor:
         return rows.sort(dim=1, descending=True).values
     known = rows.float() if rows.element_size() < 4 else rows  # NumPy has no bfloat16, and half has no instructions
     return torch.from_numpy(np.sort(known.numpy(), axis=1)).flip(1)
+
+
+def _running_sums(rows: Tensor) -> Tensor:
+    """The sum of each value and those before it, in float64."""
+    if rows.device.type == "cpu":
+        return rows.cumsum(1, dtype=torch.float64)
+    return _sums_by_doubling(rows)
+
+
+def _sums_by_doubling(rows: Tensor) -> Tensor:
+    """The same on other devices, where ``cumsum`` adds in an order that may change from one run to the next."""
+    sums, step = rows.double(), 1
+    while step < rows.shape[1]:
+        sums = torch.cat([sums[:, :step], sums[:, step:] + sums[:, :-step]], 1)
+        step *= 2
+    return sums
 
 
 def _first_of_equals(rows: Tensor, least: Tensor, count: Tensor) -> Tensor:

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sip_plugin.salience import selection
 from sip_plugin.salience.selection import check_finite, check_mass, salient, smallest_mass
 
 MASSES = (0.5, 0.01, 0.25, 0.9, 1.0)
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
 
 
 def plain(scores, mass):
@@ -60,15 +60,63 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", CASES)
-def test_the_map_is_that_of_a_plain_search(case, device):
+def test_the_map_is_that_of_a_plain_search(case):
     for seed in range(5):
         scores = CASES[case](torch.Generator().manual_seed(seed))
         for mass in MASSES:
-            chosen = smallest_mass(scores.to(device), mass).cpu()
+            chosen = smallest_mass(scores, mass)
             assert chosen.dtype == torch.bool
             assert torch.equal(chosen, torch.stack([plain(image, mass) for image in scores])), (seed, mass)
+
+
+# Other devices add in another order, so that a sum may be rounded otherwise, and a map be of one element more or less.
+ELSEWHERE = (
+    "normal",
+    "heavy-tailed",
+    "all equal",
+    "few values",
+    "mostly zero",
+    "one",
+    "zero",
+    "half",
+    "bfloat16",
+    "double",
+)
+
+
+def as_on_other_devices(monkeypatch, scores):
+    monkeypatch.setattr(selection, "_descending", lambda rows: rows.sort(dim=1, descending=True).values)
+    monkeypatch.setattr(selection, "_running_sums", selection._sums_by_doubling)
+    return scores
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        as_on_other_devices,
+        pytest.param(
+            lambda monkeypatch, scores: scores.cuda(),
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+        ),
+    ],
+    ids=["their way", "cuda"],
+)
+@pytest.mark.parametrize("case", ELSEWHERE)
+def test_other_devices_choose_the_same(case, moved, monkeypatch):
+    for seed in range(5):
+        scores = CASES[case](torch.Generator().manual_seed(seed))
+        for mass in MASSES:
+            chosen = smallest_mass(moved(monkeypatch, scores), mass).cpu()
+            assert torch.equal(chosen, torch.stack([plain(image, mass) for image in scores])), (seed, mass)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 64, 1000])
+def test_sums_by_doubling_are_running_sums(length):
+    whole = torch.randint(0, 1000, (3, length), generator=torch.Generator().manual_seed(0)).float()
+    assert torch.equal(selection._sums_by_doubling(whole), whole.double().cumsum(1))
+    others = torch.rand(3, length, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(selection._sums_by_doubling(others), others.double().cumsum(1), rtol=1e-14, atol=0)
 
 
 def test_random_multisets_of_few_values_have_the_plain_maps():
