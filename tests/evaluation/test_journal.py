@@ -188,6 +188,18 @@ def test_what_is_written_is_whole_and_nothing_else_is_left(tmp_path, monkeypatch
     assert journal.load("one")["x"].tolist() == [0, 1, 2]
 
 
+def test_what_a_killed_process_left_half_written_is_in_nobodys_way(tmp_path):
+    (tmp_path / ".settings.json.x7").write_text('{"a": ')
+    journal = Journal(tmp_path)
+    journal.open({"a": 1})
+    journal.save("one", {"x": 1})
+    (tmp_path / "batches" / ".two.pt.x7").write_text("PK")
+    assert journal.load("two") is None
+    journal.finish({"done": 1})
+    assert journal.load_report() == {"done": 1}
+    assert not (tmp_path / "batches").exists()
+
+
 def test_a_journal_without_folder_remembers_nothing():
     journal = Journal(None)
     journal.open({})
