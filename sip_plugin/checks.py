@@ -91,6 +91,18 @@ def check_logits(output: Any, rows: int) -> Tensor:
     return output
 
 
+def check_classes(labels: Tensor, logits: Tensor) -> None:
+    """Refuse labels that the network has no logit for (on CUDA, picking one would end the process).
+
+    Raises:
+        ValueError: If a label is not below the number of classes.
+    """
+    if int(labels.max()) >= logits.shape[1]:
+        raise ValueError(
+            f"labels must be below {logits.shape[1]}, the number of the network's classes, got {int(labels.max())}."
+        )
+
+
 def check_eps(eps: Any, norm: Norm = "Linf", *, name: str = "eps") -> float:
     """Refuse a radius that is negative, not finite, or given in units of 1/255.
 

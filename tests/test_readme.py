@@ -14,9 +14,10 @@ from tests.conftest import ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_snippets_run_one_after_the_other(network, images, labels, digits):
+def test_the_snippets_run_one_after_the_other(network, images, labels, digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len(snippets) == 6
+    assert len(snippets) == 8
     names = {
         "model": network,
         "teacher": network,
@@ -47,7 +48,16 @@ def test_the_snippets_run_one_after_the_other(network, images, labels, digits):
     names["attack"] = SIPWrapper(torchattacks.PGD(network), names["mask_fn"])
     exec(snippets[5], names)
     assert torch.equal(names["adv"][names["maps"]], images[names["maps"]])
+    assert names["maps"].float().mean() < 1
+    names |= {"dataset": TensorDataset(images, labels), "DataLoader": DataLoader}
+    exec(snippets[6], names)
     assert names["loss"].requires_grad
+    assert names["maps"].dtype == torch.bool
+    assert len(names["store"]) == len(images)
+    names["loader"] = [(images[:2], network(images[:2]).argmax(1)), (images[2:4], network(images[2:4]).argmax(1))]
+    exec(snippets[7], names)
+    assert len(names["report"]) == 4
+    assert 0 <= names["report"].robust_accuracy[8 / 255] <= names["report"].clean_accuracy <= 1
 
 
 def test_links_to_files_lead_somewhere():

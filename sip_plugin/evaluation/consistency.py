@@ -22,83 +22,29 @@ _ROUNDING = 1e-3
 """By how much the norm of an adversarial perturbation may exceed ε, relatively: sums of float32 round."""
 
 
-def as_radii(eps: Any, norm: Any) -> tuple[float, ...]:
-    """The radii as floats; refuse anything but positive ones, ascending.
+def legal_fields(report: RobustnessReport) -> dict[str, Any]:
+    """A report's fields in the form that they have in a report: tensors of its own on the CPU, tuples, plain JSON values.
 
     Raises:
-        TypeError: If they are no numbers.
-        ValueError: If there is none, one is not positive, or they do not ascend.
+        TypeError: If a field is of the wrong type.
+        ValueError: If a field has the wrong shape, or values that it cannot have.
     """
-    if norm not in get_args(Norm):
-        raise ValueError(f'norm must be "Linf" or "L2", got {norm!r}.')
-    if not isinstance(eps, Iterable):
-        raise TypeError(f"eps must be a sequence of numbers, got {eps!r}.")
-    radii = tuple(check_eps(radius, norm) for radius in eps)
-    if not radii or radii[0] == 0:
-        raise ValueError(f"eps must hold at least one radius, and only positive ones, got {radii}.")
-    for smaller, larger in pairwise(radii):
-        if larger <= smaller:
-            raise ValueError(f"eps must ascend, each radius once, got {radii}.")
-    return radii
-
-
-def as_names(names: Any, field: str) -> tuple[str, ...]:
-    """A tuple of strings.
-
-    Raises:
-        TypeError: If it is anything else, one string included.
-    """
-    if isinstance(names, str) or not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"{field} must be a sequence of strings, got {names!r}.")
-    return tuple(names)
-
-
-def as_values(values: Any, field: str, shape: tuple[int, ...], *, real: bool = False) -> Tensor:
-    """A tensor of its own on the CPU, int64 or, for ``real``, float64.
-
-    Raises:
-        TypeError: If it is no tensor, or not of integers where those are due.
-        ValueError: If its shape is another one.
-    """
-    if not isinstance(values, Tensor):
-        raise TypeError(f"{field} must be a torch.Tensor of shape {shape}, got {type(values).__name__}.")
-    if values.is_complex() or values.dtype == torch.bool or (values.is_floating_point() and not real):
-        raise TypeError(f"{field} must be {'floating point' if real else 'integer'}, got {values.dtype}.")
-    if values.shape != shape:
-        raise ValueError(f"{field} must have the shape {shape}, got {tuple(values.shape)}.")
-    return values.detach().to("cpu", torch.float64 if real else torch.int64, copy=True)
-
-
-def as_json_values(settings: Any) -> dict[str, Any]:
-    """The settings as a JSON file gives them back: tuples become lists.
-
-    Raises:
-        TypeError: If they are no mapping with strings for names, or a value has no form in JSON.
-        ValueError: If a number is not finite.
-    """
-    if not isinstance(settings, Mapping) or not all(isinstance(name, str) for name in settings):
-        raise TypeError(f"settings must be a dict with strings for names, got {settings!r}.")
-    try:
-        values: dict[str, Any] = json.loads(json.dumps(dict(settings), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"settings must hold plain JSON values: {error}. Got {settings!r}.") from error
-    return values
-
-
-def as_adversarial(adversarial: Any, eps: tuple[float, ...], count: int) -> dict[float, Tensor] | None:
-    """The adversarial images by ε, in a dict that ``torch.load`` takes with ``weights_only=True``.
-
-    Raises:
-        ValueError: If an ε is none of the report's, or there is not one image for each label.
-    """
-    if adversarial is None:
-        return None
-    for radius, batch in adversarial.items():
-        if radius not in eps:
-            raise ValueError(f"adversarial has images at eps = {radius}, but eps is {eps}.")
-        if len(batch) != count:
-            raise ValueError(f"adversarial must hold {count} images at eps = {radius}, got {len(batch)}.")
-    return dict(adversarial)
+    eps, labels = _as_radii(report.eps, report.norm), report.labels
+    if not isinstance(labels, Tensor) or labels.dim() != 1 or not len(labels):
+        raise ValueError(f"labels must be a torch.Tensor with the classes (N,) of one image or more, got {labels!r}.")
+    count = len(labels)
+    return {
+        "eps": eps,
+        "attacks": _as_names(report.attacks, "attacks"),
+        "labels": _as_values(labels, "labels", (count,)),
+        "outcome": _as_values(report.outcome, "outcome", (len(eps), count)),
+        "broken_by": _as_values(report.broken_by, "broken_by", (count,)),
+        "smallest_norm": _as_values(report.smallest_norm, "smallest_norm", (count,), real=True),
+        "settings": _as_json_values(report.settings),
+        "warnings": _as_names(report.warnings, "warnings"),
+        "seconds": float(report.seconds),
+        "adversarial": _as_adversarial(report.adversarial, eps, count),
+    }
 
 
 def check_consistent(report: RobustnessReport) -> None:
@@ -169,3 +115,82 @@ def _refuse(images: Tensor, complaint: str) -> None:
     if images.any():
         indices = images.nonzero().flatten().tolist()
         raise ValueError(f"{complaint}: image(s) {', '.join(map(str, indices[:10]))}{', ...' * (len(indices) > 10)}.")
+
+
+def _as_radii(eps: Any, norm: Any) -> tuple[float, ...]:
+    """The radii as floats; refuse anything but positive ones, ascending.
+
+    Raises:
+        TypeError: If they are no numbers.
+        ValueError: If there is none, one is not positive, or they do not ascend.
+    """
+    if norm not in get_args(Norm):
+        raise ValueError(f'norm must be "Linf" or "L2", got {norm!r}.')
+    if not isinstance(eps, Iterable):
+        raise TypeError(f"eps must be a sequence of numbers, got {eps!r}.")
+    radii = tuple(check_eps(radius, norm) for radius in eps)
+    if not radii or radii[0] == 0:
+        raise ValueError(f"eps must hold at least one radius, and only positive ones, got {radii}.")
+    for smaller, larger in pairwise(radii):
+        if larger <= smaller:
+            raise ValueError(f"eps must ascend, each radius once, got {radii}.")
+    return radii
+
+
+def _as_names(names: Any, field: str) -> tuple[str, ...]:
+    """A tuple of strings.
+
+    Raises:
+        TypeError: If it is anything else, one string included.
+    """
+    if isinstance(names, str) or not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"{field} must be a sequence of strings, got {names!r}.")
+    return tuple(names)
+
+
+def _as_values(values: Any, field: str, shape: tuple[int, ...], *, real: bool = False) -> Tensor:
+    """A tensor of its own on the CPU, int64 or, for ``real``, float64.
+
+    Raises:
+        TypeError: If it is no tensor, or not of integers where those are due.
+        ValueError: If its shape is another one.
+    """
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{field} must be a torch.Tensor of shape {shape}, got {type(values).__name__}.")
+    if values.is_complex() or values.dtype == torch.bool or (values.is_floating_point() and not real):
+        raise TypeError(f"{field} must be {'floating point' if real else 'integer'}, got {values.dtype}.")
+    if values.shape != shape:
+        raise ValueError(f"{field} must have the shape {shape}, got {tuple(values.shape)}.")
+    return values.detach().to("cpu", torch.float64 if real else torch.int64, copy=True)
+
+
+def _as_json_values(settings: Any) -> dict[str, Any]:
+    """The settings as a JSON file gives them back: tuples become lists.
+
+    Raises:
+        TypeError: If they are no mapping with strings for names, or a value has no form in JSON.
+        ValueError: If a number is not finite.
+    """
+    if not isinstance(settings, Mapping) or not all(isinstance(name, str) for name in settings):
+        raise TypeError(f"settings must be a dict with strings for names, got {settings!r}.")
+    try:
+        values: dict[str, Any] = json.loads(json.dumps(dict(settings), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"settings must hold plain JSON values: {error}. Got {settings!r}.") from error
+    return values
+
+
+def _as_adversarial(adversarial: Any, eps: tuple[float, ...], count: int) -> dict[float, Tensor] | None:
+    """The adversarial images by ε, in a dict that ``torch.load`` takes with ``weights_only=True``.
+
+    Raises:
+        ValueError: If an ε is none of the report's, or there is not one image for each label.
+    """
+    if adversarial is None:
+        return None
+    for radius, batch in adversarial.items():
+        if radius not in eps:
+            raise ValueError(f"adversarial has images at eps = {radius}, but eps is {eps}.")
+        if len(batch) != count:
+            raise ValueError(f"adversarial must hold {count} images at eps = {radius}, got {len(batch)}.")
+    return dict(adversarial)

@@ -5,22 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sip_plugin.checks import Norm
 from sip_plugin.evaluation import report_json
+from sip_plugin.evaluation.by_class import ClassAccuracy, accuracy_by_class
 from sip_plugin.evaluation.codes import ASSUMED, CARRIED, MISCLASSIFIED, ROBUST
-from sip_plugin.evaluation.consistency import (
-    as_adversarial,
-    as_json_values,
-    as_names,
-    as_radii,
-    as_values,
-    check_consistent,
-)
+from sip_plugin.evaluation.consistency import check_consistent, legal_fields
 from sip_plugin.evaluation.paired import PairedImages, compare_images
 from sip_plugin.evaluation.plots import plot_report
 from sip_plugin.evaluation.radii import PerEps, eps_labels
@@ -35,14 +29,6 @@ if TYPE_CHECKING:
     from sip_plugin.evaluation.comparison import RobustnessComparison, Rows
 
 __all__ = ["ASSUMED", "CARRIED", "MISCLASSIFIED", "ROBUST", "ClassAccuracy", "RobustnessReport"]
-
-
-class ClassAccuracy(NamedTuple):
-    """Accuracies on the images of one class: how many there are, and the shares that are right."""
-
-    images: int
-    clean: float
-    robust: PerEps[float]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -86,24 +72,7 @@ class RobustnessReport(Tabular):
     adversarial: dict[float, Tensor] | None = None
 
     def __post_init__(self) -> None:
-        eps = as_radii(self.eps, self.norm)
-        if not isinstance(self.labels, Tensor) or self.labels.dim() != 1 or not len(self.labels):
-            raise ValueError(
-                f"labels must be a torch.Tensor with the classes (N,) of one image or more, got {self.labels!r}."
-            )
-        count = len(self.labels)
-        for name, value in {
-            "eps": eps,
-            "attacks": as_names(self.attacks, "attacks"),
-            "labels": as_values(self.labels, "labels", (count,)),
-            "outcome": as_values(self.outcome, "outcome", (len(eps), count)),
-            "broken_by": as_values(self.broken_by, "broken_by", (count,)),
-            "smallest_norm": as_values(self.smallest_norm, "smallest_norm", (count,), real=True),
-            "settings": as_json_values(self.settings),
-            "warnings": as_names(self.warnings, "warnings"),
-            "seconds": float(self.seconds),
-            "adversarial": as_adversarial(self.adversarial, eps, count),
-        }.items():
+        for name, value in legal_fields(self).items():
             object.__setattr__(self, name, value)  # the report is frozen
         check_consistent(self)
 
@@ -149,19 +118,7 @@ class RobustnessReport(Tabular):
     @property
     def per_class(self) -> dict[int, ClassAccuracy]:
         """The accuracies on the images of each class that has any."""
-        classes, index = self.labels.unique(return_inverse=True)
-        counts = index.bincount()
-
-        def shares(correct: Tensor) -> list[float]:
-            values: list[float] = (index.bincount(correct.double()) / counts).tolist()
-            return values
-
-        clean = shares(self.correct_clean)
-        robust = {eps: shares(correct) for eps, correct in self.correct.items()}
-        return {
-            label: ClassAccuracy(count, clean[row], PerEps({eps: of[row] for eps, of in robust.items()}))
-            for row, (label, count) in enumerate(zip(classes.tolist(), counts.tolist(), strict=True))
-        }
+        return accuracy_by_class(self)
 
     @property
     def after_carrying(self) -> PerEps[float]:

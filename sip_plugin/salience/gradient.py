@@ -8,34 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sip_plugin.checks import check_images, check_labels
+from sip_plugin.checks import check_classes, check_images
+from sip_plugin.salience.selection import check_finite, check_mass, needed_labels, salient
 from sip_plugin.state import evaluating
 
 Target = Literal["predicted", "true", "loss"]
-
-
-def smallest_mass(scores: Tensor, mass: float = 0.5) -> Tensor:
-    """Mark, for each image, the fewest elements that hold at least ``mass`` of its summed scores (eq. 8).
-
-    The ``k`` largest elements are marked, with the smallest ``k`` whose sum reaches ``mass`` of the total; sums are taken
-    in float64, and of equal elements the first in memory order is marked first. An image without any score gets an empty
-    map (``k = 0`` satisfies eq. 8).
-
-    Args:
-        scores: Non-negative and finite, ``(N, ...)``.
-        mass: The share, in ``[0, 1]``.
-
-    Returns:
-        ``bool``, of the scores' shape.
-    """
-    flat = scores.flatten(1)
-    ordered, order = flat.sort(dim=1, descending=True, stable=True)
-    reached = ordered.cumsum(1, dtype=torch.float64)
-    # An element is needed as long as those before it do not reach the share of the total, which is the same running sum.
-    needed = torch.empty_like(order, dtype=torch.bool)
-    needed[:, :1] = reached[:, -1:] * mass > 0
-    needed[:, 1:] = reached[:, :-1] < mass * reached[:, -1:]
-    return torch.zeros_like(needed).scatter_(1, order, needed).view(scores.shape)
 
 
 class GradientSalience:
@@ -66,12 +43,10 @@ class GradientSalience:
     ) -> None:
         if not isinstance(teacher, nn.Module):
             raise TypeError(f"teacher must be a torch.nn.Module, got {type(teacher).__name__}.")
-        if isinstance(mass, (bool, str)) or not 0 < mass <= 1:
-            raise ValueError(f"mass must be a share of the gradient's magnitude in (0, 1], got {mass!r}.")
         if target not in ("predicted", "true", "loss"):
             raise ValueError(f'target must be "predicted", "true" or "loss", got {target!r}.')
         self.teacher = teacher
-        self.mass = float(mass)
+        self.mass = check_mass(mass)
         self.target = target
         self.per_pixel = per_pixel
 
@@ -89,18 +64,18 @@ class GradientSalience:
             TypeError: If ``images`` or ``labels`` are of the wrong type.
             ValueError: If their shapes or values do not fit, labels are missing, or a gradient is NaN or infinite.
         """
+        return salient(self.magnitude(images, labels), self.mass, per_pixel=self.per_pixel)
+
+    def magnitude(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """``|∇_x T(x)|``, what the map holds a share of; arguments and errors as of a call.
+
+        Returns:
+            Non-negative and finite, ``(N, C, H, W)``.
+        """
         check_images(images)
         magnitude = self._gradient(images, labels).abs()
-        finite = magnitude.isfinite().flatten(1).all(1)
-        if not bool(finite.all()):
-            bad = (~finite).nonzero().flatten().tolist()
-            raise ValueError(
-                f"The teacher's gradient is NaN or infinite for image(s) {bad[:10]} of the batch, so they have no salience "
-                "map. Check the teacher's weights and output on them."
-            )
-        if self.per_pixel:
-            return smallest_mass(magnitude.sum(1, keepdim=True, dtype=torch.float64), self.mass).expand_as(images)
-        return smallest_mass(magnitude, self.mass)
+        check_finite(magnitude, "The teacher's gradient")
+        return magnitude
 
     def __repr__(self) -> str:
         return (
@@ -109,10 +84,7 @@ class GradientSalience:
         )
 
     def _gradient(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        if self.target != "predicted":
-            if labels is None:
-                raise ValueError(f"target={self.target!r} needs labels: call with (images, labels).")
-            labels = check_labels(labels, images)
+        labels = None if self.target == "predicted" else needed_labels(self.target, labels, images)
         # A caller may be inside no_grad or inference_mode (a validation step); a map needs its gradient all the same.
         with torch.inference_mode(False), torch.enable_grad(), evaluating(self.teacher):
             inputs = images.detach().clone().requires_grad_()
@@ -122,9 +94,11 @@ class GradientSalience:
                 raise ValueError(f"The teacher must give logits of shape ({len(images)}, classes), got {got}.")
             if not logits.requires_grad:  # a teacher that does not look at the image: no gradient, an empty map
                 return torch.zeros_like(inputs)
+            if labels is not None:
+                check_classes(labels, logits)
             if self.target == "loss":
                 score = F.cross_entropy(logits, labels, reduction="sum")  # type: ignore[arg-type]
             else:
-                classes = logits.argmax(1) if labels is None or self.target == "predicted" else labels
+                classes = logits.argmax(1) if labels is None else labels
                 score = logits.gather(1, classes[:, None]).sum()
             return torch.autograd.grad(score, inputs)[0]

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sip_plugin.cam import CAM, KINDS, class_activation_maps
 from sip_plugin.checks import check_eps, check_logits
 from sip_plugin.constraint import FeasibleSet
-from sip_plugin.training.cam import CAM, KINDS, class_activation_maps
 from sip_plugin.training.method import Method
 from sip_plugin.training.progress import Progress
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from sip_plugin.checks import Norm, check_eps, check_images, check_labels, check_steps
 from sip_plugin.constraint import SalienceMap, as_salience_map, element_budget, feasible_set
+from sip_plugin.networks import PastFabric, innermost, without_reducer
 from sip_plugin.salience_source import MaskSource, call_mask_source, check_mask_source
 from sip_plugin.state import evaluating, preserved
 from sip_plugin.training.method import Method
 from sip_plugin.training.methods import as_method
 from sip_plugin.training.metrics import RecordedPasses
-from sip_plugin.training.networks import PastFabric, innermost, without_reducer
 from sip_plugin.training.other_attack import OtherAttack
 from sip_plugin.training.progress import Progress, at_epoch
 from sip_plugin.training.rng import restore_rng_state, rng_state

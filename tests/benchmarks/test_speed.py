@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks.record import write_text
-from benchmarks.speed import measure, training_step, wrapper_overhead
-from tests.conftest import small_network
+from benchmarks.speed import measure, salience_selection, training_step, wrapper_overhead
+from tests.conftest import ROOT, small_network
 
 
 def test_the_ratio_is_the_median_of_the_rounds():
@@ -64,6 +64,32 @@ def test_training_step_runs_and_writes_its_record(tmp_path):
         assert results[f"{name} step / its bare passes"]["rows"] == rows
     assert sum(results["fat step / its bare passes"]["rows"]) <= 40
     assert len(results) == 6 + 6 + 1
+
+
+def test_salience_selection_runs_and_writes_its_record(tmp_path):
+    out = tmp_path / "result.json"
+    arguments = ["--batch", "2", "--size", "32", "--rounds", "1", "--out", str(out)]
+    results = salience_selection.main(arguments)
+    record = json.loads(out.read_text())
+    assert {"versions", "hardware", "command", "seed", "results", "network", "images"} <= set(record)
+    assert record["images"] == [2, 3, 32, 32]
+    assert 0 < record["salient_share"] < 0.5
+    ways = ("smallest_mass", "sorting values with their positions", "GradientSalience", "CAMSalience")
+    assert list(results) == [f"{way} / forward and backward" for way in ways]
+    assert record["results"] == results
+
+
+def test_salience_selection_refuses_maps_that_differ(monkeypatch):
+    monkeypatch.setattr(salience_selection, "smallest_mass", lambda scores: scores > scores.mean())
+    with pytest.raises(RuntimeError, match="plain selection"):
+        salience_selection.main(["--batch", "1", "--size", "32", "--rounds", "1"])
+
+
+def test_the_committed_selection_takes_less_than_a_tenth_of_the_passes():
+    record = json.loads((ROOT / "benchmarks" / "results" / "speed" / "salience_selection.json").read_text())
+    assert record["images"] == [64, 3, 224, 224]
+    assert max(record["results"]["smallest_mass / forward and backward"]["ratios"]) < 0.1
+    assert record["results"]["GradientSalience / forward and backward"]["median_ratio"] < 1.1
 
 
 def test_peak_memory_counts_what_is_alive_at_once():

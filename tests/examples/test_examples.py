@@ -21,9 +21,19 @@ def example(name):
 
 
 def test_every_example_has_a_test():
-    tested = {"quickstart", "train_sip_at", "wrap_attack", "art_attack", "art_trainer", "foolbox_attack"}
-    tested |= {"evaluate"}
-    tested |= {"own_method", "train_fast", "train_with_ddp"}  # in files beside this one
+    tested = {
+        "art_attack",
+        "art_trainer",
+        "evaluate",
+        "foolbox_attack",
+        "look_at_salience",
+        "quickstart",
+        "salience_sources",
+        "store_and_train",
+        "train_sip_at",
+        "wrap_attack",
+    }
+    tested |= {"human_salience", "own_method", "train_fast", "train_with_ddp"}  # in files beside this one
     tested |= {f"train_with_{loop}" for loop in ("lightning", "accelerate", "fabric")}
     assert {path.stem for path in (ROOT / "examples").glob("*.py")} == tested
 
@@ -60,6 +70,47 @@ def test_train_sip_at():
     for clean, robust in results.values():
         assert clean > 0.85
         assert robust > 0.5
+
+
+def test_store_and_train(capsys):
+    results = example("store_and_train").main()
+    assert 0.05 < results["salient"] < 0.5
+    assert results["clean"] > 0.85
+    assert results["robust"] > 0.45
+    printed = capsys.readouterr().out
+    assert "shape=(1400, 1, 8, 8), made by sip_plugin.salience.gradient.GradientSalience): 1" in printed
+
+
+def test_look_at_salience(tmp_path, capsys):
+    path = tmp_path / "picture.png"
+    found = example("look_at_salience").main(["--epochs", "2", "--out", str(path)])
+    assert len(found) == 500
+    assert found.names == ("Madry", "standard")
+    assert 0.5 <= found.mass_first.min() <= found.mass_first.max() < 0.6
+    assert found.iou.mean() > found.chance_iou.mean() + 0.05  # both look at the strokes
+    assert str(found) in capsys.readouterr().out
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_look_at_saliences_command_line_says_what_is_missing(capsys):
+    with pytest.raises(SystemExit):
+        example("look_at_salience").main(["--dataset", "cifar10"])
+    assert "--data-dir" in capsys.readouterr().err
+
+
+def test_salience_sources(capsys):
+    shares, agreement = example("salience_sources").main()
+    assert len(shares) == 8
+    for name, share in shares.items():
+        assert 0.02 < share < 0.4
+        assert agreement[name, name] == 1.0
+        for other in shares:
+            assert agreement[name, other] == agreement[other, name]
+    # Captum's saliency is the gradient; smoothed it is still like it; what a convolution stage sees is something else.
+    assert agreement["gradient", "saliency"] == 1.0
+    assert agreement["gradient", "SmoothGrad"] > 0.5 > agreement["gradient", "Grad-CAM"]
+    printed = capsys.readouterr().out
+    assert all(f"\n{name}" in printed for name in shares)
 
 
 @pytest.mark.slow

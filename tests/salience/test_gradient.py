@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from sip_plugin.salience import GradientSalience
-from sip_plugin.salience.gradient import smallest_mass
+from sip_plugin.salience.selection import smallest_mass
 from tests.adapters.test_contract import everything, same
+from tests.salience.passes import convolutions
 
 
 def brute_force_size(scores: np.ndarray, mass: float) -> int:
@@ -22,42 +23,6 @@ def brute_force_size(scores: np.ndarray, mass: float) -> int:
         held += ordered[k]
         k += 1
     return k
-
-
-CASES = {
-    "normal": lambda g: torch.randn(8, 3, 7, 5, generator=g).abs(),
-    "heavy-tailed": lambda g: torch.randn(8, 3, 7, 5, generator=g).pow(4),
-    "tiny": lambda g: torch.rand(8, 3, 7, 5, generator=g) * 1e-30,
-    "huge range": lambda g: 10 ** (40 * torch.rand(8, 3, 7, 5, generator=g) - 20),
-    "all equal": lambda g: torch.full((8, 3, 7, 5), 0.1),
-    "few values": lambda g: torch.randint(0, 4, (8, 3, 7, 5), generator=g) / 7,
-    "mostly zero": lambda g: torch.randn(8, 3, 7, 5, generator=g).abs() * (torch.rand(8, 3, 7, 5, generator=g) < 0.1),
-    "one": lambda g: F.one_hot(torch.arange(8), 105).float().view(8, 3, 7, 5),
-    "zero": lambda g: torch.zeros(8, 3, 7, 5),
-    "half": lambda g: torch.rand(8, 3, 7, 5, generator=g).half(),
-    "double": lambda g: torch.rand(8, 3, 7, 5, generator=g, dtype=torch.float64),
-}
-
-
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("mass", [0.5, 0.01, 0.25, 0.9, 1.0])
-def test_the_maps_size_equals_a_brute_force_search_of_eq_8(case, mass):
-    for seed in range(5):
-        scores = CASES[case](torch.Generator().manual_seed(seed))
-        chosen = smallest_mass(scores, mass)
-        assert chosen.dtype == torch.bool
-        assert chosen.shape == scores.shape
-        for image, map_ in zip(scores, chosen, strict=True):
-            assert map_.sum().item() == brute_force_size(image.numpy(), mass)
-            if 0 < map_.sum() < map_.numel():
-                assert image[map_].min() >= image[~map_].max()  # the largest ones
-
-
-def test_ties_are_broken_by_memory_order_every_time():
-    scores = torch.ones(1, 1, 3, 3)
-    expected = torch.tensor([[[[1, 1, 1], [1, 1, 0], [0, 0, 0]]]], dtype=torch.bool)
-    for _ in range(3):
-        assert torch.equal(smallest_mass(scores, 0.5), expected)
 
 
 class Linear(nn.Module):
@@ -144,12 +109,26 @@ def test_maps_can_be_made_where_gradients_are_off(mode, network, images):
     assert not images.requires_grad
 
 
-def test_one_forward_and_one_backward_to_the_input(network, images):
+def test_one_forward_and_one_backward_to_the_input_and_no_gradient_of_the_weights(network, images):
+    assert convolutions(lambda: GradientSalience(network)(images)) == (2, 2, 0)
     passes = []
     network.register_forward_hook(lambda *_: passes.append("forward"))
     network[0].register_full_backward_hook(lambda *_: passes.append("backward"))
     GradientSalience(network)(images)
     assert passes == ["forward", "backward"]
+
+
+@pytest.mark.parametrize("target", ["true", "loss"])
+def test_labels_may_come_from_inference_mode(target, network, images, labels):
+    expected = GradientSalience(network, target=target)(images, labels)
+    with torch.inference_mode():
+        assert torch.equal(GradientSalience(network, target=target)(images * 1, labels * 1), expected)
+
+
+@pytest.mark.parametrize("target", ["true", "loss"])
+def test_a_class_that_the_teacher_does_not_have_is_a_clear_error(target, network, images, labels):
+    with pytest.raises(ValueError, match="below 10, the number of the network's classes, got 11"):
+        GradientSalience(network, target=target)(images, torch.tensor([0, 1, 11, 3, 4, 5]))
 
 
 def test_an_image_without_gradient_has_an_empty_map(images):

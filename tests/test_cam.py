@@ -1,16 +1,13 @@
-"""Class activation maps and PART's budgets, against maps made plainly, image by image."""
+"""Class activation maps, against maps made plainly, image by image."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sip_plugin import AdversarialTrainer
-from sip_plugin.training import PART, Progress
-from sip_plugin.training.cam import class_activation_maps
+from sip_plugin.cam import class_activation_maps
 from tests.adapters.test_contract import everything, same
 
-EPS, LOW = 8 / 255, 7 / 255
 KINDS = ("gradcam", "xgradcam", "layercam")
 
 
@@ -37,17 +34,6 @@ def plain_map(network, image, kind, split=4):
     return F.interpolate(total[None, None], size=image.shape[1:], mode="bilinear", align_corners=False)[0, 0]
 
 
-def plain_budget(network, image, kind):
-    cam = plain_map(network, image, kind).double()
-    standardised = (cam - cam.mean()) / ((cam - cam.mean()) ** 2).mean().sqrt()
-    return torch.where(standardised > 1, EPS, LOW).float()
-
-
-def budgets(method, network, images):
-    with torch.no_grad():
-        return method.budget(network, images, EPS, Progress(5, 10))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_maps_of_a_batch_are_those_of_its_images_alone(kind, network, batch):
     maps = class_activation_maps(network, batch[0], kind)
@@ -67,78 +53,6 @@ def test_a_map_fills_0_to_1_also_where_all_of_it_is_positive(kind, batch):
     maps = class_activation_maps(network, batch[0], kind)
     assert torch.equal(maps.amin((1, 2, 3)), torch.zeros(12))
     assert torch.equal(maps.amax((1, 2, 3)), torch.ones(12))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_parts_budgets_are_those_of_a_plain_cam(kind, network, batch):
-    found = budgets(PART(kind), network, batch[0])
-    plain = torch.stack([plain_budget(network, image, kind) for image in batch[0]])
-    assert torch.equal(found[:, 0], plain)
-    important = (plain == EPS).flatten(1).float().mean(1)
-    assert important.min() > 0
-    assert important.max() < 0.5
-
-
-def test_every_image_has_its_own_map_under_shuffling_and_augmentation(network, batch):
-    images = batch[0]
-    before = budgets(PART(), network, images)
-    assert len({tuple(budget.flatten().tolist()) for budget in before}) > 8
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    assert torch.equal(budgets(PART(), network, images[order]), before[order])
-    moved = torch.where(torch.arange(12)[:, None, None, None] % 2 == 0, images.roll(3, dims=3), images)
-    plain = torch.stack([plain_budget(network, image, "gradcam") for image in moved])
-    assert torch.equal(budgets(PART(), network, moved)[:, 0], plain)
-    assert not torch.equal(plain, before[:, 0])
-
-
-def test_the_search_keeps_to_those_budgets(network, batch):
-    x, y = batch
-    trainer = AdversarialTrainer(network, PART(eps_low=0.01), eps=0.1, alpha=0.03, steps=6)
-    trainer.set_epoch(5, 10)
-    change = (trainer.perturb(x, y) - x).abs()
-    low = (budgets(PART(eps_low=0.01), network, x) < EPS).expand_as(change)
-    assert change[low].max().item() == pytest.approx(0.01, abs=1e-6)
-    assert change[~low].max().item() == pytest.approx(0.1, abs=1e-6)
-
-
-def test_with_a_map_the_smaller_budget_wins(network, batch):
-    x, y = batch
-    soft = torch.full_like(x, 0.5)
-    soft[:, :, :, :4] = 1
-    soft[:, :, :, 12:] = 0
-    trainer = AdversarialTrainer(network, PART(eps_low=0.06), salience=soft, eps=0.1, alpha=0.03, steps=6)
-    trainer.set_epoch(5, 10)
-    change = (trainer.perturb(x, y) - x).abs()
-    low = (budgets(PART(eps_low=0.01), network, x) < EPS).expand_as(change)
-    allowed = torch.minimum(0.1 * (1 - soft), torch.where(low, 0.06, 0.1))
-    assert allowed.unique().tolist() == pytest.approx([0.0, 0.05, 0.06, 0.1])
-    assert (change <= allowed + 1e-6).all()
-    for value in allowed.unique():
-        assert change[allowed == value].max().item() == pytest.approx(value.item(), abs=1e-6)
-
-
-def test_the_first_epochs_are_madrys(network, batch):
-    results = {}
-    for method, epoch in (("madry", 0), (PART(warmup=0.25), 4), (PART(warmup=0.25), 5), (PART(warmup=0), 0)):
-        trainer = AdversarialTrainer(network, method)
-        trainer.set_epoch(epoch, 20)
-        torch.manual_seed(0)
-        results[str(method), epoch] = trainer.perturb(*batch)
-    madry, warming, warm, without = results.values()
-    assert torch.equal(warming, madry)
-    assert not torch.equal(warm, madry)
-    assert torch.equal(warm, without)
-
-
-def test_without_warm_up_no_epochs_are_needed(network, batch):
-    assert AdversarialTrainer(network, PART(warmup=0), steps=1)(*batch).isfinite()
-
-
-def test_a_low_budget_above_eps_is_eps(network, batch):
-    torch.manual_seed(0)
-    madry = AdversarialTrainer(network, "madry", eps=0.01).perturb(*batch)
-    torch.manual_seed(0)
-    assert torch.equal(AdversarialTrainer(network, PART(eps_low=0.02, warmup=0), eps=0.01).perturb(*batch), madry)
 
 
 def test_maps_leave_no_trace_and_need_no_trainable_weights(network, batch):
@@ -178,14 +92,6 @@ def test_a_layer_with_one_position_is_no_map(batch):
     assert torch.equal(found, class_activation_maps(network, batch[0], layer="0"))
 
 
-def test_a_constant_map_has_no_important_pixel(batch):
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
-    nn.init.zeros_(network[0].weight)
-    nn.init.ones_(network[0].bias)
-    for kind in KINDS:
-        assert (budgets(PART(kind), network, batch[0]) == torch.tensor(LOW)).all()
-
-
 def test_a_dead_channel_has_no_part_in_xgradcam(network, batch):
     with torch.no_grad():
         network[3].weight[:4] = 0
@@ -199,15 +105,66 @@ def test_a_dead_channel_has_no_part_in_xgradcam(network, batch):
     ("network", "layer", "says"),
     [
         (nn.Sequential(nn.Flatten(), nn.Linear(768, 10)), None, "No convolution stage"),
-        (nn.Sequential(nn.Conv2d(3, 2, 16), nn.Flatten(), nn.Linear(2, 10)), None, "PART"),
+        (nn.Sequential(nn.Conv2d(3, 2, 16), nn.Flatten(), nn.Linear(2, 10)), None, "layer="),
         (nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(392, 10)), "1", "more than one position"),
         (nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(392, 10)), "layer4", "It has: 0, 1, 2"),
     ],
 )
 def test_no_usable_layer_is_a_clear_error(network, layer, says, batch):
-    trainer = AdversarialTrainer(network, PART(warmup=0, layer=layer))
     with pytest.raises(ValueError, match=says):
-        trainer(*batch)
+        class_activation_maps(network, batch[0], layer=layer)
+
+
+class Parts(nn.Module):
+    """Two convolutions, of which the logits use what ``used`` says."""
+
+    def __init__(self, used):
+        super().__init__()
+        self.used = used
+        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
+        self.head = nn.Linear(4, 10)
+
+    def forward(self, x):
+        first, second = self.first(x), self.second(x)
+        if self.used == "no gradient":
+            second = second.detach()
+        used = first if self.used == "first" else second
+        return self.head(used.mean((2, 3))) if self.used != "nothing" else torch.zeros(len(x), 10)
+
+
+@pytest.mark.parametrize("used", ["first", "no gradient", "nothing"])
+def test_a_layer_that_the_logits_do_not_depend_on_is_a_clear_error(used, batch):
+    with pytest.raises(ValueError, match="no gradient to that layer"):
+        class_activation_maps(Parts(used), batch[0], layer="second")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_maps_of_given_classes_are_of_those_logits(kind, network, batch):
+    images, classes = batch[0], (batch[1] + 1) % 10
+    maps = class_activation_maps(network, images, kind, classes=classes)
+    own = class_activation_maps(network, images, kind)
+    assert not torch.equal(maps, own)
+    assert torch.equal(class_activation_maps(network, images, kind, classes=network(images).argmax(1)), own)
+    # With those logits the largest, and their gradients as before.
+    network.register_forward_hook(lambda module, inputs, output: output + 1000 * F.one_hot(classes, 10))
+    assert torch.equal(class_activation_maps(network, images, kind), maps)
+
+
+def test_a_class_that_the_network_does_not_have_is_a_clear_error(network, batch):
+    with pytest.raises(ValueError, match="below 10"):
+        class_activation_maps(network, batch[0], classes=batch[1] + 5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_image_whose_activations_are_not_finite_has_a_map_of_nan_and_the_others_theirs(kind, value, network, batch):
+    expected = class_activation_maps(network, batch[0], kind, layer="4")
+    place = [torch.tensor(index) for index in (2, 3, 1, 1)]
+    network[4].register_forward_hook(lambda module, inputs, output: output.index_put(place, torch.tensor(value)))
+    maps = class_activation_maps(network, batch[0], kind, layer="4")
+    assert maps[2].isnan().any()
+    others = [i for i in range(12) if i != 2]
+    assert torch.equal(maps[others], expected[others])
 
 
 @pytest.mark.parametrize("layer", [None, "0"])

@@ -1,4 +1,4 @@
-"""Class activation maps of the network in training: one forward and one partial backward pass for a whole batch."""
+"""Class activation maps: one forward and one partial backward pass for a whole batch."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sip_plugin.checks import check_logits
-from sip_plugin.training.networks import innermost
+from sip_plugin.checks import check_classes, check_logits
+from sip_plugin.networks import innermost
 
 CAM = Literal["gradcam", "xgradcam", "layercam"]
 
 
 def class_activation_maps(
-    network: nn.Module, images: Tensor, kind: CAM = "gradcam", layer: str | None = None
+    network: nn.Module,
+    images: Tensor,
+    kind: CAM = "gradcam",
+    layer: str | None = None,
+    classes: Tensor | None = None,
 ) -> Tensor:
-    """How much each pixel speaks for the class that the network predicts.
+    """How much each pixel speaks for a class, the one that the network predicts unless another is given.
 
-    With the activations ``A_k`` of a layer and the gradient ``G_k`` of the predicted logit to them, the map is
+    With the activations ``A_k`` of a layer and the gradient ``G_k`` of the class's logit to them, the map is
     ``ReLU(Σ_k w_k A_k)``: for Grad-CAM (Selvaraju et al. 2017) ``w_k`` is the mean of ``G_k``, for XGrad-CAM (Fu et al.
     2020) ``Σ G_k A_k / Σ A_k``, both over the positions; for LayerCAM (Jiang et al. 2021) ``ReLU(G_k)``, at each position
     its own. Each map is scaled to ``[0, 1]`` and then enlarged bilinearly.
@@ -31,23 +35,44 @@ def class_activation_maps(
         kind: ``"gradcam"``, ``"xgradcam"`` or ``"layercam"``.
         layer: The name of a module (as ``named_modules`` gives it); None for the last module with convolutions in it whose
             output still has more than one position.
+        classes: Class indices ``(N,)``; None for the predicted ones.
 
     Returns:
-        ``(N, 1, H, W)`` in ``[0, 1]``, at least float32; 0 everywhere for an image whose map is constant.
+        ``(N, 1, H, W)`` in ``[0, 1]``, at least float32; 0 everywhere for an image whose map is constant, NaN for one whose
+        activations or gradients are not finite.
 
     Raises:
-        ValueError: If there is no such layer, or its output is not ``(N, K, h, w)``.
+        ValueError: If there is no such layer, its output is not ``(N, K, h, w)``, or the network has no such class.
     """
     network = innermost(network)
     with torch.enable_grad():
         # The images ask for a gradient so that the activations are in a graph even where all weights are frozen.
         output, activation = _forward(network, images.detach().requires_grad_(), layer)
-        (gradient,) = torch.autograd.grad(check_logits(output, len(images)).max(1).values.sum(), activation)
+        gradient = _gradient(_score(check_logits(output, len(images)), classes), activation, network)
     dtype = torch.promote_types(activation.dtype, torch.float32)
-    maps = _SUMS[kind](activation.detach().to(dtype), gradient.to(dtype)).relu_()
+    sums = _SUMS[kind](activation.detach().to(dtype), gradient.to(dtype))
+    maps = torch.where(sums.isfinite(), sums.relu(), torch.nan)  # of −∞ the ReLU alone would make an ordinary 0
     low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
     maps = (maps - low) / (high - low).clamp(min=torch.finfo(dtype).tiny)
     return F.interpolate(maps, size=images.shape[2:], mode="bilinear", align_corners=False)
+
+
+def _score(logits: Tensor, classes: Tensor | None) -> Tensor:
+    if classes is None:
+        return logits.max(1).values.sum()
+    check_classes(classes, logits)
+    return logits.gather(1, classes[:, None]).sum()
+
+
+def _gradient(score: Tensor, activation: Tensor, network: nn.Module) -> Tensor:
+    used = score.requires_grad and activation.requires_grad
+    gradient = torch.autograd.grad(score, activation, allow_unused=True)[0] if used else None
+    if gradient is None:
+        raise ValueError(
+            f"The logits of {type(network).__name__} have no gradient to that layer (they do not use its output, or it runs "
+            "under no_grad): name another of its layers (layer=...)."
+        )
+    return gradient
 
 
 def _gradcam(activation: Tensor, gradient: Tensor) -> Tensor:
@@ -85,7 +110,7 @@ def _forward(network: nn.Module, images: Tensor, layer: str | None) -> tuple[Ten
             return output.clone()  # for the rest of the network, which may write into it
         return output
 
-    watched = _containing_convolutions(network) if layer is None else [_named(network, layer)]
+    watched = _containing_convolutions(network) if layer is None else [named_layer(network, layer)]
     handles = [module.register_forward_hook(keep) for module in watched]
     try:
         output = network(images)
@@ -99,7 +124,7 @@ def _forward(network: nn.Module, images: Tensor, layer: str | None) -> tuple[Ten
             else f"No output (N, K, h, w) with more than one position of {layer!r}"
         )
         raise ValueError(
-            f"{found} was seen in {type(network).__name__}: name one of its layers with such an output, PART(layer=...)."
+            f"{found} was seen in {type(network).__name__}: name one of its layers with such an output (layer=...)."
         )
     return output, seen[0]
 
@@ -114,7 +139,13 @@ def _containing_convolutions(network: nn.Module) -> list[nn.Module]:
     return [modules[name] for name in names]
 
 
-def _named(network: nn.Module, layer: str) -> nn.Module:
+def named_layer(network: nn.Module, layer: str) -> nn.Module:
+    """The module of that name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    network = innermost(network)
     try:
         return network.get_submodule(layer)
     except AttributeError as error:

@@ -1,0 +1,199 @@
+"""The paper's tables.
+
+    python -m benchmarks.paper run --dataset cifar10 --arch resnet18 --method sip-at --seed 0 --data-dir DIR
+    python -m benchmarks.paper table --preset digits
+    python -m benchmarks.paper table --preset cifar10-cpu --data-dir DIR --unofficial-data FOLDER
+    python -m benchmarks.paper report --preset cifar10-cpu
+    python -m benchmarks.paper page
+
+Everything can be interrupted (kill -9 too) and started again with the same command; several `table` commands may work on one
+table at once. Several GPUs: ``torchrun --nproc-per-node 4 -m benchmarks.paper run … --accelerator cuda``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.paper.methods import METHODS
+from benchmarks.paper.networks import NETWORKS
+from benchmarks.paper.presets import PRESETS, Preset
+from benchmarks.paper.protocols import Cell, Evaluation, Training
+
+_SAME = {"sip-at": "sip-s"}  # the paper's name of the method and of its rows
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command == "page":
+        from benchmarks.paper.report import write_page
+
+        write_page()
+        return 0
+    preset = PRESETS[options.preset or options.dataset]
+    options.results = options.results or Path("out") / "paper" / (options.preset or options.dataset)
+    options.work = options.work or options.results / "work"
+    try:
+        if options.command == "report":
+            from benchmarks.paper.report import write_report
+
+            write_report(preset, options.results)
+            return 0
+        return _run(_cells(options, preset), options)
+    except (FileNotFoundError, OSError, ValueError, ImportError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def _run(cells: list[Cell], options: argparse.Namespace) -> int:
+    from lightning.fabric import Fabric
+    from lightning.fabric.loggers import CSVLogger, TensorBoardLogger
+
+    from benchmarks.paper.cell import Place, run_cell
+    from benchmarks.paper.data import Source
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    place = Place(
+        Source(options.data_dir, options.download, options.unofficial_data),
+        options.work,
+        options.results,
+        options.teacher,
+        options.workers,
+    )
+    logger = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}[options.log]
+    left = []
+    for number, cell in enumerate(cells):
+        fabric = Fabric(
+            accelerator=options.accelerator,
+            devices=int(os.environ.get("LOCAL_WORLD_SIZE", options.devices)),
+            num_nodes=options.nodes,
+            precision=cell.training.precision,
+            loggers=logger(str(options.work / "logs"), cell.name),
+        )
+        fabric.launch()
+        if fabric.global_rank == 0:
+            print(f"[{number + 1}/{len(cells)}] {cell.name}", flush=True)
+        if not run_cell(cell, place, fabric, train_only=options.train_only):
+            left.append(cell.name)
+    if left:
+        print(f"Another process is at: {', '.join(left)}.")
+    return 0
+
+
+def _cells(options: argparse.Namespace, preset: Preset) -> list[Cell]:
+    from benchmarks.paper.cell import with_changes
+
+    training, evaluation = _changes(options, Training), _changes(options, Evaluation)
+    if options.command == "run":
+        method = _SAME.get(options.method, options.method)
+        base = Cell(
+            options.dataset,
+            options.arch or preset.archs[0],
+            method,
+            options.seed,
+            options.teacher_arch or preset.teacher_arch,
+            preset.training,
+            preset.evaluation,
+            split_seed=options.split_seed,
+        )
+        return [with_changes(base, training, evaluation)]
+    preset = dataclasses.replace(
+        preset,
+        archs=tuple(options.archs or preset.archs),
+        methods=tuple(_SAME.get(method, method) for method in options.methods or preset.methods),
+        seeds=tuple(preset.seeds if options.seeds is None else options.seeds),
+        teacher_arch=options.teacher_arch or preset.teacher_arch,
+    )
+    return [
+        dataclasses.replace(with_changes(cell, training, evaluation), split_seed=options.split_seed)
+        for cell in preset.cells()
+    ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.paper", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train and evaluate one cell")
+    run.add_argument("--dataset", choices=("digits", "cifar10", "cifar100", "cub"), required=True)
+    run.add_argument("--preset", choices=PRESETS, help="whose settings to start from (default: the data set's own)")
+    run.add_argument("--arch", choices=NETWORKS)
+    run.add_argument("--method", choices=(*METHODS, *_SAME), required=True)
+    run.add_argument("--seed", type=int, default=0)
+    table = commands.add_parser("table", help="all cells of a table")
+    table.add_argument("--preset", choices=PRESETS, required=True)
+    table.add_argument("--archs", nargs="+", choices=NETWORKS)
+    table.add_argument("--methods", nargs="+", choices=(*METHODS, *_SAME))
+    table.add_argument("--seeds", nargs="+", type=int)
+    for command in (run, table):
+        _add_common(command)
+    report = commands.add_parser("report", help="table and curves from the results there are")
+    report.add_argument("--preset", choices=PRESETS, required=True)
+    report.add_argument("--results", type=Path)
+    commands.add_parser("page", help="fill the tables of PAPER.md in again, from the committed results")
+    report.set_defaults(work=None, dataset=None)
+    table.set_defaults(dataset=None)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data-dir", type=Path, help="folder that holds the data set")
+    parser.add_argument("--download", action="store_true", help="fetch CIFAR if it is not there")
+    parser.add_argument(
+        "--unofficial-data", metavar="FOLDER", help="folder under --data-dir in CIFAR's layout that is not the archive"
+    )
+    parser.add_argument("--results", type=Path, help="folder of the result files (default: out/paper/PRESET)")
+    parser.add_argument("--work", type=Path, help="folder of checkpoints and maps (default: work/ in it)")
+    parser.add_argument("--train-only", action="store_true", help="leave the evaluation to a later run")
+    parser.add_argument("--teacher", type=Path, help="weights of a teacher trained elsewhere")
+    parser.add_argument("--teacher-arch", choices=NETWORKS)
+    parser.add_argument("--split-seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=0, help="processes that load images")
+    parser.add_argument("--threads", type=int, help="torch's threads")
+    parser.add_argument("--accelerator", default="auto", help="Fabric's: auto, cpu, cuda, mps")
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--log", choices=("csv", "tensorboard"), default="csv")
+    for part in (Training, Evaluation):
+        group = parser.add_argument_group(f"{part.__name__.lower()}, in place of the preset's")
+        for field, kind in _fields(part):
+            flag = f"--{'test-' if field == 'eps' and part is Evaluation else ''}{field.replace('_', '-')}"
+            if field == "batch_size" and part is Evaluation:
+                flag = "--test-batch-size"
+            destination = f"{part.__name__}.{field}"
+            if kind is bool:
+                group.add_argument(flag, dest=destination, action=argparse.BooleanOptionalAction)
+            elif typing.get_origin(kind) is tuple:
+                group.add_argument(flag, dest=destination, nargs="*", type=typing.get_args(kind)[0])
+            elif typing.get_origin(kind) is typing.Literal:
+                group.add_argument(flag, dest=destination, choices=typing.get_args(kind))
+            else:
+                group.add_argument(flag, dest=destination, type=int if kind == int | None else kind)
+
+
+def _fields(part: type[Training] | type[Evaluation]) -> Iterator[tuple[str, Any]]:
+    kinds = typing.get_type_hints(part)
+    return ((field.name, kinds[field.name]) for field in dataclasses.fields(part))
+
+
+def _changes(options: argparse.Namespace, part: type[Training] | type[Evaluation]) -> dict[str, Any]:
+    given = vars(options)
+    found = {name: given.get(f"{part.__name__}.{name}") for name, _ in _fields(part)}
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in found.items() if value is not None
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,248 @@
+"""One cell: its teacher and maps, its training, its evaluation and its result file, each done once and taken up again."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from benchmarks.paper.data import Maps, Source, Splits, load_splits
+from benchmarks.paper.files import load, locked, save, weights_hash
+from benchmarks.paper.methods import METHODS, LeastGradient, RandomLike
+from benchmarks.paper.networks import build_network
+from benchmarks.paper.protocols import Cell
+from benchmarks.paper.seeds import derived
+from benchmarks.paper.training import train_network
+from benchmarks.record import run_record, write_json
+from sip_plugin.evaluation import evaluate_robustness
+from sip_plugin.salience import GradientSalience, MaskStore
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run reads and writes.
+
+    Attributes:
+        source: The data.
+        work: Checkpoints, networks, maps; large, needed only to go on.
+        results: One JSON file per cell; small, to keep.
+        teacher: Weights of a teacher that was trained elsewhere (a ``state_dict``), None to train one.
+        workers: Processes that load images.
+    """
+
+    source: Source
+    work: Path
+    results: Path
+    teacher: Path | None = None
+    workers: int = 0
+
+    def result(self, cell: Cell) -> Path:
+        """The result file of a cell."""
+        return self.results / "cells" / f"{cell.name}.json"
+
+
+def run_cell(cell: Cell, place: Place, fabric: Fabric, *, train_only: bool = False) -> bool:
+    """Train and evaluate a cell, unless its result is there or another process is at it.
+
+    Args:
+        cell: What to train and how to evaluate it.
+        place: Where to read and write.
+        fabric: Devices and precision; launched.
+        train_only: Leave the evaluation to a later run.
+
+    Returns:
+        Whether it is done; False if another process is at it.
+
+    Raises:
+        ValueError: If a result or a checkpoint of that name is of other settings.
+    """
+    if _finished(cell, place):
+        return True
+    with locked(place.work / f"{cell.name}.lock", fabric, wait=False) as mine:
+        if not mine:
+            return False
+        splits = load_splits(cell.dataset, place.source, cell.training.validation_share, cell.split_seed)
+        maps, teacher = _maps(cell, splits, place, fabric)
+        network, history = trained(cell, splits, maps, place, fabric)
+        if train_only:
+            return True
+        began = time.perf_counter()
+        report, folding = _evaluated(cell, network, splits, place, fabric)
+        if fabric.global_rank == 0:
+            # The result is the last to be written: where it is, the cell is done.
+            report.to_json(place.result(cell).with_suffix(".report.json"))
+            write_json(
+                place.result(cell),
+                {
+                    **run_record(cell.seed),
+                    "cell": cell.as_dict(),
+                    "data": {
+                        "origin": splits.origin,
+                        "training_images": len(splits.train),  # type: ignore[arg-type]
+                        "validation_images": len(splits.validation),  # type: ignore[arg-type]
+                        "test_images": len(splits.test),  # type: ignore[arg-type]
+                        "split": splits.fingerprint,
+                    },
+                    "teacher": teacher,
+                    "network": {
+                        "weights_sha256": weights_hash(network),
+                        "parameters": sum(p.numel() for p in network.parameters()),
+                    },
+                    "training": history,
+                    "batchnorm_folding": folding,
+                    "clean_accuracy": report.clean_accuracy,
+                    "robust_accuracy": {f"{255 * eps:g}/255": value for eps, value in report.robust_accuracy.items()},
+                    "evaluation_seconds": time.perf_counter() - began,
+                    "warnings": list(report.warnings),
+                },
+            )
+        fabric.barrier()
+    return True
+
+
+def _finished(cell: Cell, place: Place) -> bool:
+    path = place.result(cell)
+    if not path.exists():
+        return False
+    import json
+
+    known = json.loads(path.read_text(encoding="utf-8"))["cell"]
+    if known != cell.as_dict():
+        wanted = cell.as_dict()
+        differing = [
+            f"{part}.{name}" if isinstance(wanted[part], dict) else part
+            for part in wanted
+            for name in (wanted[part] if isinstance(wanted[part], dict) else [part])
+            if (known.get(part, {}).get(name) if isinstance(wanted[part], dict) else known.get(part))
+            != (wanted[part][name] if isinstance(wanted[part], dict) else wanted[part])
+        ]
+        raise ValueError(
+            f"{path} is of this cell with other settings ({', '.join(differing)}): choose another --results folder, or "
+            "remove the file."
+        )
+    return True
+
+
+def trained(
+    cell: Cell, splits: Splits, maps: Maps | None, place: Place, fabric: Fabric
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The cell's network and the history of its training, from its file if it was trained before."""
+    folder = place.work / f"{cell.name}-{cell.training_key()}"
+    file = folder / "network.pt"
+    if file.exists():
+        state = load(file)
+        network = build_network(cell.arch, splits.channels, splits.classes)
+        network.load_state_dict(state["network"])
+        return network.to(fabric.device).eval(), state["history"]
+    network, history = train_network(cell, splits, maps, folder, fabric, place.workers)
+    if fabric.global_rank == 0:
+        save(file, {"network": network.state_dict(), "history": history})
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+    fabric.barrier()
+    return network, history
+
+
+def _maps(cell: Cell, splits: Splits, place: Place, fabric: Fabric) -> tuple[Maps | None, dict[str, Any] | None]:
+    """The training images' maps, and what there is to say of the teacher."""
+    kind = METHODS[cell.method].salience
+    if kind is None:
+        return None, None
+    if kind == "human":
+        if splits.human_maps is None:
+            raise ValueError(f"There are no human annotations for {cell.dataset}: {cell.method} is for cub.")
+        return splits.human_maps, {"salience": "human annotations"}
+    teacher, note = _teacher(cell, splits, place, fabric)
+    source = GradientSalience(teacher)
+    least = kind == "least"
+    path = (
+        place.work / f"maps-{cell.dataset}-{splits.fingerprint}-{note['weights_sha256'][:12]}{'-least' * least}.masks"
+    )
+    with locked(path.with_suffix(".lock"), fabric, wait=True):
+        maps = MaskStore.build(
+            path, splits.train, LeastGradient(source) if least else source, batch_size=64, device=fabric.device
+        )
+    note["salient_share"] = sum(maps[i].float().mean().item() for i in range(len(maps))) / len(maps)
+    return (RandomLike(maps, cell.seed) if kind == "random" else maps), note
+
+
+def _teacher(cell: Cell, splits: Splits, place: Place, fabric: Fabric) -> tuple[nn.Module, dict[str, Any]]:
+    teacher = cell.teacher()
+    if place.teacher is not None:
+        network = build_network(teacher.arch, splits.channels, splits.classes)
+        state = load(place.teacher)
+        network.load_state_dict(state.get("network", state))
+        network = network.to(fabric.device).eval()
+        return network, {"arch": teacher.arch, "file": place.teacher.name, "weights_sha256": weights_hash(network)}
+    with locked(place.work / f"{teacher.name}.lock", fabric, wait=True):
+        network, history = trained(teacher, splits, None, place, fabric)
+    last = {name: value for name, value in history["epochs"][-1].items() if name.startswith("validation")}
+    return network, {"arch": teacher.arch, "method": "madry", "seed": teacher.seed, **last} | {
+        "weights_sha256": weights_hash(network)
+    }
+
+
+def _evaluated(
+    cell: Cell, network: nn.Module, splits: Splits, place: Place, fabric: Fabric
+) -> tuple[Any, dict[str, Any] | None]:
+    """AutoAttack's report, and how far the folded network is from the network."""
+    settings = cell.evaluation
+    count = len(splits.test) if settings.images is None else min(settings.images, len(splits.test))  # type: ignore[arg-type]
+    samples = [splits.test[i] for i in range(count)]
+    images = torch.stack([image for image, _ in samples])
+    labels = torch.tensor([label for _, label in samples])
+    network = network.to(fabric.device).eval()
+    folding = None
+    if settings.fold_batchnorm:
+        network, folding = fold_batchnorm(network, images)
+    report = evaluate_robustness(
+        network,
+        (images, labels),
+        eps=settings.eps,
+        version=settings.version,
+        assume_survivors=settings.assume_survivors,
+        batch_size=settings.batch_size,
+        seed=derived(cell.seed) // 2,
+        checkpoint=place.work / f"{cell.name}-{cell.training_key()}" / "evaluation",
+    )
+    return report, folding
+
+
+def fold_batchnorm(network: nn.Module, images: Tensor) -> tuple[nn.Module, dict[str, Any]]:
+    """The network in eval mode with BatchNorm folded into the convolutions, and how much its logits differ on the images.
+
+    Raises:
+        RuntimeError: If a prediction differs on an image whose two best logits are more than rounding apart.
+    """
+    from torch.fx.experimental.optimization import fuse
+
+    folded: nn.Module = fuse(copy.deepcopy(network).eval())
+    folded = folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    device = next(network.parameters()).device
+    largest, differing = 0.0, 0
+    with torch.no_grad():
+        for x in images.split(256):
+            x = x.to(device)
+            ours, theirs = folded(x), network(x)
+            largest = max(largest, (ours - theirs).abs().max().item())
+            differing += int((ours.argmax(1) != theirs.argmax(1)).sum())
+    if largest > 1e-3:
+        raise RuntimeError(
+            f"Folding BatchNorm changes logits by up to {largest:g}: leave it out (--no-fold-batchnorm)."
+        )
+    return folded, {"largest_logit_difference": largest, "predictions_that_differ": differing}
+
+
+def with_changes(cell: Cell, training: dict[str, Any], evaluation: dict[str, Any]) -> Cell:
+    """The cell with some settings of its own."""
+    return dataclasses.replace(
+        cell,
+        training=dataclasses.replace(cell.training, **training),
+        evaluation=dataclasses.replace(cell.evaluation, **evaluation),
+    )

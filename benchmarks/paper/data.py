@@ -1,0 +1,203 @@
+"""The data sets of the tables, with their 90/10 split into training and held-out images."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset, Subset, TensorDataset
+
+_CUB_SIZE = [224, 224]
+Images = Dataset[tuple[Tensor, int]]
+
+
+class Maps(Protocol):
+    """Salience maps by the index of their image."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the data comes from.
+
+    Attributes:
+        folder: The data set's folder (``--data-dir``); not needed for digits.
+        download: Fetch the official archive if it is not there.
+        unofficial: A folder under ``folder`` in the archive's layout that is not the archive.
+    """
+
+    folder: Path | None = None
+    download: bool = False
+    unofficial: str | None = None
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set: images in [0, 1] as they are, without augmentation.
+
+    Attributes:
+        train: The training images with their labels.
+        validation: The held-out tenth.
+        test: The test images.
+        classes: How many.
+        channels: Of an image.
+        origin: Which files they are, in words.
+        fingerprint: Hash of the training images' indices.
+        human_maps: Of the training images, where people drew them.
+    """
+
+    train: Images
+    validation: Images
+    test: Images
+    classes: int
+    channels: int
+    origin: str
+    fingerprint: str
+    human_maps: Maps | None = None
+
+
+def load_splits(name: str, source: Source, validation_share: float, seed: int) -> Splits:
+    """The splits of a data set.
+
+    Raises:
+        FileNotFoundError: If the folder is missing.
+        ValueError: If there is no such data set, or its folder was not given.
+    """
+    loaders = {"digits": _digits, "cifar10": _cifar, "cifar100": _cifar, "cub": _cub}
+    if name not in loaders:
+        raise ValueError(f"Unknown data set {name!r}. Known: {', '.join(loaders)}.")
+    if name != "digits" and source.folder is None:
+        raise ValueError(f"{name} needs --data-dir, the folder that holds the data set; --download fetches it (CIFAR).")
+    if source.folder is not None and not source.folder.is_dir() and not source.download:
+        raise FileNotFoundError(f"There is no folder {source.folder}: give --data-dir, or add --download (CIFAR).")
+    train, test, classes, channels, origin, maps = loaders[name](name, source)
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
+    held_out = round(validation_share * len(order))
+    kept, validation = sorted(order[held_out:]), sorted(order[:held_out])
+    return Splits(
+        train=Subset(train, kept),
+        validation=Subset(train, validation),
+        test=test,
+        classes=classes,
+        channels=channels,
+        origin=origin,
+        fingerprint=hashlib.sha256(str(kept).encode()).hexdigest()[:16],
+        human_maps=None if maps is None else _Rows(maps, kept),
+    )
+
+
+class _Rows:
+    def __init__(self, maps: Maps, rows: list[int]) -> None:
+        self.maps, self.rows = maps, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.maps[self.rows[index]]
+
+
+class _InMemory(TensorDataset):
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:  # type: ignore[override]
+        image, label = super().__getitem__(index)  # type: ignore[no-untyped-call]
+        return image, int(label)
+
+
+def _digits(name: str, source: Source) -> tuple[Any, Any, int, int, str, None]:
+    """scikit-learn's 1,797 handwritten digits, 8×8: 1,297 to train, 500 to test."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    split = train_test_split(images, labels, test_size=500, stratify=labels, random_state=0)
+    x, x_test = (torch.tensor(part, dtype=torch.float32).view(-1, 1, 8, 8) / 16 for part in split[:2])
+    y, y_test = (torch.tensor(part, dtype=torch.int64) for part in split[2:])
+    return _InMemory(x, y), _InMemory(x_test, y_test), 10, 1, "scikit-learn load_digits", None
+
+
+def _cifar(name: str, source: Source) -> tuple[Any, Any, int, int, str, None]:
+    """CIFAR-10 or CIFAR-100 through torchvision, which checks the official files."""
+    from torchvision import datasets
+
+    base: Any = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
+    if source.unofficial is not None:
+        files = [f"data_batch_{k}" for k in range(1, 6)] if name == "cifar10" else ["train"]
+
+        class Unofficial(base):  # type: ignore[misc]
+            base_folder = source.unofficial
+            train_list: ClassVar = [[file, None] for file in files]
+            test_list: ClassVar = [["test_batch" if name == "cifar10" else "test", None]]
+            meta: ClassVar = base.meta | {"md5": None}
+
+        base = Unofficial
+
+    def tensors(train: bool) -> _InMemory:
+        try:
+            part = base(str(source.folder), train=train, download=source.download)
+        except RuntimeError as error:  # torchvision's, for files that are missing or not the official ones
+            raise FileNotFoundError(
+                f"{source.folder} does not hold {base.base_folder} as torchvision expects it ({error}). --download fetches "
+                "the official archive; files in its layout that are not the archive need --unofficial-data FOLDER."
+            ) from error
+        return _InMemory(torch.from_numpy(part.data).permute(0, 3, 1, 2).float() / 255, torch.tensor(part.targets))
+
+    kind = "official archive" if source.unofficial is None else f"not the official archive: {source.unofficial}"
+    return tensors(True), tensors(False), 10 if name == "cifar10" else 100, 3, f"{name}, {kind}", None
+
+
+def _cub(name: str, source: Source) -> tuple[Any, Any, int, int, str, Maps | None]:
+    """CUB-200-2011 in its archive's layout, 224×224, with a majority of the annotators' segmentations as maps."""
+    from sip_plugin.salience import CUB200
+
+    assert source.folder is not None  # load_splits has asked for it
+    if source.download or source.unofficial is not None:
+        raise ValueError(
+            "CUB-200-2011 is read from --data-dir alone: unpack CUB_200_2011.tgz and segmentations.tgz there."
+        )
+    train, test = CUB200(source.folder, train=True), CUB200(source.folder, train=False)
+    try:
+        maps: Maps | None = _ResizedMaps(train.masks())
+    except FileNotFoundError as error:
+        # Only SIP-H needs them, and it says so.
+        warnings.warn(f"No human maps: {error}", RuntimeWarning, stacklevel=2)
+        maps = None
+    return _Resized(train), _Resized(test), len(train.classes), 3, f"CUB-200-2011, {train!r}, {test!r}", maps
+
+
+class _Resized(Dataset[tuple[Tensor, int]]):
+    """PIL images as tensors of one size."""
+
+    def __init__(self, images: Any) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        from torchvision.transforms.v2 import functional
+
+        image, label = self.images[index]
+        tensor = functional.to_dtype(functional.pil_to_tensor(image), torch.float32, scale=True)
+        return functional.resize(tensor, _CUB_SIZE, antialias=True).clamp(0, 1), label
+
+
+class _ResizedMaps:
+    """Their maps, by the nearest pixel."""
+
+    def __init__(self, maps: Maps) -> None:
+        self.maps = maps
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def __getitem__(self, index: int) -> Tensor:
+        salience = self.maps[index]
+        return F.interpolate(salience[None].float(), _CUB_SIZE, mode="nearest-exact")[0].bool()

@@ -1,0 +1,241 @@
+"""The training loop of a cell, on Lightning Fabric; a killed run goes on where it was."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from benchmarks.paper.data import Maps, Splits
+from benchmarks.paper.files import load, save
+from benchmarks.paper.methods import METHODS
+from benchmarks.paper.networks import build_network
+from benchmarks.paper.protocols import Cell
+from benchmarks.paper.seeds import derived
+from benchmarks.record import run_record
+from sip_plugin import AdversarialTrainer
+from sip_plugin.salience import SalientDataset
+
+
+class EpochOrder(Sampler[int]):
+    """A random order that depends on seed and epoch alone, shared out over the processes; an incomplete batch is left out.
+
+    So a resumed epoch sees the very batches that the uninterrupted one would have seen.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, rank: int, processes: int) -> None:
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.rank, self.processes = rank, processes
+        self.epoch = 0
+        self.batches = length // batch_size
+        if not self.batches:
+            raise ValueError(f"{length} training images do not fill a batch of {batch_size}: lower --batch-size.")
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.randperm(self.length, generator=torch.Generator().manual_seed(derived(self.seed, self.epoch)))
+        return iter(order[: self.batches * self.batch_size][self.rank :: self.processes].tolist())
+
+    def __len__(self) -> int:
+        return self.batches * self.batch_size // self.processes
+
+
+def train_network(
+    cell: Cell, splits: Splits, maps: Maps | None, folder: Path, fabric: Fabric, workers: int
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The trained network, and its history epoch by epoch; from ``folder``'s checkpoint if there is one.
+
+    Args:
+        cell: What to train.
+        splits: The data.
+        maps: The training images' salience maps, None for a method without.
+        folder: Of the checkpoint and the logs; its checkpoint must be of this very cell.
+        fabric: Devices and precision; launched.
+        workers: Processes that load images.
+    """
+    protocol = cell.training
+    if protocol.batch_size % fabric.world_size:
+        raise ValueError(
+            f"A batch of {protocol.batch_size} images cannot be shared out evenly over {fabric.world_size} processes."
+        )
+    torch.manual_seed(derived(cell.seed))  # the same initial weights for each method
+    network = build_network(cell.arch, splits.channels, splits.classes, protocol.pretrained)
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model, optimizer = fabric.setup(
+        network,
+        torch.optim.SGD(
+            network.parameters(),
+            protocol.learning_rate,
+            momentum=protocol.momentum,
+            weight_decay=protocol.weight_decay,
+            nesterov=protocol.nesterov,
+        ),
+    )
+    row = METHODS[cell.method]
+    criterion = AdversarialTrainer(
+        model,
+        row.method(),
+        eps=protocol.eps,
+        alpha=protocol.alpha,
+        steps=protocol.steps,
+        compile=protocol.compile and cell.method not in ("fat", "sip-fat"),
+    )
+    order = EpochOrder(len(splits.train), protocol.batch_size, cell.seed, fabric.global_rank, fabric.world_size)  # type: ignore[arg-type]
+    loader = fabric.setup_dataloaders(
+        DataLoader(
+            Augmented(splits.train, maps, protocol.augmentation),
+            protocol.batch_size // fabric.world_size,
+            sampler=order,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=fabric.device.type == "cuda",
+        ),
+        use_distributed_sampler=False,
+    )
+    checkpoint = folder / "checkpoint.pt"
+    history: list[dict[str, float]] = []
+    if checkpoint.exists():
+        state = load(checkpoint)
+        if state["training_key"] != cell.training_key():
+            raise ValueError(
+                f"{checkpoint} is of a cell with other settings: remove it, or choose another --work folder."
+            )
+        network.load_state_dict(state["network"])
+        optimizer.load_state_dict(state["optimizer"])
+        criterion.load_state_dict(state["trainer"])
+        history = state["history"]
+    with tqdm(
+        total=protocol.epochs * order.batches,
+        initial=len(history) * order.batches,
+        desc=f"train {cell.name}",
+        unit="batch",
+        disable=fabric.global_rank > 0,
+        mininterval=1,
+        dynamic_ncols=True,
+    ) as bar:
+        for epoch in range(len(history), protocol.epochs):
+            began = time.perf_counter()
+            # All that this epoch draws (augmentation, starts of searches) follows from here.
+            torch.manual_seed(derived(cell.seed, epoch, fabric.global_rank))
+            order.epoch = epoch
+            criterion.set_epoch(epoch, protocol.epochs)
+            figures = _epoch(model, criterion, optimizer, loader, cell, epoch, fabric, bar)
+            last = epoch + 1 == protocol.epochs
+            if len(splits.validation) and (last or (epoch + 1) % protocol.validation_every == 0):  # type: ignore[arg-type]
+                figures |= validate(model, splits.validation, cell, fabric)
+            figures["seconds"] = time.perf_counter() - began
+            history.append(figures)
+            fabric.log_dict(figures, step=epoch)
+            if fabric.global_rank == 0:
+                save(
+                    checkpoint,
+                    {
+                        "training_key": cell.training_key(),
+                        "network": network.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "trainer": criterion.state_dict(),
+                        "history": history,
+                    },
+                )
+            fabric.barrier()
+    model.eval()
+    network = network.to(memory_format=torch.contiguous_format)
+    # Without Fabric around it: the evaluation has neither its precision nor DistributedDataParallel.
+    return network, {"epochs": history, **_conditions(fabric)}
+
+
+def _epoch(
+    model: Any,
+    criterion: AdversarialTrainer,
+    optimizer: Any,
+    loader: Any,
+    cell: Cell,
+    epoch: int,
+    fabric: Fabric,
+    bar: Any,
+) -> dict[str, float]:
+    model.train()
+    sums: dict[str, Tensor] = {}
+    for number, (images, labels, *maps) in enumerate(loader):
+        rate = cell.training.rate(epoch + number / len(loader))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        images = images.contiguous(memory_format=torch.channels_last)
+        loss = criterion(images, labels, mask=maps[0] if maps else None)
+        optimizer.zero_grad()
+        fabric.backward(loss)
+        optimizer.step()
+        for name, value in criterion.metrics.items():
+            sums[name] = sums.get(name, torch.zeros_like(value)) + value
+        bar.update()
+    means = {name: fabric.all_reduce(value / len(loader)).item() for name, value in sums.items()}
+    if not all(value == value for value in means.values()):
+        raise FloatingPointError(f"{cell.name} diverged in epoch {epoch + 1}: {means}. Lower --learning-rate.")
+    return {"learning_rate": rate, **means}
+
+
+def validate(model: Any, images: Dataset[Any], cell: Cell, fabric: Fabric) -> dict[str, float]:
+    """Clean accuracy on the held-out images, and accuracy under 10 steps of PGD at the training ε."""
+    model.eval()
+    attack = AdversarialTrainer(model, "madry", eps=cell.training.eps, alpha=cell.training.eps / 4, steps=10)
+    mine = torch.utils.data.Subset(images, range(fabric.global_rank, len(images), fabric.world_size))  # type: ignore[arg-type]
+    counts = torch.zeros(3, device=fabric.device)
+    for x, y in DataLoader(mine, 256):
+        x, y = x.to(fabric.device), y.to(fabric.device)
+        adversarial = attack.perturb(x, y)
+        with torch.no_grad():
+            for place, shown in enumerate((x, adversarial)):
+                counts[place] += (model(shown).argmax(1) == y).sum()
+        counts[2] += len(x)
+    clean, robust, total = fabric.all_reduce(counts, reduce_op="sum").tolist()
+    return {"validation_clean_accuracy": clean / total, "validation_pgd_accuracy": robust / total}
+
+
+class Augmented(Dataset[Any]):
+    """Training images with their maps, if there are any, after augmentation: both moved together.
+
+    Args:
+        images: Un-augmented images with their labels.
+        maps: Their salience maps, or None.
+        augmentation: ``"none"``, ``"flip"`` or ``"crop-flip"``.
+    """
+
+    def __init__(self, images: Dataset[Any], maps: Maps | None, augmentation: str) -> None:
+        self.images = images
+        transform = _transform(augmentation, images[0][0].shape[-1])
+        self.transform = transform if maps is None else None
+        self.salient = None if maps is None else SalientDataset(images, maps, transform)
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> Any:
+        if self.salient is not None:
+            return self.salient[index]
+        image, label = self.images[index]
+        return (image if self.transform is None else self.transform(image)), label
+
+
+def _transform(augmentation: str, size: int) -> Any:
+    if augmentation == "none":
+        return None
+    from torchvision.transforms import v2
+
+    flip = v2.RandomHorizontalFlip()
+    return flip if augmentation == "flip" else v2.Compose([v2.RandomCrop(size, padding=size // 8), flip])
+
+
+def _conditions(fabric: Fabric) -> dict[str, Any]:
+    record = run_record(None)
+    return {
+        "processes": fabric.world_size,
+        "device": str(fabric.device),
+        "hardware": record["hardware"],
+        "versions": record["versions"],
+    }

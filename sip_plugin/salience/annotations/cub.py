@@ -1,0 +1,149 @@
+"""CUB-200-2011 in its archive's own layout, with its segmentations as salience (SIP-H)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from sip_plugin.salience.annotations.files import pillow
+from sip_plugin.salience.annotations.folder import FolderMasks
+from sip_plugin.salience.annotations.masks import Missing
+
+_SITE = "https://www.vision.caltech.edu/datasets/cub_200_2011/"
+
+
+class CUB200(Dataset[tuple[Any, int]]):
+    """Caltech-UCSD Birds-200-2011 (Wah et al. 2011), 11,788 images of 200 species, with its official split.
+
+    Reads the unpacked archive: ``images.txt``, ``image_class_labels.txt``, ``train_test_split.txt``, ``classes.txt`` and
+    ``images/``; and for :meth:`masks` the unpacked archive of the segmentations, in ``segmentations/`` in or beside that
+    folder. Nothing is downloaded.
+
+    Args:
+        root: The folder ``CUB_200_2011``, or the one that it is in.
+        train: The 5,994 training images, or the 5,794 test images.
+        transform: Applied to each image; for evaluation. To train with maps, leave it out and give the transform to
+            ``SalientDataset``, which moves image and map together.
+
+    Attributes:
+        root: The folder ``CUB_200_2011``.
+        samples: The path and the label of each image, in the order of ``images.txt``; labels count from 0.
+        classes: The name of each label.
+
+    Raises:
+        FileNotFoundError: If a list is missing.
+        ValueError: If the lists cannot be read, or do not go with each other.
+
+    Example:
+        >>> birds = CUB200("CUB_200_2011", train=True)
+        >>> image, label = birds[0]  # a PIL image in RGB
+        >>> data = SalientDataset(birds, birds.masks(threshold=0.5), transform)
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str], train: bool = True, *, transform: Callable[[Any], Any] | None = None
+    ) -> None:
+        root = Path(root)
+        self.root = root / "CUB_200_2011" if (root / "CUB_200_2011").is_dir() else root
+        self.train = train
+        self.transform = transform
+        names = _read_list(self.root / "images.txt")
+        labels = _numbers(self.root / "image_class_labels.txt", names)
+        split = _numbers(self.root / "train_test_split.txt", names)
+        classes = _read_list(self.root / "classes.txt")
+        if unknown := set(labels.values()) - classes.keys():
+            raise ValueError(f"{self.root / 'classes.txt'} lacks the class {min(unknown)} of image_class_labels.txt.")
+        if sorted(classes) != list(range(1, len(classes) + 1)):
+            raise ValueError(f"{self.root / 'classes.txt'} must number the classes from 1 without gaps.")
+        if other := set(split.values()) - {0, 1}:
+            raise ValueError(f"{self.root / 'train_test_split.txt'} must hold 0 and 1 only, got {min(other)}.")
+        self.classes = [classes[number] for number in sorted(classes)]
+        self.samples = [
+            (self.root / "images" / name, labels[number] - 1)
+            for number, name in names.items()
+            if split[number] == int(train)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        path, label = self.samples[index]
+        with pillow().open(path) as file:
+            image = file.convert("RGB")  # some of the archive's images are grey
+        return (image if self.transform is None else self.transform(image)), label
+
+    def masks(
+        self,
+        threshold: float = 0.5,
+        *,
+        segmentations: str | os.PathLike[str] | None = None,
+        missing: Missing = "error",
+    ) -> FolderMasks:
+        """The segmentations (Farrell 2022) as maps of these images.
+
+        Their grey level is the share of annotators that marked the pixel. The paper does not say how it made maps of them;
+        the default is a majority.
+
+        Args:
+            threshold: A pixel is salient if at least this share of the annotators marked it, in ``(0, 1]``.
+            segmentations: The folder of the segmentations; None for the one in or beside :attr:`root`.
+            missing: As in :class:`FolderMasks`.
+
+        Raises:
+            FileNotFoundError: If there are no segmentations, or one is missing.
+            ValueError: If the data set has a transform, which its maps would not follow.
+        """
+        if self.transform is not None:
+            raise ValueError(
+                "The images of this data set are transformed, which its maps would not follow. Give the transform to "
+                "SalientDataset(birds, birds.masks(), transform) instead, which moves both."
+            )
+        folder = self._segmentations() if segmentations is None else Path(segmentations)
+        return FolderMasks(self, folder, threshold=threshold, image_root=self.root / "images", missing=missing)
+
+    def __repr__(self) -> str:
+        return f"CUB200({len(self)} {'training' if self.train else 'test'} images in {self.root})"
+
+    def _segmentations(self) -> Path:
+        # Beside the folder as it is called, and as it is: it may be a link.
+        beside = (self.root.absolute().parent, self.root.resolve().parent)
+        places = [folder / "segmentations" for folder in (self.root, *beside)]
+        for place in places:
+            if place.is_dir():
+                return place
+        raise FileNotFoundError(
+            f"There are no segmentations in {places[0]} or {places[1]}. They are an archive of their own, "
+            f"segmentations.tgz from {_SITE}."
+        )
+
+
+def _read_list(path: Path) -> dict[int, str]:
+    """The lines ``<id> <text>`` of one of the archive's lists."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no {path}. CUB-200-2011 is unpacked from CUB_200_2011.tgz of {_SITE}.")
+    entries: dict[int, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        fields = line.split(maxsplit=1)
+        if not fields:
+            continue
+        if len(fields) < 2 or not fields[0].isdecimal() or int(fields[0]) in entries:
+            raise ValueError(f"{path}, line {number}: expected a number of its own, a space and a value, got {line!r}.")
+        entries[int(fields[0])] = fields[1].strip()
+    return entries
+
+
+def _numbers(path: Path, names: dict[int, str]) -> dict[int, int]:
+    """A list ``<image id> <number>`` of exactly the images of ``images.txt``."""
+    entries = _read_list(path)
+    if entries.keys() != names.keys():
+        odd = min(entries.keys() ^ names.keys())
+        raise ValueError(f"{path} and images.txt must hold the same images; the image {odd} is only in one of them.")
+    for image, text in entries.items():
+        if not text.isdecimal():
+            raise ValueError(f"{path}: expected a number for the image {image}, got {text!r}.")
+    return {image: int(text) for image, text in entries.items()}

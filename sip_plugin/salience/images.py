@@ -1,0 +1,124 @@
+"""The images of a data set: as tensors, and as numbers by which an image is known again."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sip_plugin.checks import check_images
+
+_SAMPLES = 32
+
+
+def pair_of(dataset: Any, index: int) -> tuple[Tensor, Any]:
+    """Image and label of a map-style data set's item; the image as a tensor ``(C, H, W)``, uint8 or floating point.
+
+    Raises:
+        TypeError: If the item is no pair, or its image neither a tensor nor a PIL image of 8 bits a channel.
+        ValueError: If the image has not the three dimensions ``(C, H, W)``.
+    """
+    item = dataset[index]
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        got = f"{len(item)} values" if isinstance(item, (tuple, list)) else type(item).__name__
+        raise TypeError(f"A data set of (image, label) pairs was expected, item {index} is {got}.")
+    image, label = item
+    return as_tensor(image, f"The image of item {index}"), label
+
+
+def as_tensor(image: Any, name: str = "The image") -> Tensor:
+    """A tensor ``(C, H, W)``, uint8 or floating point, of an image that is one or a PIL image.
+
+    Raises:
+        TypeError: If it is neither, or a PIL image with a palette or not of 8 bits a channel.
+        ValueError: If it has not the three dimensions ``(C, H, W)``, or none of one is empty.
+    """
+    if not isinstance(image, Tensor):
+        image = _of_pil(image, name)
+    if image.dtype != torch.uint8 and not image.is_floating_point():
+        raise TypeError(f"{name} must be uint8 or floating point, got {image.dtype}.")
+    if image.dim() != 3 or not image.numel():
+        raise ValueError(f"{name} must be of shape (C, H, W), got {tuple(image.shape)}.")
+    tensor: Tensor = image.detach().as_subclass(Tensor)  # past a subclass (tv_tensors.Image)
+    return tensor
+
+
+def _of_pil(image: Any, name: str) -> Tensor:
+    # A PIL image has these; so that Pillow is not needed for tensors.
+    if not (hasattr(image, "mode") and hasattr(image, "getbands") and hasattr(image, "size")):
+        raise TypeError(f"{name} must be a tensor (C, H, W) or a PIL image, got {type(image).__name__}.")
+    pixels = np.array(image)  # a copy: a tensor must be writable
+    if image.mode == "P" or pixels.dtype != np.uint8:
+        raise TypeError(
+            f'{name} is a PIL image of mode "{image.mode}"; give one of 8 bits a channel: image.convert("RGB").'
+        )
+    return torch.from_numpy(pixels).view(image.size[1], image.size[0], -1).permute(2, 0, 1).contiguous()
+
+
+def as_float(image: Tensor) -> Tensor:
+    """A floating-point image, uint8 scaled to [0, 1] with the arithmetic of ``v2.functional.to_dtype(scale=True)``."""
+    return image.to(torch.float32).mul_(1 / 255) if image.dtype == torch.uint8 else image
+
+
+def _bytes(image: Tensor) -> bytes:
+    """The image in steps of 1/255, the same for its PIL, uint8 and float forms."""
+    if image.is_floating_point():
+        image = image.to(torch.float32).mul(255).round_().clamp_(0, 255).to(torch.uint8)
+    return image.cpu().contiguous().numpy().tobytes()
+
+
+def check_byte(image: Tensor) -> int:
+    """Eight bits of the image's checksum: another image has others 255 times of 256."""
+    return zlib.crc32(_bytes(image)) & 0xFF
+
+
+def sample_of(dataset: Any) -> tuple[tuple[int, int, int], str]:
+    """The shape of a data set's images, and a fingerprint: a hash of its length and of evenly spaced images.
+
+    Raises:
+        TypeError: If it is no map-style data set of (image, label).
+        ValueError: If it is empty, its images are not of one shape or not in [0, 1], or fetching one twice gives two
+            different ones.
+    """
+    if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        raise TypeError(f"A map-style data set (with a length and an index) is needed, got {type(dataset).__name__}.")
+    length = len(dataset)
+    if not length:
+        raise ValueError("The data set is empty.")
+    indices = sorted({round(k * (length - 1) / (_SAMPLES - 1)) for k in range(_SAMPLES)})
+    images = [_in_range(pair_of(dataset, index)[0], index) for index in indices]
+    shape = _one_shape(images, indices)
+    for index, image in zip(indices, images, strict=True):
+        again, _ = pair_of(dataset, index)
+        if again.dtype != image.dtype or not torch.equal(again, image):
+            raise ValueError(
+                f"Item {index} of the data set is another image each time that it is fetched (a random transform?). Maps "
+                "belong to un-augmented images: give that data set here, and the transform to SalientDataset, which moves "
+                "image and map together."
+            )
+    digest = hashlib.sha256(f"{length} {shape}".encode())
+    for image in images:
+        digest.update(_bytes(image))
+    return shape, digest.hexdigest()
+
+
+def _in_range(image: Tensor, index: int) -> Tensor:
+    if image.is_floating_point():
+        check_images(image[None], name=f"The image of item {index}")
+    return image
+
+
+def _one_shape(images: Sequence[Tensor], indices: Sequence[int]) -> tuple[int, int, int]:
+    for index, image in zip(indices, images, strict=True):
+        if image.shape != images[0].shape:
+            raise ValueError(
+                f"The images must be of one shape: item {indices[0]} is {tuple(images[0].shape)}, item {index} is "
+                f"{tuple(image.shape)}. Resize them in the data set, in the same way each time."
+            )
+    channels, height, width = images[0].shape
+    return channels, height, width

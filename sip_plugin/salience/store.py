@@ -1,0 +1,295 @@
+"""Salience maps made once and kept in a file, one bit per element."""
+
+from __future__ import annotations
+
+import mmap
+import operator
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sip_plugin.salience.images import check_byte, sample_of
+from sip_plugin.salience.map_source import MapSource
+from sip_plugin.salience.ranks import Ranks
+from sip_plugin.salience.store_build import Build, agreed, check_batch_size, wanted_of
+from sip_plugin.salience.store_file import StoreError, block_checksum, open_whole
+from sip_plugin.salience_source import MaskSource
+
+Indices = slice | Sequence[int] | Tensor | np.ndarray
+
+
+class MaskStore:
+    """The salience maps of a whole data set in one file, one bit per element, read through a memory map.
+
+    ``MaskStore.build`` makes the file; ``MaskStore(path)`` opens it. ``store[i]`` is the map of image ``i``, ``store[i:j]``
+    and ``store[indices]`` those of several. Each read checks the checksum of what it reads. A store can be pickled (a worker
+    opens the same file), used by several threads and processes at once, and as a context manager.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        path: The file.
+        shape: ``(N, C, H, W)`` of the maps.
+        provenance: What made them, as :func:`sip_plugin.salience.provenance.provenance` tells it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no mask store, half-built, cut off, or its header is damaged.
+
+    Example:
+        >>> store = MaskStore.build("maps.sip", dataset, GradientSalience(teacher), batch_size=256)
+        >>> store = MaskStore("maps.sip")  # later
+        >>> store[0], store[[3, 1, 4]]  # bool, (C, H, W) and (3, C, H, W)
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+        self._map: mmap.mmap | None = None
+        file, self._layout, self._table = open_whole(self.path)
+        with file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._file = os.dup(file.fileno())
+        self._header = self._layout.header
+        self.shape = torch.Size((self._header.length, *self._header.image_shape))
+        self.provenance = self._header.provenance
+
+    @classmethod
+    def build(
+        cls,
+        path: str | os.PathLike[str],
+        dataset: Any,
+        mask_fn: MaskSource,
+        batch_size: int = 128,
+        *,
+        device: str | torch.device | None = None,
+        num_workers: int = 0,
+        progress: bool = True,
+        overwrite: bool = False,
+    ) -> MaskStore:
+        """Make the maps of all images of a data set, once, and open their store.
+
+        It may be killed at any moment: what is done stays in a file beside it (``<path>.partial``), and the same call goes
+        on from there. A store that is already there, of the same maps and images, is opened and nothing is computed. Where
+        ``torch.distributed`` is initialised (torchrun), each process makes a share; they must see one file system.
+
+        Args:
+            path: The file to make. Its folder must exist.
+            dataset: A map-style data set of (image, label); the images un-augmented and of one shape, as floating-point
+                tensors in [0, 1], uint8 tensors or PIL images.
+            mask_fn: Where the maps come from: a callable ``(images, labels) -> map`` or ``(images) -> map``, or a map that
+                holds for every image. Its maps must be bool or {0, 1}.
+            batch_size: Images that ``mask_fn`` gets at once.
+            device: Where ``mask_fn`` gets its images; by default where its network is, or the CPU.
+            num_workers: Processes that load images (of torch's ``DataLoader``).
+            progress: Show a progress bar (needs tqdm; without it there is none).
+            overwrite: Make it anew where there is a store already, or a part of another one.
+
+        Returns:
+            The store, opened.
+
+        Raises:
+            TypeError: If an argument, an item of the data set or a map is of the wrong type.
+            ValueError: If images or maps have the wrong shape or values, or the data set gives another image each time.
+            FileExistsError: If another store is at ``path``, or a part of another one beside it.
+            OSError: If the file cannot be written (folder missing or read-only, disk full), or another process builds it.
+            RuntimeError: If another process of this group failed.
+        """
+        ranks = Ranks()
+        wanted = agreed(ranks.each(lambda: wanted_of(dataset, mask_fn)))
+        size = check_batch_size(batch_size)
+        shape = wanted["image_shape"]
+        source = ranks.each_own(lambda: MapSource(dataset, mask_fn, shape, size, device, num_workers))
+        Build(Path(path).absolute(), source, wanted, overwrite, ranks).run(progress)
+        return cls(path)
+
+    def __len__(self) -> int:
+        return self._header.length
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: Indices) -> Tensor: ...
+    def __getitem__(self, index: Any) -> Tensor:
+        """The map of one image, ``(C, H, W)``, or those of several, ``(n, C, H, W)``; ``bool``.
+
+        Args:
+            index: An integer; or a slice, a sequence, a tensor or an array of integers. Negative ones count from the end.
+
+        Raises:
+            IndexError: If there is no such image.
+            TypeError: If it is something else (a mask of booleans, for example).
+            ValueError: If what is read does not fit its checksum.
+        """
+        one = _as_integer(index)
+        maps, _ = self._read(self._positions([one] if one is not None else index))
+        return maps[0] if one is not None else maps
+
+    def maps_of(self, indices: Sequence[int], images: Sequence[Tensor]) -> Tensor:
+        """The maps ``(n, C, H, W)`` of images, after a check that they are the ones that the maps were made of.
+
+        Eight bits of each image's checksum are compared: another image passes one time in 256, a batch of others never.
+
+        Args:
+            indices: Where they are in the data set.
+            images: The un-augmented images, each ``(C, H, W)``, uint8 or floating point in [0, 1].
+
+        Raises:
+            IndexError: If there is no such image.
+            ValueError: If an image is another one, or what is read does not fit its checksum.
+        """
+        positions = self._positions(indices)
+        maps, checks = self._read(positions)
+        for position, image, check in zip(positions.tolist(), images, checks, strict=True):
+            if tuple(image.shape) != self._header.image_shape or check_byte(image) != check:
+                raise ValueError(
+                    f"Image {position} is not the one that its map in {self.path} was made of: the data set is another one, "
+                    "in another order, or augments its images. Give the un-augmented data set of MaskStore.build."
+                )
+        return maps
+
+    def check(self, dataset: Any) -> None:
+        """Refuse a data set whose maps these are not; by its length, its shape and 32 of its images.
+
+        Raises:
+            TypeError: If it is no map-style data set of (image, label).
+            ValueError: If it is another one.
+        """
+        header = self._header
+        if len(dataset) != len(self):
+            raise ValueError(f"{self.path} has the maps of {len(self)} images, the data set has {len(dataset)}.")
+        shape, fingerprint = sample_of(dataset)
+        if shape != header.image_shape:
+            raise ValueError(f"{self.path} has maps of images {header.image_shape}, the data set's are {shape}.")
+        if fingerprint != header.dataset:
+            raise ValueError(
+                f"{self.path} was made of another data set: its fingerprint is {header.dataset[:12]}…, that of this one "
+                f"{fingerprint[:12]}…. Give the un-augmented data set of MaskStore.build, in the same order."
+            )
+
+    def verify(self) -> None:
+        """Check the checksum of every block, which otherwise happens as they are read.
+
+        Raises:
+            ValueError: If one does not fit, or the file was cut off.
+        """
+        for block in range(self._header.blocks):
+            self._check_open()
+            self._block(block)
+
+    def close(self) -> None:
+        """Close the file; the store cannot be read any more. More than once does no harm."""
+        if self._map is not None:
+            self._map.close()
+            os.close(self._file)
+            self._map = None
+
+    def __enter__(self) -> MaskStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_map", None) is not None:
+            self.close()
+
+    def __repr__(self) -> str:
+        made = self.provenance.get("class") or self.provenance.get("function") or "a map"
+        return f"MaskStore({str(self.path)!r}, shape={tuple(self.shape)}, made by {made})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "header": self._header}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])  # type: ignore[misc]
+        if self._header != state["header"]:
+            raise StoreError(f"{self.path} is another store by now than when this one was pickled.")
+
+    # --- reading ---
+
+    def _positions(self, indices: Any) -> np.ndarray:
+        """Where the images are, each from 0 to N - 1."""
+        if isinstance(indices, slice):
+            return np.arange(*indices.indices(len(self)))
+        if isinstance(indices, (Tensor, np.ndarray)):
+            _check_integers(indices)
+            indices = indices.tolist()
+        if not isinstance(indices, Sequence) or isinstance(indices, (str, bytes)):
+            raise TypeError(
+                f"An index must be an integer, a slice or a list of integers, got {type(indices).__name__}."
+            )
+        numbers = [index if type(index) is int else _integer(index) for index in indices]
+        for number in numbers:
+            if not -len(self) <= number < len(self):
+                raise IndexError(f"There is no image {number} in a store of {len(self)}.")
+        return np.array(numbers, dtype=np.int64) % len(self)
+
+    def _read(self, positions: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """Maps, and the check bytes of their images."""
+        header = self._header
+        records = np.empty((len(positions), header.record), dtype=np.uint8)
+        blocks: dict[int, np.ndarray] = {}
+        self._check_open()
+        for number, (block, row) in enumerate(zip(*(part.tolist() for part in header.places(positions)), strict=True)):
+            if block not in blocks:
+                blocks[block] = self._block(block)
+            records[number] = blocks[block][row]
+        bits = np.unpackbits(records[:, :-1], axis=1, count=header.elements)
+        maps = torch.from_numpy(bits).view(torch.bool).view(-1, *header.map_shape)
+        return maps.expand(-1, *header.image_shape), records[:, -1]
+
+    def _check_open(self) -> None:
+        if self._map is None:
+            raise ValueError(f"The store {self.path} is closed.")
+        size = os.fstat(self._file).st_size
+        if size != self._layout.size:  # past the end of its file, reading a memory map would kill the process
+            raise StoreError(f"{self.path} was cut off or written to while it was open: {size} bytes.")
+
+    def _block(self, block: int) -> np.ndarray:
+        """The records of a block, copied and checked."""
+        assert self._map is not None
+        start, stop = self._layout.place_of_block(block)
+        data = self._map[start:stop]
+        if block_checksum(data) != self._table[block]:
+            images = self._header.images_of_block(block)
+            raise StoreError(
+                f"{self.path} is damaged: the maps of images {images.start} to {images.stop - 1} do not fit their checksum. "
+                "Delete it and build it again."
+            )
+        return np.frombuffer(data, dtype=np.uint8).reshape(-1, self._header.record)
+
+
+def _as_integer(index: Any) -> int | None:
+    """An integer of Python, NumPy or torch; None for anything else (booleans are no integers here)."""
+    if isinstance(index, (bool, np.bool_)) or (isinstance(index, (Tensor, np.ndarray)) and index.ndim > 0):
+        return None
+    if isinstance(index, (Tensor, np.ndarray)):
+        _check_integers(index)
+    try:
+        return operator.index(index)
+    except TypeError:
+        return None
+
+
+def _integer(index: Any) -> int:
+    number = _as_integer(index)
+    if number is None:
+        raise TypeError(f"An index must be an integer, got {index!r}. For a mask of booleans: mask.nonzero()[:, 0].")
+    return number
+
+
+def _check_integers(indices: Tensor | np.ndarray) -> None:
+    whole = indices.dtype.kind in "iu" if isinstance(indices, np.ndarray) else not indices.dtype.is_floating_point
+    if isinstance(indices, Tensor):
+        whole = whole and indices.dtype != torch.bool and not indices.dtype.is_complex
+    if not whole or indices.ndim > 1:
+        raise TypeError(
+            f"Indices must be integers in one dimension, got {indices.dtype} of shape {tuple(indices.shape)}. For a mask of "
+            "booleans: mask.nonzero()[:, 0]."
+        )

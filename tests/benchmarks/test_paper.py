@@ -1,0 +1,232 @@
+"""benchmarks/paper: the parts that say what is trained."""
+
+import dataclasses
+import json
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from benchmarks.paper import methods, networks
+from benchmarks.paper.data import Source, load_splits
+from benchmarks.paper.files import load, locked, save, weights_hash
+from benchmarks.paper.networks import NETWORKS, build_network
+from benchmarks.paper.presets import PRESETS
+from benchmarks.paper.protocols import Cell, Evaluation, Training
+from benchmarks.paper.seeds import derived
+from benchmarks.paper.training import Augmented, EpochOrder
+from sip_plugin.salience import GradientSalience
+
+PUBLISHED = json.loads((Path(networks.__file__).parent / "published.json").read_text())
+
+
+def a_cell(**changes):
+    cell = Cell("digits", "convnet8", "madry", 0, "convnet8", Training(epochs=2), Evaluation())
+    return dataclasses.replace(cell, **changes)
+
+
+def test_the_papers_presets_have_every_row_and_column_of_its_tables():
+    for dataset, table in PUBLISHED["tables"].items():
+        preset = PRESETS[dataset]
+        assert set(preset.archs) == set(table)
+        assert len(preset.seeds) == 5
+        for rows in table.values():
+            assert set(preset.methods) == set(rows)
+            assert all(len(cells) == 1 + len(preset.evaluation.eps) for cells in rows.values())
+        assert preset.evaluation.eps == (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+        assert not preset.evaluation.assume_survivors
+        assert preset.training.eps == 8 / 255
+        assert preset.training.validation_share == 0.1
+
+
+def test_the_protocols_are_the_papers():
+    cifar, cub = PRESETS["cifar10"].training, PRESETS["cub"].training
+    assert (cifar.epochs, cifar.batch_size, cifar.alpha, cifar.steps) == (100, 64, 2 / 255, 10)
+    assert [cifar.rate(epoch) for epoch in (0, 59.9, 60, 99)] == pytest.approx([0.01, 0.01, 0.001, 0.001])
+    assert (cub.epochs, cub.alpha, cub.steps, cub.pretrained) == (80, 1 / 255, 32, True)
+    assert [cub.rate(epoch) for epoch in (0, 10, 25, 79)] == pytest.approx([0.01 * 0.75**k for k in (0, 1, 2, 7)])
+    assert PRESETS["cifar10"].teacher_arch == "wrn-34-10"
+    assert PRESETS["cub"].teacher_arch == "densenet121"
+
+
+def test_a_one_cycle_rate_rises_to_its_highest_and_falls_to_nothing():
+    training = Training(epochs=10, learning_rate=0.2, schedule="one-cycle")
+    rates = [training.rate(done / 10) for done in range(101)]
+    assert max(rates) == pytest.approx(0.2)
+    assert rates.index(max(rates)) == 30
+    assert rates[-1] == pytest.approx(0)
+    assert rates[:31] == sorted(rates[:31])
+    assert rates[30:] == sorted(rates[30:], reverse=True)
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Training)])
+def test_a_checkpoint_belongs_to_one_training_protocol(field):
+    cell = a_cell()
+    value = getattr(cell.training, field)
+    other = (not value) if isinstance(value, bool) else "other" if isinstance(value, str) else (value, 1)
+    changed = a_cell(training=dataclasses.replace(cell.training, **{field: other}))
+    assert changed.training_key() != cell.training_key()
+    assert a_cell(evaluation=Evaluation(images=3)).training_key() == cell.training_key()
+
+
+def test_only_cells_with_a_teacher_depend_on_it():
+    assert a_cell(teacher_seed=5).training_key() == a_cell().training_key()
+    assert a_cell(method="sip-s", teacher_seed=5).training_key() != a_cell(method="sip-s").training_key()
+
+
+@pytest.mark.parametrize(
+    ("arch", "size", "parameters"),
+    [
+        ("resnet18", 32, 11_173_962),
+        ("wrn-34-10", 32, 46_160_474),
+        ("resnet50", 64, 23_528_522),
+        ("densenet121", 64, 6_964_106),
+        ("convnet24", 32, None),
+        ("convnet16", 8, None),
+    ],
+)
+def test_a_network_gives_logits_and_has_the_size_that_it_is_known_for(arch, size, parameters):
+    network = build_network(arch, 3, 10).eval()
+    with torch.no_grad():
+        assert network(torch.rand(2, 3, size, size)).shape == (2, 10)
+    assert parameters in (None, sum(p.numel() for p in network.parameters()))
+
+
+def test_weights_that_cannot_be_fetched_are_an_error_that_says_what_to_do(monkeypatch):
+    def offline(*args, **kwargs):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "nowhere-at-all")
+    with pytest.raises(OSError, match="--no-pretrained"):
+        build_network("resnet50", 3, 200, pretrained=True)
+
+
+def test_networks_without_pretrained_weights_say_so():
+    with pytest.raises(ValueError, match="no pretrained weights"):
+        build_network("resnet18", 3, 10, pretrained=True)
+    with pytest.raises(ValueError, match="3 channels"):
+        build_network("wrn-34-10", 1, 10)
+    with pytest.raises(ValueError, match="Known: "):
+        build_network("resnet19", 3, 10)
+
+
+def test_a_random_map_has_as_many_elements_and_is_another_for_each_image_and_seed():
+    maps = [torch.rand(3, 8, 8) < share for share in (0.1, 0.5, 0.9)]
+    drawn = methods.RandomLike(maps, seed=1)
+    assert len(drawn) == 3
+    for index, salience in enumerate(maps):
+        assert drawn[index].sum() == salience.sum()
+        assert torch.equal(drawn[index], drawn[index])
+        assert not torch.equal(drawn[index], salience)
+        assert not torch.equal(drawn[index], methods.RandomLike(maps, seed=2)[index])
+
+
+def test_the_least_gradient_map_has_as_many_elements_as_eq_8_and_none_of_them():
+    torch.manual_seed(0)
+    source = GradientSalience(nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 6, 12), nn.Tanh(), nn.Linear(12, 4)))
+    images = torch.rand(5, 3, 6, 6)
+    salient, least, magnitude = source(images), methods.LeastGradient(source)(images), source.magnitude(images)
+    assert torch.equal(salient.flatten(1).sum(1), least.flatten(1).sum(1))
+    assert not (salient & least).any()
+    for image in range(5):
+        assert magnitude[image][least[image]].max() <= magnitude[image][~least[image]].min()
+
+
+def test_processes_share_out_the_very_batches_of_one():
+    one = EpochOrder(103, 10, seed=3, rank=0, processes=1)
+    two = [EpochOrder(103, 10, seed=3, rank=rank, processes=2) for rank in range(2)]
+    for order in (one, *two):
+        order.epoch = 4
+    whole, parts = list(one), [list(order) for order in two]
+    assert len(whole) == len(one) == 100
+    assert len(set(whole)) == 100
+    for batch in range(10):
+        shares = [part[batch * 5 : batch * 5 + 5] for part in parts]
+        assert sorted(shares[0] + shares[1]) == sorted(whole[batch * 10 : batch * 10 + 10])
+    one.epoch = 5
+    assert list(one) != whole
+    with pytest.raises(ValueError, match="do not fill a batch"):
+        EpochOrder(5, 10, 0, 0, 1)
+
+
+def test_derived_seeds_differ_and_stay_the_same():
+    assert derived(0, 1) == derived(0, 1)
+    assert len({derived(seed, epoch) for seed in range(20) for epoch in range(20)}) == 400
+
+
+def test_image_and_map_are_augmented_together():
+    images = torch.rand(6, 3, 16, 16)
+    data = [(image, label) for label, image in enumerate(images)]
+    maps = [image > 0.5 for image in images]
+    augmented = Augmented(data, maps, "crop-flip")
+    moved = 0
+    for index in range(6):
+        image, label, salience = augmented[index]
+        assert label == index
+        assert torch.equal(salience, image > 0.5)
+        moved += not torch.equal(image, images[index])
+    assert moved
+    assert torch.equal(Augmented(data, None, "none")[2][0], images[2])
+
+
+def test_the_split_holds_out_a_tenth_and_is_the_same_for_all_seeds():
+    first, again = (load_splits("digits", Source(), 0.1, 0) for _ in range(2))
+    other = load_splits("digits", Source(), 0.1, 1)
+    assert (len(first.train), len(first.validation), len(first.test)) == (1167, 130, 500)
+    assert first.fingerprint == again.fingerprint != other.fingerprint
+    assert not set(first.train.indices) & set(first.validation.indices)
+    image, label = first.train[0]
+    assert image.shape == (1, 8, 8)
+    assert isinstance(label, int)
+
+
+def test_data_that_is_not_there_is_an_error_that_says_what_to_do(tmp_path):
+    with pytest.raises(ValueError, match="--data-dir"):
+        load_splits("cifar10", Source(), 0.1, 0)
+    with pytest.raises(FileNotFoundError, match="--download"):
+        load_splits("cifar10", Source(tmp_path / "nowhere"), 0.1, 0)
+    with pytest.raises(ValueError, match="Known: "):
+        load_splits("imagenet", Source(tmp_path), 0.1, 0)
+
+
+def test_a_file_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "folder" / "state.pt"
+    save(path, {"x": torch.ones(3)})
+    with pytest.raises(AttributeError):
+        save(path, {"x": lambda: None})
+    assert torch.equal(load(path)["x"], torch.ones(3))
+    assert [file.name for file in path.parent.iterdir()] == ["state.pt"]
+    path.write_bytes(b"something else")
+    with pytest.raises(ValueError, match=r"state\.pt"):
+        load(path)
+
+
+def test_a_lock_keeps_a_second_run_out(tmp_path):
+    fabric = Fabric(accelerator="cpu", devices=1)
+    with (
+        locked(tmp_path / "x.lock", fabric, wait=False) as first,
+        locked(tmp_path / "x.lock", fabric, wait=False) as second,
+    ):
+        assert first
+        assert not second
+    with locked(tmp_path / "x.lock", fabric, wait=False) as again:
+        assert again
+
+
+def test_the_weights_hash_sees_every_value():
+    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    before = weights_hash(network)
+    assert weights_hash(network) == before
+    network[1].running_mean[1] += 1e-6
+    assert weights_hash(network) != before
+
+
+def test_every_network_is_in_no_preset_or_known():
+    for preset in PRESETS.values():
+        assert {*preset.archs, preset.teacher_arch} <= set(NETWORKS)
+        assert set(preset.methods) <= set(methods.METHODS)
+        assert len({cell.name for cell in preset.cells()}) == len(list(preset.cells()))

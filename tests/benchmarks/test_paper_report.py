@@ -1,0 +1,100 @@
+"""benchmarks/paper: tables from results, and the page with the paper's."""
+
+import json
+
+import pytest
+import torch
+
+from benchmarks.paper import report
+from benchmarks.paper.presets import PRESETS
+from sip_plugin.evaluation import RobustnessReport
+from sip_plugin.evaluation.report import MISCLASSIFIED, ROBUST
+
+EPS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+
+
+def a_report(right, survivors):
+    """A hundred images, of which the first ``right`` are right and the first ``survivors[k]`` survive the k-th ε."""
+    image = torch.arange(100)
+    outcome = torch.stack([torch.where(image < left, ROBUST, 0) for left in survivors])
+    outcome[:, right:] = MISCLASSIFIED
+    smallest = torch.full((100,), torch.inf, dtype=torch.float64)
+    broken_by = torch.where(image < survivors[-1], -1, 0)
+    for eps, row in reversed(list(zip(EPS, outcome, strict=True))):
+        smallest[row == 0] = eps
+    for row, before in zip(outcome[1:], outcome[:-1], strict=True):
+        row[before == 0] = -4  # carried
+    smallest[right:] = 0
+    broken_by[right:] = -1
+    return RobustnessReport(
+        EPS, "Linf", ("apgd-ce",), image % 10, outcome, broken_by, smallest, {"version": "standard"}
+    )
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """Two seeds of Madry and SIP-S as files of the preset cifar10-cpu."""
+    figures = {"madry": [(50, (44, 40, 30, 20)), (52, (44, 40, 30, 22))], "sip-s": [(60, (50, 40, 28, 12))] * 2}
+    folder = tmp_path / "cifar10-cpu" / "cells"
+    folder.mkdir(parents=True)
+    for cell in PRESETS["cifar10-cpu"].cells():
+        if cell.method in figures and cell.seed < 2:
+            a_report(*figures[cell.method][cell.seed]).to_json(folder / f"{cell.name}.report.json")
+            (folder / f"{cell.name}.json").write_text(json.dumps({"cell": cell.as_dict()}))
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    return tmp_path
+
+
+def test_a_report_is_written_from_the_cells_that_there_are(results):
+    folder = results / "cifar10-cpu"
+    report.write_report(PRESETS["cifar10-cpu"], folder)
+    table = (folder / "table.md").read_text()
+    madry = next(line for line in table.splitlines() if "Madry" in line)
+    assert "51.0 ± 1.4" in madry
+    assert "21.0 ± 1.4" in madry
+    assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert report.own_table("cifar10-cpu") == table.strip()
+
+
+def test_the_differences_are_means_minus_madrys(results):
+    lines = report.differences_table("cifar10-cpu", "cifar10").splitlines()
+    ours = next(line for line in lines if "SIP-S" in line and "ours" in line)
+    assert ours == "| SIP-S | ours, convnet24 | +9.0 | +6.0 | +0.0 | -2.0 | -9.0 |"
+    paper = next(line for line in lines if "SIP-S" in line and "ResNet-18" in line)
+    assert paper.startswith("| SIP-S | paper, ResNet-18 | +8.0 | +9.4 | +10.3 | +10.6 | +6.7")  # 82.34 − 74.39, …
+
+
+def test_ours_stand_below_the_papers_row(results, monkeypatch):
+    without = report.published_table("cifar10", "resnet18")
+    assert "ours" not in without
+    assert "| Madry | paper | 74.39 ± 0.15 | 68.33 ± 0.12 |" in without
+    cell = next(c for c in PRESETS["cifar10"].cells() if c.method == "madry")
+    folder = results / "cifar10" / "cells"
+    folder.mkdir(parents=True)
+    a_report(50, (44, 40, 30, 20)).to_json(folder / f"{cell.name}.report.json")
+    (folder / f"{cell.name}.json").write_text(json.dumps({"cell": cell.as_dict()}))
+    assert "| Madry | ours (1) | 50.00 | 44.00 | 40.00 | 30.00 | 20.00 |" in report.published_table(
+        "cifar10", "resnet18"
+    )
+
+
+def test_only_the_tables_of_the_page_are_filled_in_again(results):
+    page = "Before.\n<!-- table: published cifar10 resnet18 -->old<!-- end -->\nAfter.\n"
+    filled = report.filled(page)
+    assert filled.startswith("Before.\n")
+    assert filled.endswith("\nAfter.\n")
+    assert "old" not in filled
+    assert report.filled(filled) == filled
+
+
+def test_a_result_under_another_cells_name_is_refused(results):
+    folder = results / "cifar10-cpu" / "cells"
+    madry, sip = (next(folder.glob(f"*-{method}-seed0.json")) for method in ("madry", "sip-s"))
+    sip.write_text(madry.read_text())
+    with pytest.raises(ValueError, match="another cell"):
+        report.read_results(PRESETS["cifar10-cpu"], results / "cifar10-cpu")
+
+
+def test_the_page_has_the_tables_that_the_committed_results_give():
+    page = (report.HERE / "PAPER.md").read_text(encoding="utf-8")
+    assert report.filled(page) == page, "run: python -m benchmarks.paper page"

@@ -1,0 +1,203 @@
+"""benchmarks/paper: cells that are trained and evaluated, as a user would run them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.paper.__main__ import main
+from benchmarks.paper.data import Source, load_splits
+from benchmarks.paper.files import load
+from tests.conftest import SHARED_DATA
+from tests.salience.annotations.archive import Archive
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ("--epochs", "2", "--steps", "2", "--images", "4", "--threads", "1", "--accelerator", "cpu")
+
+
+def start(*arguments, torchrun=False):
+    """The command line in a process of its own."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if torchrun else []
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "benchmarks.paper", *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output
+    return output
+
+
+def result(folder, name):
+    return json.loads((folder / "cells" / f"{name}.json").read_text())
+
+
+@pytest.mark.slow
+def test_a_table_is_trained_evaluated_and_reported(tmp_path):
+    methods = ["standard", "madry", "sip-s", "fat", "sip-random", "sip-least"]
+    arguments = [
+        "table",
+        "--preset",
+        "digits",
+        "--seeds",
+        "0",
+        "--results",
+        str(tmp_path),
+        *TINY,
+        "--methods",
+        *methods,
+    ]
+    assert main(arguments) == 0
+    cells = {method: result(tmp_path, f"digits-convnet8-{method}-seed0") for method in methods}
+    for cell in cells.values():
+        assert cell["cell"]["training"]["epochs"] == 2
+        assert len(cell["training"]["epochs"]) == 2
+        assert 0 <= cell["robust_accuracy"]["51/255"] <= cell["clean_accuracy"] <= 1
+        assert cell["data"]["training_images"] == 1167
+        assert cell["batchnorm_folding"]["predictions_that_differ"] == 0
+        assert {"validation_clean_accuracy", "validation_pgd_accuracy"} <= set(cell["training"]["epochs"][-1])
+    teachers = {cells[method]["teacher"]["weights_sha256"] for method in ("sip-s", "sip-random", "sip-least")}
+    assert len(teachers) == 1  # one teacher for all, trained once
+    assert cells["madry"]["teacher"] is None
+    hashes = {cell["network"]["weights_sha256"] for cell in cells.values()}
+    assert len(hashes) == len(methods)  # each method trains another network
+
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    assert main(arguments) == 0  # all done: nothing is written again
+    assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+
+    assert main(["report", "--preset", "digits", "--results", str(tmp_path)]) == 0
+    table = (tmp_path / "table.md").read_text()
+    assert "SIP-S" in table
+    assert "control: random map" in table
+    assert (tmp_path / "curves.png").stat().st_size > 5000
+    assert "toprule" in (tmp_path / "table.tex").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="kill -9 is not for Windows")
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path):
+    name = "digits-convnet8-sip-s-seed0"
+    arguments = ["run", "--dataset", "digits", "--method", "sip-at", *TINY[2:], "--epochs", "6", "--train-only"]
+    finish(start(*arguments, "--results", tmp_path / "whole"))
+    process = start(*arguments, "--results", tmp_path / "killed")
+    work = tmp_path / "killed" / "work"
+    deadline = time.monotonic() + 200
+    while not (found := list(work.glob(f"{name}-*/checkpoint.pt"))) and time.monotonic() < deadline:
+        time.sleep(0.005)
+        assert process.poll() is None, process.communicate()[0]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    done = len(load(found[0])["history"])
+    assert done < 6, "the run ended before it could be killed"
+    finish(start(*arguments, "--results", tmp_path / "killed"))
+    whole, killed = (
+        load(next((tmp_path / folder / "work").glob(f"{name}-*/network.pt"))) for folder in ("whole", "killed")
+    )
+    assert len(killed["history"]["epochs"]) == 6
+    for name, value in whole["network"].items():
+        assert torch.equal(value, killed["network"][name]), name
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate_one_cell(tmp_path):
+    arguments = ["run", "--dataset", "digits", "--method", "sip-s", "--results", tmp_path, *TINY]
+    finish(start(*arguments, torchrun=True))
+    cell = result(tmp_path, "digits-convnet8-sip-s-seed0")
+    assert cell["training"]["processes"] == 2
+    assert len(cell["training"]["epochs"]) == 2
+
+
+@pytest.mark.slow
+def test_a_result_or_checkpoint_of_other_settings_is_refused(tmp_path, capsys):
+    arguments = ["run", "--dataset", "digits", "--method", "madry", "--results", str(tmp_path), *TINY]
+    assert main(arguments) == 0
+    with pytest.raises(SystemExit) as error:
+        main([*arguments, "--epochs", "3"])
+    assert error.value.code == 2
+    message = capsys.readouterr().err
+    assert "training.epochs" in message
+    assert "--results" in message
+    with pytest.raises(SystemExit):
+        main(["report", "--preset", "digits", "--results", str(tmp_path / "empty")])
+    assert "no results" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_human_maps_are_for_the_data_set_that_has_them(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--dataset", "digits", "--method", "sip-h", "--results", str(tmp_path), *TINY])
+    assert "no human annotations for digits" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_sip_h_trains_on_the_birds_with_their_annotators_maps(tmp_path):
+    Archive(tmp_path)
+    splits = load_splits("cub", Source(tmp_path), 0.1, 0)
+    assert (len(splits.train), len(splits.validation), len(splits.test), splits.classes) == (7, 1, 4, 3)
+    image, _ = splits.train[0]
+    assert image.shape == (3, 224, 224)
+    assert splits.human_maps[0].shape == (1, 224, 224)
+    assert 0.05 < splits.human_maps[0].float().mean() < 0.6
+    arguments = [
+        "run",
+        "--dataset",
+        "cub",
+        "--arch",
+        "convnet8",
+        "--no-pretrained",
+        "--batch-size",
+        "2",
+        "--epochs",
+        "1",
+    ]
+    arguments += [
+        "--steps",
+        "1",
+        "--train-only",
+        "--accelerator",
+        "cpu",
+        "--data-dir",
+        tmp_path,
+        "--results",
+        tmp_path / "out",
+    ]
+    assert main([*map(str, arguments), "--method", "sip-h"]) == 0
+    (network,) = (tmp_path / "out" / "work").glob("cub-convnet8-sip-h-seed0-*/network.pt")
+    salient = load(network)["history"]["epochs"][0]["salient"]
+    shares = [splits.human_maps[index].float().mean() for index in range(len(splits.human_maps))]
+    assert min(shares) <= salient <= max(shares)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the shared images of CIFAR are not beside this clone")
+def test_cifar_is_read_in_its_own_layout_and_only_when_told_that_it_is_not_the_archive(tmp_path, capsys):
+    for archive in ("cifar10_exact_partial.c10", "cifar100_exact_partial.c10"):
+        command = [sys.executable, SHARED_DATA / "unpack_cifar10.py", tmp_path, SHARED_DATA / archive]
+        subprocess.run(command, check=True, capture_output=True)
+    folders = {"cifar10": "cifar-10-batches-py-partial", "cifar100": "cifar-100-python-partial"}
+    sizes = {}
+    for name, folder in folders.items():
+        splits = load_splits(name, Source(tmp_path, unofficial=folder), 0.1, 0)
+        sizes[name] = (len(splits.train), len(splits.validation), len(splits.test), splits.classes)
+        assert splits.train[0][0].shape == (3, 32, 32)
+        assert "not the official archive" in splits.origin
+        with pytest.raises(SystemExit):
+            main(
+                ["run", "--dataset", name, "--method", "madry", "--data-dir", str(tmp_path), "--results", str(tmp_path)]
+            )
+        assert "--unofficial-data" in capsys.readouterr().err
+    assert sizes == {"cifar10": (7502, 834, 1017, 10), "cifar100": (1005, 112, 916, 100)}

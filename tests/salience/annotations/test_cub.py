@@ -1,0 +1,148 @@
+"""CUB200: the archive's own layout, its split, and its segmentations as maps."""
+
+import pytest
+import torch
+from PIL import Image
+
+from sip_plugin.salience.annotations import CUB200
+from tests.salience.annotations.archive import GREY_IMAGE, SPECIES, Archive
+
+
+@pytest.fixture(params=[False, True], ids=["segmentations inside", "segmentations beside"])
+def either(request, tmp_path):
+    return Archive(tmp_path, beside=request.param)
+
+
+@pytest.fixture
+def archive(tmp_path):
+    return Archive(tmp_path)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_the_images_and_labels_of_a_split_are_the_lists(train, archive):
+    birds = CUB200(archive.root, train=train)
+    chosen = archive.indices(train)
+    assert len(birds) == len(chosen) == (8 if train else 4)
+    assert birds.classes == list(SPECIES)
+    assert birds.samples == [(archive.root / "images" / archive.names[i], archive.labels[i]) for i in chosen]
+    for i, (image, label) in zip(chosen, birds, strict=True):
+        assert image.mode == "RGB"
+        assert image.size == archive.sizes[i][::-1]
+        assert label == archive.labels[i]
+        with Image.open(archive.root / "images" / archive.names[i]) as stored:
+            assert image.tobytes() == stored.convert("RGB").tobytes()
+
+
+def test_the_two_splits_are_all_images_once(archive):
+    both = [path for train in (True, False) for path, _ in CUB200(archive.root, train=train).samples]
+    assert len(both) == 12
+    assert {path.relative_to(archive.root / "images").as_posix() for path in both} == set(archive.names)
+
+
+def test_the_training_split_is_the_default(archive):
+    assert len(CUB200(archive.root)) == 8
+
+
+def test_grey_images_come_in_rgb(archive):
+    path = archive.root / "images" / archive.names[GREY_IMAGE]
+    with Image.open(path) as stored:
+        assert stored.mode == "L"
+    birds = CUB200(archive.root, train=archive.is_train[GREY_IMAGE])
+    index = [sample[0] for sample in birds.samples].index(path)
+    assert birds[index][0].mode == "RGB"
+
+
+def test_the_root_may_be_the_folder_that_the_archive_was_unpacked_in(either):
+    inside, outside = CUB200(either.root), CUB200(either.root.parent)
+    assert inside.samples == outside.samples
+    assert inside.masks().files == outside.masks().files
+
+
+def test_the_root_may_be_a_link_with_the_segmentations_beside_either_end(tmp_path):
+    archive = Archive(tmp_path / "there", beside=True)
+    link = tmp_path / "here" / "birds"
+    link.parent.mkdir()
+    link.symlink_to(archive.root)
+    assert CUB200(link).masks()[0].any()
+    archive.segmentations.rename(tmp_path / "here" / "segmentations")
+    assert CUB200(link).masks()[0].any()
+
+
+@pytest.mark.parametrize("votes", [1, 3, 5])
+@pytest.mark.parametrize("train", [True, False])
+def test_a_pixel_is_salient_from_the_threshold_on(votes, train, either):
+    masks = CUB200(either.root, train=train).masks(threshold=votes / 5)
+    assert len(masks) == (8 if train else 4)
+    for i, mask in zip(either.indices(train), masks, strict=True):
+        assert torch.equal(mask[0], torch.from_numpy(either.shares[i] >= votes))
+        assert 0 < mask.sum() < mask.numel()
+
+
+def test_the_default_is_a_majority(archive):
+    for i, mask in zip(archive.indices(True), CUB200(archive.root).masks(), strict=True):
+        assert torch.equal(mask[0], torch.from_numpy(archive.shares[i] >= 3))
+
+
+def test_segmentations_may_be_somewhere_else(archive, tmp_path):
+    archive.segmentations.rename(tmp_path / "elsewhere")
+    birds = CUB200(archive.root)
+    with pytest.raises(FileNotFoundError, match=r"segmentations\.tgz"):
+        birds.masks()
+    assert birds.masks(segmentations=tmp_path / "elsewhere")[0].any()
+
+
+def test_a_missing_segmentation_is_an_error_or_an_empty_map(archive):
+    archive.segmentation(1).unlink()
+    birds = CUB200(archive.root)
+    with pytest.raises(FileNotFoundError, match=r"1 of 8 images.*_0001_7001\.png"):
+        birds.masks()
+    with pytest.warns(UserWarning, match="1 of 8 images"):
+        masks = birds.masks(missing="empty")
+    assert masks.unannotated == (1,)
+    assert masks[1].shape == (1, *archive.sizes[1])
+    assert not masks[1].any()
+    assert masks[0].any()
+
+
+def test_a_segmentation_of_another_size_names_both_files(archive):
+    Image.new("L", (10, 10)).save(archive.segmentation(0))
+    with pytest.raises(ValueError, match=r"_0000_7000\.png is 10×10 pixels.*_0000_7000\.jpg is 60×40 pixels"):
+        CUB200(archive.root).masks()[0]
+
+
+def test_a_transform_is_for_evaluation_and_cannot_go_with_maps(archive):
+    birds = CUB200(archive.root, train=False, transform=lambda image: image.resize((8, 8)))
+    assert birds[0][0].size == (8, 8)
+    with pytest.raises(ValueError, match="SalientDataset"):
+        birds.masks()
+
+
+@pytest.mark.parametrize("name", ["images", "image_class_labels", "train_test_split", "classes"])
+def test_a_missing_list_is_named(name, archive):
+    (archive.root / f"{name}.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{name}\.txt.*CUB_200_2011\.tgz"):
+        CUB200(archive.root)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("images", "1 a.jpg\nx b.jpg\n", r"images\.txt, line 2.*'x b\.jpg'"),
+        ("images", "1 a.jpg\n1 b.jpg\n", r"images\.txt, line 2"),
+        ("images", "1\n", r"images\.txt, line 1"),
+        ("image_class_labels", "1 1\n", r"image_class_labels\.txt and images\.txt.*image 2"),
+        ("image_class_labels", "".join(f"{i} bird\n" for i in range(1, 13)), r"number for the image 1, got 'bird'"),
+        ("image_class_labels", "".join(f"{i} 4\n" for i in range(1, 13)), r"lacks the class 4"),
+        ("image_class_labels", "".join(f"{i} 0\n" for i in range(1, 13)), r"lacks the class 0"),
+        ("train_test_split", "".join(f"{i} 2\n" for i in range(1, 13)), r"0 and 1 only, got 2"),
+        ("classes", "1 a\n2 b\n3 c\n5 d\n", "without gaps"),
+    ],
+)
+def test_a_broken_list_is_named(name, content, says, archive):
+    (archive.root / f"{name}.txt").write_text(content)
+    with pytest.raises(ValueError, match=says):
+        CUB200(archive.root)
+
+
+def test_the_repr_says_which_images(archive):
+    assert repr(CUB200(archive.root, train=False)) == f"CUB200(4 test images in {archive.root})"

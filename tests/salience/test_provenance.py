@@ -1,0 +1,273 @@
+"""A provenance is the same for the same source of maps, another for another, and plain JSON."""
+
+import copy
+import enum
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sip_plugin.salience import GradientSalience
+from sip_plugin.salience.provenance import differences, network_of, provenance, weights_hash
+from tests.conftest import ROOT, small_network
+
+THRESHOLD = 0.5
+
+
+def by_threshold(images):
+    return images > THRESHOLD
+
+
+def by_argument(images, threshold=0.5):
+    return images > threshold
+
+
+def helper(images):
+    return by_threshold(images)
+
+
+class Method:
+    def __init__(self, threshold=0.5, network=None):
+        self.threshold = threshold
+        self._network = network
+
+    def maps(self, images):
+        return images > self.threshold
+
+
+class Captum:
+    """As captum's methods are: they hold the network's forward function."""
+
+    def __init__(self, forward_func):
+        self.forward_func = forward_func
+
+    def attribute(self, images):
+        return images
+
+
+class Slots:
+    __slots__ = ("threshold",)
+
+    def __init__(self, threshold):
+        self.threshold = threshold
+
+    def __call__(self, images):
+        return images
+
+
+class Kind(enum.Enum):
+    LOGIT = "logit"
+    LOSS = "loss"
+
+
+def closure(threshold, network=None):
+    def maps(images):
+        return images > threshold if network is None else network(images) > threshold
+
+    return maps
+
+
+def captured(method):
+    return lambda images: method.attribute(images) > 0
+
+
+def other_network():
+    network = small_network()
+    with torch.no_grad():
+        network[1].running_mean[3] += 1e-6  # a buffer: as good as a parameter
+    return network
+
+
+A, B = small_network(), other_network()
+TWINS = {  # the same source made twice, and another that differs in one thing
+    "network": (lambda: GradientSalience(small_network()), lambda: GradientSalience(B)),
+    "number": (lambda: GradientSalience(A), lambda: GradientSalience(A, 0.4)),
+    "string": (lambda: GradientSalience(A), lambda: GradientSalience(A, target="true")),
+    "flag": (lambda: GradientSalience(A), lambda: GradientSalience(A, per_pixel=True)),
+    "function": (lambda: by_threshold, lambda: helper),
+    "partial": (
+        lambda: functools.partial(by_argument, threshold=0.3),
+        lambda: functools.partial(by_argument, threshold=0.4),
+    ),
+    "partial by position": (lambda: functools.partial(by_argument, 0.3), lambda: functools.partial(by_argument, 0.4)),
+    "default": (lambda: by_argument, lambda: functools.partial(by_argument)),
+    "captured number": (lambda: closure(0.3), lambda: closure(0.4)),
+    "captured network": (lambda: closure(0.3, A), lambda: closure(0.3, B)),
+    "lambda": (lambda: lambda images: images > 0.3, lambda: lambda images: images > 0.4),
+    "lambda's operator": (lambda: lambda images: images > 0.3, lambda: lambda images: images < 0.3),
+    "bound method": (lambda: Method().maps, lambda: Method(0.4).maps),
+    "captured captum": (lambda: captured(Captum(A)), lambda: captured(Captum(B))),
+    "private network": (lambda: Method(network=A).maps, lambda: Method(network=B).maps),
+    "captum": (lambda: Captum(small_network()).attribute, lambda: Captum(B).attribute),
+    "captum on a bound forward": (lambda: Captum(A.forward).attribute, lambda: Captum(B.forward).attribute),
+    "slots": (lambda: Slots(0.3), lambda: Slots(0.4)),
+    "tensor": (lambda: torch.ones(3, 3), lambda: torch.eye(3)),
+    "array": (lambda: np.ones((3, 3), bool), lambda: np.eye(3, dtype=bool)),
+    "shape": (lambda: torch.ones(3, 4), lambda: torch.ones(4, 3)),
+    "a network itself": (lambda: small_network(), lambda: B),
+    "list": (lambda: Method([1, 2]).maps, lambda: Method([2, 1]).maps),
+    "long list": (lambda: Method(list(range(1000))).maps, lambda: Method(list(range(1001))).maps),
+    "set": (lambda: Method({"a", "b", "c"}).maps, lambda: Method({"a", "b"}).maps),
+    "dictionary": (lambda: Method({"a": 1}).maps, lambda: Method({"a": 2}).maps),
+    "enum": (lambda: Method(Kind.LOGIT).maps, lambda: Method(Kind.LOSS).maps),
+    "not a number": (lambda: Method(float("nan")).maps, lambda: Method(float("inf")).maps),
+    "device": (lambda: Method(torch.device("cpu")).maps, lambda: Method(torch.device("meta")).maps),
+    "path": (lambda: Method(Path("a")).maps, lambda: Method(Path("b")).maps),
+    "bytes": (lambda: Method(b"a").maps, lambda: Method(b"b").maps),
+    "class": (lambda: Method(Method).maps, lambda: Method(Slots).maps),
+    "NumPy number": (lambda: Method(np.float32(0.5)).maps, lambda: Method(np.float32(0.25)).maps),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_the_same_source_has_the_same_provenance_and_another_one_another(name):
+    make, other = TWINS[name]
+    ours = provenance(make())
+    assert ours == provenance(make())
+    assert differences(ours, provenance(make())) == []
+    assert ours != provenance(other())
+    assert differences(ours, provenance(other()))
+    assert json.loads(json.dumps(ours, allow_nan=False)) == ours
+
+
+def test_what_a_function_of_ones_module_uses_is_part_of_it(monkeypatch):
+    before = provenance(helper), provenance(by_threshold)
+    monkeypatch.setattr(sys.modules[__name__], "THRESHOLD", 0.25)
+    assert provenance(by_threshold) != before[1]
+    assert provenance(helper) != before[0]
+    assert differences(before[1], provenance(by_threshold)) == ["uses.THRESHOLD: 0.5 against 0.25"]
+
+
+def test_what_changes_while_maps_are_made_is_no_part_of_it():
+    calls = []
+
+    def counts(images):
+        calls.append(1)
+        return images > 0.5
+
+    before = provenance(counts)
+    counts(torch.zeros(1))
+    assert provenance(counts) == before
+
+
+def test_what_it_says_of_a_gradients_maps():
+    assert provenance(GradientSalience(A, 0.3)) == {
+        "class": "sip_plugin.salience.gradient.GradientSalience",
+        "mass": 0.3,
+        "target": "predicted",
+        "per_pixel": False,
+        "teacher": {"class": "torch.nn.modules.container.Sequential", "weights": weights_hash(A)},
+    }
+
+
+def test_it_is_the_same_in_every_process():
+    code = (
+        "import json, tests.salience.test_provenance as t; from sip_plugin.salience.provenance import provenance; "
+        "print(json.dumps({name: provenance(make()) for name, (make, _) in t.TWINS.items()}))"
+    )
+    for seed in ("1", "2"):  # of the hash of strings, which orders sets
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            cwd=ROOT,
+        )
+        assert run.returncode == 0, run.stderr.decode()[-2000:]
+        assert json.loads(run.stdout) == {name: provenance(make()) for name, (make, _) in TWINS.items()}
+
+
+def test_a_networks_hash_is_of_names_types_shapes_and_values_alone():
+    ours = weights_hash(A)
+    assert ours == weights_hash(copy.deepcopy(A))
+    assert ours == weights_hash(copy.deepcopy(A).train().requires_grad_(False))
+    assert ours == weights_hash(copy.deepcopy(A).to(memory_format=torch.channels_last))
+    assert ours == weights_hash(nn.DataParallel(A))
+    assert ours == weights_hash(torch.compile(copy.deepcopy(A)))
+    assert provenance(GradientSalience(torch.compile(copy.deepcopy(A)))) == provenance(GradientSalience(A))
+    others = [B, copy.deepcopy(A).double(), copy.deepcopy(A).bfloat16(), nn.Sequential(A)]
+    assert len({ours, *map(weights_hash, others)}) == 5
+
+    class Extra(nn.Linear):
+        def get_extra_state(self):
+            return {"temperature": self.temperature}
+
+    layers = [Extra(2, 2) for _ in range(2)]
+    for layer, temperature in zip(layers, (1.0, 2.0), strict=True):
+        nn.init.ones_(layer.weight), nn.init.ones_(layer.bias)
+        layer.temperature = temperature
+    assert weights_hash(layers[0]) != weights_hash(layers[1])
+
+
+def test_a_source_may_say_it_itself():
+    class Own:
+        def __init__(self, said):
+            self.said = said
+
+        def __call__(self, images):
+            return images
+
+        def provenance(self):
+            return self.said
+
+    said = provenance(Own({"annotators": 5}))
+    assert said["annotators"] == 5
+    assert said["class"].endswith("Own")
+    for bad in ([1], None, {"network": A}, {"share": float("nan")}):
+        with pytest.raises(TypeError, match=r"Own.provenance\(\) must give"):
+            provenance(Own(bad))
+
+
+def test_objects_that_hold_each_other_have_an_end():
+    one, two = Method(), Method()
+    one.other, two.other = two, one
+    assert provenance(one.maps)["of"]["other"]["other"] == "(itself)"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda network: network,
+        GradientSalience,
+        lambda network: network.forward,
+        lambda network: Captum(network).attribute,
+        lambda network: Captum(network.forward).attribute,
+        lambda network: closure(0.5, network),
+        lambda network: captured(Captum(network)),
+        lambda network: Method(Captum(network)).maps,
+        lambda network: functools.partial(closure(0.5, network)),
+        lambda network: Method(network=network).maps,
+        lambda network: lambda images: GradientSalience(network)(images),
+    ],
+)
+def test_the_network_of_a_source_is_found(make):
+    assert network_of(make(A)) is A
+
+
+def test_a_source_without_a_network_has_none():
+    for source in (by_threshold, helper, Method().maps, torch.ones(2, 2), torch.sigmoid, closure(0.5)):
+        assert network_of(source) is None
+
+
+def test_captums_own_methods():
+    attr = pytest.importorskip("captum.attr")
+    for method in (attr.Saliency, attr.IntegratedGradients, attr.GuidedBackprop):
+        described = provenance(method(A).attribute)
+        assert described == provenance(method(small_network()).attribute)
+        assert described != provenance(method(B).attribute)
+        assert network_of(method(A).attribute) is A
+
+
+def test_salience_needs_torch_and_numpy_alone():
+    code = (
+        "import sys\n"
+        "for name in ('torchvision', 'PIL', 'tqdm', 'captum', 'matplotlib', 'sklearn'): sys.modules[name] = None\n"
+        "from sip_plugin.salience import GradientSalience, MaskStore, SalientDataset\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert run.returncode == 0, run.stderr.decode()[-2000:]
