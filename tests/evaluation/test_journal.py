@@ -41,6 +41,7 @@ class Counter:
         self.hook.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("assume", [False, True])
 def test_an_interrupted_evaluation_redoes_no_finished_batch(assume, quick, network, evaluated, tmp_path):
     options = OPTIONS | {"assume_survivors": assume}
@@ -70,6 +71,7 @@ def test_an_interrupted_evaluation_redoes_no_finished_batch(assume, quick, netwo
     assert spent <= whole.passes + interruptions * (largest_batch + 10)
 
 
+@pytest.mark.slow
 def test_an_evaluation_killed_without_warning_goes_on(quick, network, evaluated, tmp_path):
     torch.save([network.state_dict(), *evaluated], tmp_path / "data.pt")
     script = f"""
