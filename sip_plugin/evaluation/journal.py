@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,7 +43,7 @@ class Journal:
         if path.exists():
             _check_same(self.folder, json.loads(path.read_text(encoding="utf-8")), settings)
             return
-        if self.folder.exists() and any(self.folder.iterdir()):
+        if self.folder.exists() and any(not _is_unfinished(path) for path in self.folder.iterdir()):
             raise ValueError(
                 f"checkpoint={str(self.folder)!r} holds files but no evaluation. Give a new or empty folder."
             )
@@ -67,8 +68,7 @@ class Journal:
         """Save the finished report, which makes the batches superfluous."""
         if self.folder is not None:
             _write(self.folder / _REPORT, dict(report))
-            for path in (self.folder / _BATCHES).glob("*.pt"):
-                path.unlink(missing_ok=True)
+            shutil.rmtree(self.folder / _BATCHES, ignore_errors=True)
 
 
 def fingerprint(*tensors: Tensor) -> str:
@@ -103,6 +103,11 @@ def _read(path: Path) -> dict[str, Any] | None:
         return None
     values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return values
+
+
+def _is_unfinished(path: Path) -> bool:
+    """Whether a file is what a process left that was killed while it wrote."""
+    return path.name.startswith(f".{_SETTINGS}.")
 
 
 def _write(path: Path, content: bytes | dict[str, Any]) -> None:

@@ -92,7 +92,8 @@ def evaluate_robustness(
         return_adversarial: Also give the adversarial images: for each image the smallest one found.
         checkpoint: A folder that remembers finished batches. An evaluation that was stopped, however, goes on where it
             was when called with the same arguments, also with another number of processes; one that was finished gives
-            its report at once. Several processes need a folder that they all see.
+            its report at once. Of attacks of one's own only the names are compared. Several processes need a folder that
+            they all see.
         sanity_checks: Look for signs that the figures overestimate robustness; they end up in ``report.warnings``.
         distributed: Divide the work among the processes if ``torch.distributed`` is initialised. False evaluates in this
             process alone, for instance where only the first one calls.

@@ -120,8 +120,10 @@ def is_dynamic(model: nn.Module, images: Tensor) -> bool:
             calls += 1
 
     codes = {torch.autograd.grad.__code__, torch.autograd.backward.__code__}
-    with torch.no_grad(), _profiled(watch):
-        model(images)
+    with torch.no_grad():
+        model(images)  # a compiled network is compiled now, which may compute gradients too
+        with _profiled(watch):
+            model(images)
     return calls > 0
 
 

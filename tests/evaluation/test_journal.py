@@ -41,6 +41,7 @@ class Counter:
         self.hook.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("assume", [False, True])
 def test_an_interrupted_evaluation_redoes_no_finished_batch(assume, quick, network, evaluated, tmp_path):
     options = OPTIONS | {"assume_survivors": assume}
@@ -70,6 +71,7 @@ def test_an_interrupted_evaluation_redoes_no_finished_batch(assume, quick, netwo
     assert spent <= whole.passes + interruptions * (largest_batch + 10)
 
 
+@pytest.mark.slow
 def test_an_evaluation_killed_without_warning_goes_on(quick, network, evaluated, tmp_path):
     torch.save([network.state_dict(), *evaluated], tmp_path / "data.pt")
     script = f"""
@@ -186,6 +188,18 @@ def test_what_is_written_is_whole_and_nothing_else_is_left(tmp_path, monkeypatch
         journal.save("one", {"x": torch.zeros(3)})
     assert [path.name for path in (tmp_path / "new" / "folder" / "batches").iterdir()] == ["one.pt"]
     assert journal.load("one")["x"].tolist() == [0, 1, 2]
+
+
+def test_what_a_killed_process_left_half_written_is_in_nobodys_way(tmp_path):
+    (tmp_path / ".settings.json.x7").write_text('{"a": ')
+    journal = Journal(tmp_path)
+    journal.open({"a": 1})
+    journal.save("one", {"x": 1})
+    (tmp_path / "batches" / ".two.pt.x7").write_text("PK")
+    assert journal.load("two") is None
+    journal.finish({"done": 1})
+    assert journal.load_report() == {"done": 1}
+    assert not (tmp_path / "batches").exists()
 
 
 def test_a_journal_without_folder_remembers_nothing():

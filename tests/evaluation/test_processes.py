@@ -13,6 +13,7 @@ import sip_plugin.evaluation.robustness
 from sip_plugin.evaluation.processes import Processes, bare_network
 from tests.conftest import small_network
 from tests.evaluation.conftest import QuickPackage, same
+from tests.evaluation.test_journal import Counter, Interrupt
 from tests.evaluation.test_robustness import evaluate
 
 OPTIONS = {"version": ["apgd-ce", "apgd-t", "fab-t"], "batch_size": 4, "return_adversarial": True}
@@ -31,6 +32,9 @@ def cases(rank, folder, network, data):
     yield "passes", lambda: passes
     yield "assumed", lambda: evaluate(network, data, assume_survivors=True, checkpoint=f"{folder}/shared", **OPTIONS)
     yield "finished", lambda: evaluate(network, data, assume_survivors=True, checkpoint=f"{folder}/shared", **OPTIONS)
+    passes = 0
+    yield "resumed", lambda: evaluate(network, data, checkpoint=f"{folder}/begun", **OPTIONS)
+    yield "passes of the rest", lambda: passes
     hook.remove()
     yield "parallel", lambda: evaluate(DistributedDataParallel(network), data, **OPTIONS)
     yield "alone", lambda: evaluate(network, data, distributed=False, **OPTIONS) if rank == 0 else None
@@ -45,6 +49,12 @@ def cases(rank, folder, network, data):
 
         return attack
 
+    def no_data():
+        yield tuple(part[:4] for part in data)
+        if rank == 0:
+            raise OSError("no such file")
+
+    yield "data missing", lambda: evaluate(network, no_data(), **OPTIONS)
     yield "failing", lambda: evaluate(network, data, attack=broken, batch_size=4)
 
 
@@ -79,6 +89,12 @@ def ranks(tmp_path_factory, trained, digits):
     folder = tmp_path_factory.mktemp("ranks")
     x, y = digits[0][1500:1520].clone(), digits[1][1500:1520].clone()
     torch.save([trained.state_dict(), x, y], folder / "data.pt")
+    with pytest.MonkeyPatch.context() as patch, Counter(trained, stop=600):
+        for module in (sip_plugin.evaluation.autoattack, sip_plugin.evaluation.robustness):
+            patch.setattr(module, "autoattack_package", lambda: QuickPackage)
+        with pytest.raises(Interrupt):
+            evaluate(trained, (x, y), checkpoint=folder / "begun", **OPTIONS)
+    assert len(list(folder.glob("begun/batches/*.pt"))) > 8
     torch.multiprocessing.spawn(process, (str(folder),), nprocs=2)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
@@ -92,7 +108,7 @@ def data(digits):
 def test_two_processes_give_the_report_of_one(ranks, quick, network, data):
     one = evaluate(network, data, **OPTIONS)
     for rank in ranks:
-        for case in ("plain", "parallel"):
+        for case in ("plain", "parallel", "resumed"):
             same(rank[case], one)
         same(rank["assumed"], evaluate(network, data, assume_survivors=True, **OPTIONS))
         same(rank["finished"], rank["assumed"])
@@ -111,6 +127,7 @@ def test_each_process_does_its_part_of_the_work(ranks, quick, network, data):
     evaluate(network, data, **OPTIONS)
     for rank in ranks:
         assert 0.25 * passes < rank["passes"] < 0.75 * passes
+        assert rank["passes of the rest"] < 0.8 * rank["passes"]  # one process had begun
 
 
 @pytest.mark.slow
@@ -126,6 +143,8 @@ def test_a_failure_in_one_process_is_an_error_in_all(ranks):
     assert isinstance(ranks[1]["failing"], KeyError)
     assert isinstance(ranks[0]["failing"], RuntimeError)
     assert "Process 1 of the evaluation failed with KeyError: 'lost'" in str(ranks[0]["failing"])
+    assert isinstance(ranks[0]["data missing"], OSError)
+    assert "Process 0 of the evaluation failed with OSError: no such file" in str(ranks[1]["data missing"])
 
 
 def test_one_process_maps_by_itself():
