@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sip_plugin.checks import check_images, check_logits
-from sip_plugin.salience.captum_method import check_method, described, in_use, options_of, takes_target
+from sip_plugin.salience.captum_method import check_method, described, in_use, layer_of, options_of, takes_target
 from sip_plugin.salience.selection import check_finite, check_mass, needed_labels, salient
 
 Target = Literal["predicted", "true"] | int | None
@@ -49,6 +49,9 @@ class AttributionSalience:
             the wrong type.
         ValueError: If an argument is none of the above, or the method cannot work on a compiled network.
 
+    Attributes:
+        layer: The name in the network of the layer that the method looks at, None if it looks at none.
+
     Example:
         >>> mask_fn = AttributionSalience(captum.attr.IntegratedGradients(teacher), n_steps=20)
         >>> salience = mask_fn(images)  # bool, the images' shape
@@ -73,6 +76,7 @@ class AttributionSalience:
         if sign not in ("absolute", "positive"):
             raise ValueError(f'sign must be "absolute" or "positive", got {sign!r}.')
         self.method = method
+        self.layer = layer_of(method)
         self.mass = check_mass(mass)
         self.target: Target = _check_target(target, method)
         self.sign: Sign = sign
@@ -109,12 +113,16 @@ class AttributionSalience:
         return salient(self._scores(attributions, images), self.mass, per_pixel=self.per_pixel).expand_as(images)
 
     def __repr__(self) -> str:
-        given = {"mass": self.mass, "target": self.target, "sign": self.sign, "per_pixel": self.per_pixel}
-        optional = {"batch_size": self.batch_size, "seed": self.seed, "per_batch": self.per_batch or None}
-        given |= {name: value for name, value in optional.items() if value is not None} | self.options
-        return (
-            f"AttributionSalience({described(self.method)}, {', '.join(f'{k}={_short(v)}' for k, v in given.items())})"
-        )
+        given: dict[str, Any] = {
+            "mass": self.mass,
+            "target": self.target,
+            "sign": self.sign,
+            "per_pixel": self.per_pixel,
+        }
+        optional = {"layer": self.layer, "batch_size": self.batch_size, "seed": self.seed, "per_batch": self.per_batch}
+        given |= {name: value for name, value in optional.items() if value not in (None, {})} | self.options
+        arguments = ", ".join(f"{name}={_short(value)}" for name, value in given.items())
+        return f"AttributionSalience({described(self.method)}, {arguments})"
 
     def _attributions(self, method: Any, images: Tensor, labels: Tensor | None) -> Tensor:
         images = images.detach().clone()
@@ -136,9 +144,11 @@ class AttributionSalience:
             return self.target
         if labels is not None:
             return labels
-        more = options.get("additional_forward_args", ())
+        more = options.get("additional_forward_args")
+        if not isinstance(more, tuple):
+            more = () if more is None else (more,)
         with torch.no_grad():
-            output = network(images.clone(), *(more if isinstance(more, tuple) else (more,)))
+            output = network(images.clone(), *more)
         return check_logits(output, len(images)).argmax(1)
 
     def _scores(self, attributions: Tensor, images: Tensor) -> Tensor:

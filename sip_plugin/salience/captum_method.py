@@ -75,6 +75,18 @@ def takes_target(method: Any) -> bool:
     return "target" in inspect.signature(getattr(method, "attribution_method", method).attribute).parameters
 
 
+def layer_of(method: Any) -> str | None:
+    """The name in its network of the layer that a method looks at; None without one, or where the network cannot be seen."""
+    for part in _parts(method):
+        layers = vars(part).get("layer")
+        if layers is not None:
+            network = _owner(part.forward_func)
+            names = {id(module): name for name, module in network.named_modules()} if network is not None else {}
+            found = [names.get(id(layer)) for layer in (layers if isinstance(layers, (list, tuple)) else [layers])]
+            return ", ".join(name for name in found if name) or None
+    return None
+
+
 def described(method: Any) -> str:
     """The method's class, and what it was built on: ``NoiseTunnel(Saliency(ResNet))``."""
     inner = getattr(method, "attribution_method", None)
@@ -128,14 +140,20 @@ def _networks(method: Any) -> list[tuple[nn.Module, bool]]:
     for part in _parts(method):
         for name, value in vars(part).items():
             if name in ("forward_func", "model"):
-                owner = getattr(value, "__self__", value)  # of a bound method: model.forward
-                whole |= {id(owner): owner} if isinstance(owner, nn.Module) else {}
+                owner = _owner(value)
+                whole |= {id(owner): owner} if owner is not None else {}
             elif name == "layer":
                 found = value if isinstance(value, (list, tuple)) else [value]
                 layers |= {id(layer): layer for layer in found if isinstance(layer, nn.Module)}
     seen = {id(module) for network in whole.values() for module in network.modules()}
     outside = [layer for key, layer in layers.items() if key not in seen]
     return [(network, True) for network in whole.values()] + [(layer, False) for layer in outside]
+
+
+def _owner(function: Any) -> nn.Module | None:
+    """The network that is called, by itself or by a bound method (``model.forward``)."""
+    network = getattr(function, "__self__", function)
+    return network if isinstance(network, nn.Module) else None
 
 
 def _is_compiled(module: nn.Module) -> bool:

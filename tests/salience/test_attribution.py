@@ -353,40 +353,32 @@ def test_more_arguments_of_the_network_reach_it_in_every_pass(network, images):
         def forward(self, x, power, shift):
             return self.network(x**power) + shift
 
+    alone = AttributionSalience(captum.Saliency(network))(images)
+    assert torch.equal(AttributionSalience(captum.Saliency(network), additional_forward_args=None)(images), alone)
     shift = torch.zeros(10).index_fill(0, torch.tensor(4), 1e3)
     mask_fn = AttributionSalience(captum.Saliency(Scaled()), additional_forward_args=(2, shift))
     gradient = captum.Saliency(lambda x: network(x**2)).attribute(images.requires_grad_(), target=4)
     assert torch.equal(mask_fn(images), torch.stack([plain(g, 0.5) for g in gradient]))
+    squared = AttributionSalience(captum.Saliency(lambda x, power: network(x**power)), additional_forward_args=2)
+    assert torch.equal(squared(images), AttributionSalience(captum.Saliency(lambda x: network(x**2)))(images))
 
 
-@pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize(
-    "kind",
-    [captum.GuidedBackprop, captum.DeepLift, lambda net: captum.LayerGradCam(net, net[4])],
-    ids=["GB", "DL", "CAM"],
+    "build",
+    [
+        lambda whole, net: captum.GuidedBackprop(whole),
+        lambda whole, net: captum.NoiseTunnel(captum.DeepLift(whole)),
+        lambda whole, net: captum.LayerGradCam(whole, net[4]),
+        lambda whole, net: captum.GuidedGradCam(whole, net[4]),
+    ],
 )
-def test_a_method_with_hooks_refuses_a_compiled_network_which_would_not_call_them(in_place, kind, network):
-    class Compiled(nn.Sequential):
-        pass
-
-    network = Compiled(*network)
-    if in_place:
-        network.compile(backend="eager")
-        compiled = network
-    else:
-        compiled = torch.compile(network, backend="eager")
-        compiled.__dict__["__getitem__"] = None
-    with pytest.raises(ValueError, match="compiled"):
-        AttributionSalience(kind(network) if in_place else on_compiled(kind, network, compiled))
-
-
-def on_compiled(kind, network, compiled):
-    """The method on a compiled network (whose stages have to be named on the network itself)."""
-    method = kind(network)
-    for name in ("forward_func", "model"):
-        if hasattr(method, name):
-            setattr(method, name, compiled)
-    return method
+def test_a_method_with_hooks_refuses_a_compiled_network_which_would_not_call_them(build, network):
+    AttributionSalience(build(network, network))
+    with pytest.raises(ValueError, match="a compiled network does not call them"):
+        AttributionSalience(build(torch.compile(network, backend="eager"), network))
+    network.compile(backend="eager")
+    with pytest.raises(ValueError, match="a compiled network does not call them"):
+        AttributionSalience(build(network, network))
 
 
 def test_a_method_without_hooks_takes_a_compiled_network(network, images):
@@ -580,7 +572,22 @@ def test_the_repr_says_what_made_the_maps(network):
         "AttributionSalience(NoiseTunnel(DeepLift(Sequential)), mass=0.3, target=2, sign='absolute', per_pixel=False, "
         "seed=1, nt_samples=3, baselines=Tensor(1, 3, 16, 16))"
     )
+    layer = AttributionSalience(captum.NoiseTunnel(captum.LayerGradCam(network, network[4])))
+    assert "(NoiseTunnel(LayerGradCam(Sequential)), " in repr(layer)
+    assert "layer='4'" in repr(layer)
     assert "Saliency(small_function)" in repr(AttributionSalience(captum.Saliency(small_function)))
+
+
+def test_the_layer_is_told_by_its_name(network):
+    for method, name in (
+        (captum.LayerGradCam(network, network[2]), "2"),
+        (captum.LayerGradCam(network.forward, network[2]), "2"),
+        (captum.GuidedGradCam(network, network[5]), "5"),
+        (captum.LayerIntegratedGradients(network, [network[1], network[4]]), "1, 4"),
+        (captum.Saliency(network), None),
+        (captum.LayerGradCam(small_function, network[2]), None),
+    ):
+        assert AttributionSalience(method).layer == name
 
 
 def small_function(x):
