@@ -7,9 +7,11 @@ import functools
 import hashlib
 import json
 import math
+import sys
+import sysconfig
 import types
 from collections.abc import Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 _LONGEST = 64  # a longer list is told by its hash
+_INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
 _MOST_LOOKED_AT = 1000  # objects, in looking for a network
 
 
@@ -26,8 +29,8 @@ def provenance(source: Any) -> dict[str, Any]:
 
     A source may say it itself, with a method ``provenance() -> dict``. Otherwise the description holds the class or the
     function by its qualified name, its parameters (public attributes, arguments of a ``functools.partial``, defaults and
-    captured variables of a function, which is also told by a hash of its code), and for each network among them the SHA-256
-    of its weights, which does not depend on the device they are on.
+    captured variables of a function), and for each network among them the SHA-256 of its weights, which does not depend on
+    the device they are on. A function is also told by a hash of its code, one of an installed package by its version.
 
     Args:
         source: A callable, a tensor or an array.
@@ -139,6 +142,9 @@ class _Description:
         return self._of_instance(value)
 
     def _of_function(self, function: types.FunctionType) -> dict[str, Any]:
+        if _is_installed(function):  # its code differs between versions of Python, which make the same maps
+            version = getattr(sys.modules.get(function.__module__.partition(".")[0]), "__version__", None)
+            return {"function": _name(function)} | ({"version": str(version)} if version else {})
         described: dict[str, Any] = {"function": _name(function), "code": _code_hash(function.__code__)}
         captured = {name: value for name, value in _captured(function).items() if _is_parameter(value)}
         if captured:
@@ -182,6 +188,12 @@ def _is_parameter(value: Any) -> bool:
     """Whether something that a function captured can make its maps others, and is no state that changes by itself."""
     plain = (bool, int, float, str, tuple, frozenset, enum.Enum, torch.dtype, Tensor, np.ndarray, np.generic)
     return isinstance(value, plain) or callable(value) or (_is_object(value) and network_of(value) is not None)
+
+
+def _is_installed(function: types.FunctionType) -> bool:
+    """Whether a function is of the standard library or of an installed package, and nothing that its user writes."""
+    file = Path(function.__code__.co_filename)
+    return "site-packages" in file.parts or any(file.is_relative_to(sysconfig.get_path(kind)) for kind in _INSTALLED)
 
 
 def _is_object(value: Any) -> bool:

@@ -6,6 +6,7 @@ import functools
 import json
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -273,3 +274,10 @@ def test_salience_needs_torch_and_numpy_alone():
     )
     run = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, capture_output=True)
     assert run.returncode == 0, run.stderr.decode()[-2000:]
+
+
+def test_a_function_of_an_installed_package_is_told_by_its_version_and_not_by_its_code():
+    described = provenance(functools.partial(torch.nn.functional.relu, inplace=False))["partial"]
+    assert described == {"function": "torch.nn.functional.relu", "version": torch.__version__}
+    assert provenance(textwrap.dedent) == {"function": "textwrap.dedent"}
+    assert "code" in provenance(lambda images: images > 0.5)
