@@ -68,11 +68,7 @@ def write_report(preset: Preset, folder: Path) -> None:
 
 def published_table(dataset: str, arch: str) -> str:
     """One network's part of the paper's table, and below each row ours where it was run."""
-    preset = PRESETS[dataset]
-    try:
-        ours = read_results(preset, RESULTS / dataset).get(arch, {})
-    except ValueError:
-        ours = {}
+    ours = _results_so_far(dataset).get(arch, {})
     lines = _head(["Method", "", "Clean", *(f"ε = {name}" for name in PUBLISHED["columns"][1:])])
     for method, figures in PUBLISHED["tables"][dataset][arch].items():
         label = METHODS[method].label
@@ -89,7 +85,7 @@ def differences_table(ours: str, dataset: str) -> str:
         (f"paper, {NETWORK_NAMES[arch]}", {method: [mean for mean, _ in row] for method, row in rows.items()})
         for arch, rows in PUBLISHED["tables"][dataset].items()
     ]
-    for arch, reports in read_results(PRESETS[ours], RESULTS / ours).items():
+    for arch, reports in _results_so_far(ours).items():
         means = {method: [statistics.mean(values) for values in _figures(runs)] for method, runs in reports.items()}
         sources.append((f"ours, {arch}", means))
     methods = [m for m in METHODS if m not in ("standard", "madry") and any(m in rows for _, rows in sources)]
@@ -97,13 +93,21 @@ def differences_table(ours: str, dataset: str) -> str:
         for name, rows in sources:
             if method in rows and "madry" in rows:
                 gains = [a - b for a, b in zip(rows[method], rows["madry"], strict=True)]
-                lines.append(_row([METHODS[method].label, name, *(f"{gain:+.1f}" for gain in gains)]))
+                lines.append(_row([METHODS[method].label, name, *(f"{round(gain, 1) + 0:+.1f}" for gain in gains)]))
     return "\n".join(lines)
 
 
+def _results_so_far(preset: str) -> Runs:
+    folder = RESULTS / preset
+    return read_results(PRESETS[preset], folder) if (folder / "cells").is_dir() else {}
+
+
 def own_table(preset: str) -> str:
-    """The table of a preset of ours, as its committed file has it."""
-    return (RESULTS / preset / "table.md").read_text(encoding="utf-8").strip()
+    """The table of a preset of ours, as its committed file has it, and its curves."""
+    if not (RESULTS / preset / "table.md").exists():
+        return "*Not run yet.*"
+    table = (RESULTS / preset / "table.md").read_text(encoding="utf-8").strip()
+    return f"{table}\n\n![Accuracy against ε](../results/paper/{preset}/curves.png)"
 
 
 def write_page(path: Path = HERE / "PAPER.md") -> None:

@@ -53,7 +53,7 @@ def test_a_report_is_written_from_the_cells_that_there_are(results):
     assert "51.0 ± 1.4" in madry
     assert "21.0 ± 1.4" in madry
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
-    assert report.own_table("cifar10-cpu") == table.strip()
+    assert report.own_table("cifar10-cpu").startswith(table.strip())
 
 
 def test_the_differences_are_means_minus_madrys(results):
