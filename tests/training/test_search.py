@@ -48,7 +48,7 @@ def test_every_image_is_that_of_an_early_stopped_loop_over_single_images(tau, wi
         for i in range(len(x))
     ]
     used = [steps for _, steps in alone]
-    assert len(set(used)) >= 4  # they do leave the batch at different steps, and not all before the last one
+    assert len(set(used)) >= 3  # they do leave the batch at different steps, and not all before the last one
     assert max(used) == SEARCH["steps"]
     rows = []
     network.register_forward_hook(lambda module, given, output: rows.append(len(given[0])))
