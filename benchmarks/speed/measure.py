@@ -24,7 +24,7 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds that each way took in each round, after one round that does not count; the order turns round each time.
 
-    ``clock`` may be ``time.process_time``, which does not run while other processes have the core: for work on the CPU alone.
+    ``clock`` may be ``time.process_time``, which stands still while other processes have the core: for work on the CPU.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in tqdm(range(-1, rounds), desc=" against ".join(ways), unit="round"):
