@@ -12,7 +12,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
 
-from sip_plugin.salience.annotations import FolderMasks, MissingAnnotationError, UnreadableAnnotationError
+from sip_plugin.salience.annotations import (
+    FolderMasks,
+    MissingAnnotationError,
+    UnmarkedAnnotationError,
+    UnreadableAnnotationError,
+)
 
 SIZES = {"robin/1": (7, 9), "robin/2": (8, 5), "wren/1": (6, 6)}  # height, width
 
@@ -138,6 +143,31 @@ def test_an_8_bit_file_of_zeros_and_ones_is_not_taken_for_an_empty_mask(folders,
         FolderMasks(birds, folders / "masks")[0]
     alone = FolderMasks([birds.samples[0][0]], folders / "masks", image_root=birds.root, full_level=1)
     assert torch.equal(alone[0][0], torch.from_numpy(binary_mask()))
+
+
+@pytest.mark.parametrize(("level", "depth", "white"), [(2, np.uint8, 255), (5, np.uint8, 255), (255, np.uint16, 65535)])
+def test_a_mask_that_marks_something_of_which_nothing_reaches_the_threshold_is_an_error(
+    level, depth, white, folders, birds
+):
+    save_mask(folders, Image.fromarray(binary_mask().astype(depth) * depth(level)))
+    masks = FolderMasks(birds, folders / "masks")
+    says = (
+        rf"robin/1\.png holds no level above {level} of {white}.*threshold 0\.5.*full_level={level} .*missing=\"empty\""
+    )
+    with pytest.raises(UnmarkedAnnotationError, match=says):
+        masks[0]
+    assert (
+        FolderMasks(birds, folders / "masks", threshold=level / white)[0][0].numpy().tolist() == binary_mask().tolist()
+    )
+    alone = FolderMasks([birds.samples[0][0]], folders / "masks", image_root=birds.root, full_level=level)
+    assert alone[0][0].numpy().tolist() == binary_mask().tolist()
+    with pytest.warns(
+        UserWarning, match="0 annotations are missing, 0 are unreadable, 1 mark no salient pixel"
+    ) as caught:
+        empty = FolderMasks(birds, folders / "masks", missing="empty")
+    assert len(caught) == 1
+    assert empty.unannotated == (0,)
+    assert not empty[0].any()
 
 
 def test_full_level_is_the_level_of_all_annotators(folders, birds):
