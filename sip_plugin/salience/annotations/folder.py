@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sip_plugin.salience.annotations.files import Images, check_one_image_each, image_paths
+from sip_plugin.salience.annotations.files import Images, check_one_image_each, image_paths, upright_size
 from sip_plugin.salience.annotations.levels import grey_levels
 from sip_plugin.salience.annotations.masks import (
     HumanMasks,
@@ -41,8 +41,10 @@ class FolderMasks(HumanMasks):
     Raises:
         MissingAnnotationError: (a ``FileNotFoundError``) If a mask is missing.
         UnreadableAnnotationError: (a ``ValueError``, on access) If a mask is damaged.
-        UnmarkedAnnotationError: (a ``ValueError``, on access) If a mask is not all black, but no pixel reaches the threshold.
-        ValueError: If an argument is none of the above; on access, if a mask is not grey or not of its image's size.
+        UnmarkedAnnotationError: (a ``ValueError``, on access) If a mask marks something, but no pixel reaches
+            the threshold.
+        ValueError: If an argument is none of the above; on access, if a mask is not grey or not of its image's size,
+            or the image is turned by its EXIF data.
 
     Example:
         >>> birds = torchvision.datasets.ImageFolder("images")
@@ -83,6 +85,11 @@ class FolderMasks(HumanMasks):
     def _find(self, index: int) -> None:
         if not self.files[index].is_file():
             raise MissingAnnotationError(f"There is no mask {self.files[index]} for the image {self.images[index]}.")
+
+    def _size(self, index: int) -> tuple[int, int]:
+        path = self.images[index]
+        assert isinstance(path, Path)
+        return upright_size(path)
 
     def _read(self, index: int) -> NDArray[np.bool_]:
         levels, white = grey_levels(self.files[index])

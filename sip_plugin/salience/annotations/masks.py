@@ -110,10 +110,11 @@ class HumanMasks(Dataset[Tensor], ABC):
             sum(isinstance(failure, kind) for failure in failures.values())
             for kind in (MissingAnnotationError, UnmarkedAnnotationError)
         )
+        unreadable = len(failures) - absent - unmarked
         faint = f", {unmarked} mark no salient pixel" if unmarked else ""
         warnings.warn(
             f"{len(failures)} of {len(self)} images get an empty map, so nothing of them is protected: {absent} annotations "
-            f"are missing, {len(failures) - absent - unmarked} are unreadable{faint}. The first: {first} See .unannotated for all.",
+            f"are missing, {unreadable} are unreadable{faint}. The first: {first} See .unannotated for all.",
             UserWarning,
             stacklevel=3,  # the line that makes the maps
         )

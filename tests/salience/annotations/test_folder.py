@@ -194,6 +194,29 @@ def test_a_mask_of_another_size_is_an_error_that_names_both_files_and_sizes(fold
         FolderMasks(birds, folders / "masks", missing="empty")
 
 
+@pytest.mark.parametrize("orientation", [2, 3, 6])
+@pytest.mark.parametrize("kind", [".jpg", ".png"])
+def test_an_image_that_its_exif_data_turn_is_an_error(orientation, kind, folders, birds):
+    """Its mask may be of the turned image, with the same size: nothing would show it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = (folders / "images" / "robin" / "1.jpg").rename(folders / "images" / "robin" / f"1{kind}")
+    Image.new("RGB", (9, 7)).save(path, exif=exif)
+    paths = [path, *(folders / "images").glob("wren/*.jpg")]
+    masks = FolderMasks(paths, folders / "masks", image_root=folders / "images")
+    with pytest.raises(ValueError, match=rf"robin/1\{kind} is turned by its EXIF data.*upright"):
+        masks[0]
+    assert masks[1].any()
+    exif[0x0112] = 1
+    Image.new("RGB", (9, 7)).save(path, exif=exif)
+    assert masks[0].any()
+
+
+def test_damaged_exif_data_turn_nothing(folders, birds):
+    Image.new("RGB", (9, 7)).save(folders / "images" / "robin" / "1.jpg", exif=b"Exif\0\0no TIFF at all")
+    assert FolderMasks(birds, folders / "masks")[0].any()
+
+
 def test_missing_masks_are_an_error_that_counts_them_and_names_the_first(folders, birds):
     (folders / "masks" / "robin" / "2.png").unlink()
     (folders / "masks" / "wren" / "1.png").unlink()
