@@ -4,7 +4,12 @@ from sip_plugin.salience.annotations.coco import COCOMasks
 from sip_plugin.salience.annotations.cub import CUB200
 from sip_plugin.salience.annotations.folder import FolderMasks
 from sip_plugin.salience.annotations.label_studio import LabelStudioMasks
-from sip_plugin.salience.annotations.masks import HumanMasks, MissingAnnotationError, UnreadableAnnotationError
+from sip_plugin.salience.annotations.masks import (
+    HumanMasks,
+    MissingAnnotationError,
+    UnmarkedAnnotationError,
+    UnreadableAnnotationError,
+)
 
 __all__ = [
     "CUB200",
@@ -13,5 +18,6 @@ __all__ = [
     "HumanMasks",
     "LabelStudioMasks",
     "MissingAnnotationError",
+    "UnmarkedAnnotationError",
     "UnreadableAnnotationError",
 ]

@@ -17,8 +17,11 @@ from sip_plugin.salience.annotations.masks import (
     HumanMasks,
     Missing,
     MissingAnnotationError,
+    UnmarkedAnnotationError,
     UnreadableAnnotationError,
 )
+
+_FARTHEST = 1e6  # pixels; pycocotools takes memory for every pixel along an edge, and counts them in 32 bits
 
 
 class _Image(NamedTuple):
@@ -41,12 +44,15 @@ class COCOMasks(HumanMasks):
         annotations: The JSON file (``instances_train2017.json``).
         categories: The names or ids of the categories whose instances are salient; None for all.
         missing: ``"error"``, or ``"empty"`` for an empty map where an image has no instance of those categories, or an
-            unreadable one, with one warning that counts them; every instance is decoded once for that.
+            unreadable one, or polygons that cover no pixel, with one warning that counts them; every instance is decoded
+            once for that.
 
     Raises:
         ImportError: If pycocotools is not installed.
         MissingAnnotationError: (a ``FileNotFoundError``) If an image has no instance of those categories.
-        UnreadableAnnotationError: (a ``ValueError``, on access) If a polygon or an RLE is broken.
+        UnreadableAnnotationError: (a ``ValueError``, on access) If a polygon or an RLE is broken, or all polygons of an instance
+            lie outside the image.
+        UnmarkedAnnotationError: (a ``ValueError``, on access) If an image has polygons and no pixel lies in one.
         ValueError: If the file is not of that format, a category is unknown, or two images match one entry; on access, if
             the image is of another size than the file says.
 
@@ -102,6 +108,13 @@ class COCOMasks(HumanMasks):
                 ) from error
         mask = _coco_mask()
         marked: NDArray[np.bool_] = mask.decode(mask.merge(runs)).astype(bool)
+        drawn = [annotation for annotation, segmentation in entry.instances if isinstance(segmentation, list)]
+        if drawn and not marked.any():  # an RLE may say that nothing is marked
+            raise UnmarkedAnnotationError(
+                f"The annotation {drawn[0]} of the image {self.images[index]} in {self.file} has polygons that cover no "
+                f"pixel, and nothing else marks one: nothing of the image would be protected. Are the coordinates in pixels "
+                '(of 0 to 1 they are shares)? missing="empty" takes such images with an empty map.'
+            )
         return marked
 
     def _size(self, index: int) -> tuple[int, int]:
@@ -188,6 +201,7 @@ def _run_lengths(segmentation: Any, height: int, width: int) -> list[Any]:
             corners = np.asarray(polygon, dtype=np.float64)
             if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2 or not np.isfinite(corners).all():
                 raise ValueError(f"a polygon is x, y of three corners or more, got {polygon!r:.80}.")
+        _check_inside(segmentation, height, width)
         return list(mask.frPyObjects(segmentation, height, width))
     if not isinstance(segmentation, Mapping) or not {"size", "counts"} <= segmentation.keys():
         raise ValueError(
@@ -203,6 +217,19 @@ def _run_lengths(segmentation: Any, height: int, width: int) -> list[Any]:
     run_lengths = {"size": [height, width], "counts": counts}
     _check_complete(run_lengths)
     return [run_lengths]
+
+
+def _check_inside(polygons: list[list[float]], height: int, width: int) -> None:
+    """Refuse polygons that all lie outside the image, or have a corner so far away that it can be none."""
+    parts = [np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in polygons]
+    low, high = np.concatenate(parts).min(0), np.concatenate(parts).max(0)
+    if max(-low.min(), high.max()) > _FARTHEST:
+        raise ValueError(f"a polygon has a corner at {max(low.min(), high.max(), key=abs):g} pixels.")
+    if all((part.max(0) <= 0).any() or (part.min(0) >= (width, height)).any() for part in parts):
+        raise ValueError(
+            f"its polygons lie outside the image of {width}×{height} pixels: they go from {tuple(low.tolist())} to "
+            f"{tuple(high.tolist())}."
+        )
 
 
 def _check_complete(run_lengths: dict[str, Any]) -> None:

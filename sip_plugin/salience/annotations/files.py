@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+_ORIENTATION = 0x0112  # the EXIF tag
 
 
 class HasSamples(Protocol):
@@ -53,6 +56,27 @@ def pillow() -> Any:
     except ImportError as error:
         raise ImportError("Pillow is not installed: pip install 'sip-plugin[annotations]'") from error
     return Image
+
+
+def upright_size(path: Path) -> tuple[int, int]:
+    """Height and width of an image that is stored as it is looked at.
+
+    Raises:
+        ValueError: If its EXIF data turn or mirror it: what it was annotated with may have followed them, and what loads it
+            for training may not.
+    """
+    with pillow().open(path) as image:
+        try:
+            orientation = image.getexif().get(_ORIENTATION, 1)
+        except (SyntaxError, struct.error):  # damaged, so that nobody can follow them
+            orientation = 1
+        if orientation in range(2, 9):
+            raise ValueError(
+                f"The image {path} is turned by its EXIF data, so it may have been annotated in another orientation than it "
+                "is stored in. Save it upright, without that entry (PIL.ImageOps.exif_transpose), and its annotation in "
+                "the same orientation."
+            )
+        return image.height, image.width
 
 
 def image_size(path: Path) -> tuple[int, int]:

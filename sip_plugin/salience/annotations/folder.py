@@ -8,9 +8,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sip_plugin.salience.annotations.files import Images, check_one_image_each, image_paths
+from sip_plugin.salience.annotations.files import Images, check_one_image_each, image_paths, upright_size
 from sip_plugin.salience.annotations.levels import grey_levels
-from sip_plugin.salience.annotations.masks import HumanMasks, Missing, MissingAnnotationError, check_threshold
+from sip_plugin.salience.annotations.masks import (
+    HumanMasks,
+    Missing,
+    MissingAnnotationError,
+    UnmarkedAnnotationError,
+    check_threshold,
+)
 
 
 class FolderMasks(HumanMasks):
@@ -29,13 +35,16 @@ class FolderMasks(HumanMasks):
         image_root: The root of the images' tree; the data set's own (``.root``) if it has one.
         suffix: What takes the place of the images' suffix; ``"_mask.png"`` will do too.
         full_level: The level that stands for all annotators; None for white. 1 for 8-bit files of zeros and ones.
-        missing: ``"error"``, or ``"empty"`` for an empty map where a mask is missing or unreadable, with one warning that
-            counts them; every mask is read once for that.
+        missing: ``"error"``, or ``"empty"`` for an empty map where a mask is missing or unreadable, or none of its levels
+            reaches the threshold, with one warning that counts them; every mask is read once for that.
 
     Raises:
         MissingAnnotationError: (a ``FileNotFoundError``) If a mask is missing.
         UnreadableAnnotationError: (a ``ValueError``, on access) If a mask is damaged.
-        ValueError: If an argument is none of the above; on access, if a mask is not grey or not of its image's size.
+        UnmarkedAnnotationError: (a ``ValueError``, on access) If a mask marks something, but no pixel reaches
+            the threshold.
+        ValueError: If an argument is none of the above; on access, if a mask is not grey or not of its image's size,
+            or the image is turned by its EXIF data.
 
     Example:
         >>> birds = torchvision.datasets.ImageFolder("images")
@@ -77,18 +86,26 @@ class FolderMasks(HumanMasks):
         if not self.files[index].is_file():
             raise MissingAnnotationError(f"There is no mask {self.files[index]} for the image {self.images[index]}.")
 
+    def _size(self, index: int) -> tuple[int, int]:
+        path = self.images[index]
+        assert isinstance(path, Path)
+        return upright_size(path)
+
     def _read(self, index: int) -> NDArray[np.bool_]:
         levels, white = grey_levels(self.files[index])
         full = white if self.full_level is None else self.full_level
         highest = int(levels.max(initial=0))
         if highest > full:
             raise ValueError(f"The mask {self.files[index]} has the level {highest}, above full_level = {full}.")
-        if highest == 1 < full and self.full_level is None:
-            raise ValueError(
-                f"The mask {self.files[index]} holds only the levels 0 and 1 of {full}, which would mark nothing. If 1 "
-                "means salient: full_level=1."
-            )
         marked: NDArray[np.bool_] = levels / full >= self.threshold
+        if highest and not marked.any():
+            held = "holds only the levels 0 and 1" if highest == 1 else f"holds no level above {highest}"
+            raise UnmarkedAnnotationError(
+                f"The mask {self.files[index]} {held} of {full}, and none reaches the threshold {self.threshold:g}: nothing "
+                f"of its image would be protected. If {highest} means salient, or marked by all annotators: "
+                f"full_level={highest} (or the number of annotators, where levels count them). If {highest} of {full} is "
+                'meant: a lower threshold, or missing="empty" to take such masks as empty maps.'
+            )
         return marked
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sip_plugin.salience.annotations.files import Images, image_paths, pillow
+from sip_plugin.salience.annotations.files import Images, image_paths, upright_size
 from sip_plugin.salience.annotations.label_studio_export import Region, annotations_of, image_of, read_tasks, tasks_of
 from sip_plugin.salience.annotations.masks import (
     HumanMasks,
@@ -20,8 +20,6 @@ from sip_plugin.salience.annotations.masks import (
     UnreadableAnnotationError,
     check_threshold,
 )
-
-_ORIENTATION = 0x0112  # the EXIF tag
 
 
 class LabelStudioMasks(HumanMasks):
@@ -102,14 +100,9 @@ class LabelStudioMasks(HumanMasks):
         return salient
 
     def _size(self, index: int) -> tuple[int, int]:
-        with pillow().open(self.images[index]) as image:
-            # A browser turns the image before it is drawn on; what loads it for training may not.
-            if image.getexif().get(_ORIENTATION, 1) != 1:
-                raise ValueError(
-                    f"The image {self.images[index]} is turned by its EXIF data, so it was annotated in another orientation "
-                    "than it is stored in. Save it upright, without that entry."
-                )
-            return image.height, image.width
+        path = self.images[index]
+        assert isinstance(path, Path)
+        return upright_size(path)  # a browser turns the image before it is drawn on
 
     def _covered(self, regions: list[Region], size: tuple[int, int], index: int) -> NDArray[np.bool_]:
         """The pixels that the strokes of one annotation cover."""

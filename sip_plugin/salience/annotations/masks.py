@@ -30,6 +30,10 @@ class UnreadableAnnotationError(ValueError):
     """An image's annotation is there and cannot be read."""
 
 
+class UnmarkedAnnotationError(ValueError):
+    """An image's annotation marks something, but no pixel is salient by it."""
+
+
 class HumanMasks(Dataset[Tensor], ABC):
     """Maps that people drew, one for each image of a data set and in its order.
 
@@ -47,7 +51,8 @@ class HumanMasks(Dataset[Tensor], ABC):
 
     @property
     def unannotated(self) -> tuple[int, ...]:
-        """The indices of the images that have an empty map because their annotation is missing or unreadable."""
+        """The indices of the images that have an empty map because their annotation is missing, is unreadable, or marks no
+        pixel enough."""
         return tuple(sorted(self._empty))
 
     def __len__(self) -> int:
@@ -77,7 +82,7 @@ class HumanMasks(Dataset[Tensor], ABC):
 
     @abstractmethod
     def _read(self, index: int) -> NDArray[np.bool_]:
-        """The marked pixels, ``(H, W)``. Raises MissingAnnotationError and UnreadableAnnotationError."""
+        """The marked pixels, ``(H, W)``. Raises Missing-, Unreadable- and UnmarkedAnnotationError."""
 
     def _size(self, index: int) -> tuple[int, int]:
         """Height and width of the image."""
@@ -91,7 +96,7 @@ class HumanMasks(Dataset[Tensor], ABC):
         """Look for every annotation, once, at the end of the constructor."""
         if missing not in ("error", "empty"):
             raise ValueError(f'missing must be "error" or "empty", got {missing!r}.')
-        # For empty maps each annotation is read, so that one warning can count the unreadable ones too.
+        # For empty maps each annotation is read, so that one warning can count all that fail.
         failures = self._failures(read=missing == "empty")
         if not failures:
             return
@@ -101,10 +106,15 @@ class HumanMasks(Dataset[Tensor], ABC):
                 f"{len(failures)} of {len(self)} images have no annotation. The first: {first} To train on them all the "
                 'same, with nothing of them protected: missing="empty".'
             )
-        absent = sum(isinstance(failure, MissingAnnotationError) for failure in failures.values())
+        absent, unmarked = (
+            sum(isinstance(failure, kind) for failure in failures.values())
+            for kind in (MissingAnnotationError, UnmarkedAnnotationError)
+        )
+        unreadable = len(failures) - absent - unmarked
+        faint = f", {unmarked} mark no salient pixel" if unmarked else ""
         warnings.warn(
             f"{len(failures)} of {len(self)} images get an empty map, so nothing of them is protected: {absent} annotations "
-            f"are missing, {len(failures) - absent} are unreadable. The first: {first} See .unannotated for all.",
+            f"are missing, {unreadable} are unreadable{faint}. The first: {first} See .unannotated for all.",
             UserWarning,
             stacklevel=3,  # the line that makes the maps
         )
@@ -117,7 +127,7 @@ class HumanMasks(Dataset[Tensor], ABC):
                 self._find(index)
                 if read:
                     self[index]
-            except (MissingAnnotationError, UnreadableAnnotationError) as error:
+            except (MissingAnnotationError, UnreadableAnnotationError, UnmarkedAnnotationError) as error:
                 failures[index] = error
         return failures
 

@@ -11,7 +11,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
-from sip_plugin.salience.annotations import COCOMasks, MissingAnnotationError, UnreadableAnnotationError
+from sip_plugin.salience.annotations import (
+    COCOMasks,
+    MissingAnnotationError,
+    UnmarkedAnnotationError,
+    UnreadableAnnotationError,
+)
 
 coco_mask = pytest.importorskip("pycocotools.mask", reason="needs pycocotools")
 
@@ -237,3 +242,43 @@ def test_without_pycocotools_the_error_names_the_extra(annotated, monkeypatch):
 def test_the_repr_says_which_file(annotated):
     annotated.add(annotated.image("a/1.jpg"), polygon(0, 0, 2, 2))
     assert repr(annotated.masks()) == f"COCOMasks(1 images of {annotated.file})"
+
+
+@pytest.mark.parametrize("corners", [(1, 20, 4, 25), (1, -9, 4, -2), (30, 1, 40, 4), (-40, 1, -30, 4)])
+@pytest.mark.parametrize("among_others", [False, True])
+def test_an_instance_outside_its_image_is_an_error_that_names_it(corners, among_others, annotated):
+    number = annotated.image("a/1.jpg")
+    if among_others:
+        annotated.add(number, polygon(0, 0, 2, 2))
+    outside = annotated.add(number, polygon(*corners))
+    with pytest.raises(UnreadableAnnotationError, match=rf"annotation {outside} .*a/1\.jpg.*outside the image of 8×6"):
+        annotated.masks()[0]
+    with pytest.warns(UserWarning, match="1 are unreadable"):
+        assert annotated.masks(missing="empty").unannotated == (0,)
+
+
+@pytest.mark.parametrize("far", [1e30, -1e30, 1e9])
+def test_a_corner_that_no_image_reaches_is_an_error_that_names_the_instance(far, annotated):
+    number = annotated.image("a/1.jpg")
+    broken = annotated.add(number, [[0, 0, far, 0, 3, 3]])
+    with pytest.raises(
+        UnreadableAnnotationError, match=rf"annotation {broken} .*a corner at {far:g} pixels".replace("+", "[+]")
+    ):
+        annotated.masks()[0]
+
+
+def test_polygons_that_reach_over_the_edge_are_cut_off_there(annotated):
+    number = annotated.image("a/1.jpg")
+    annotated.add(number, polygon(-3, 5, 4, 20) + polygon(1, 30, 2, 40))
+    assert torch.equal(annotated.masks()[0][0], torch.from_numpy(box(0, 5, 4, 8)))
+
+
+def test_polygons_that_cover_no_pixel_at_all_are_an_error_but_not_beside_others(annotated):
+    number = annotated.image("a/1.jpg")
+    tiny = annotated.add(number, [[0.1, 0.1, 0.3, 0.1, 0.3, 0.3]])
+    with pytest.raises(UnmarkedAnnotationError, match=rf"annotation {tiny} .*a/1\.jpg.*cover no pixel"):
+        annotated.masks()[0]
+    with pytest.warns(UserWarning, match="1 mark no salient pixel"):
+        assert not annotated.masks(missing="empty")[0].any()
+    annotated.add(number, polygon(0, 0, 2, 2))
+    assert annotated.masks()[0].sum() == 4

@@ -110,6 +110,15 @@ def test_a_segmentation_of_another_size_names_both_files(archive):
         CUB200(archive.root).masks()[0]
 
 
+def test_an_image_that_its_exif_data_turn_is_an_error(archive):
+    birds = CUB200(archive.root)
+    path, exif = birds.samples[0][0], Image.Exif()
+    exif[0x0112] = 3
+    birds[0][0].save(path, exif=exif)
+    with pytest.raises(ValueError, match=rf"{path.name} is turned by its EXIF data"):
+        birds.masks()[0]
+
+
 def test_a_transform_is_for_evaluation_and_cannot_go_with_maps(archive):
     birds = CUB200(archive.root, train=False, transform=lambda image: image.resize((8, 8)))
     assert birds[0][0].size == (8, 8)

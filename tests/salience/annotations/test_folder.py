@@ -12,7 +12,12 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
 
-from sip_plugin.salience.annotations import FolderMasks, MissingAnnotationError, UnreadableAnnotationError
+from sip_plugin.salience.annotations import (
+    FolderMasks,
+    MissingAnnotationError,
+    UnmarkedAnnotationError,
+    UnreadableAnnotationError,
+)
 
 SIZES = {"robin/1": (7, 9), "robin/2": (8, 5), "wren/1": (6, 6)}  # height, width
 
@@ -140,6 +145,31 @@ def test_an_8_bit_file_of_zeros_and_ones_is_not_taken_for_an_empty_mask(folders,
     assert torch.equal(alone[0][0], torch.from_numpy(binary_mask()))
 
 
+@pytest.mark.parametrize(("level", "depth", "white"), [(2, np.uint8, 255), (5, np.uint8, 255), (255, np.uint16, 65535)])
+def test_a_mask_that_marks_something_of_which_nothing_reaches_the_threshold_is_an_error(
+    level, depth, white, folders, birds
+):
+    save_mask(folders, Image.fromarray(binary_mask().astype(depth) * depth(level)))
+    masks = FolderMasks(birds, folders / "masks")
+    says = (
+        rf"robin/1\.png holds no level above {level} of {white}.*threshold 0\.5.*full_level={level} .*missing=\"empty\""
+    )
+    with pytest.raises(UnmarkedAnnotationError, match=says):
+        masks[0]
+    assert (
+        FolderMasks(birds, folders / "masks", threshold=level / white)[0][0].numpy().tolist() == binary_mask().tolist()
+    )
+    alone = FolderMasks([birds.samples[0][0]], folders / "masks", image_root=birds.root, full_level=level)
+    assert alone[0][0].numpy().tolist() == binary_mask().tolist()
+    with pytest.warns(
+        UserWarning, match="0 annotations are missing, 0 are unreadable, 1 mark no salient pixel"
+    ) as caught:
+        empty = FolderMasks(birds, folders / "masks", missing="empty")
+    assert len(caught) == 1
+    assert empty.unannotated == (0,)
+    assert not empty[0].any()
+
+
 def test_full_level_is_the_level_of_all_annotators(folders, birds):
     votes = np.resize(np.arange(6), (7, 9)).astype(np.uint8)
     for name in SIZES:
@@ -162,6 +192,29 @@ def test_a_mask_of_another_size_is_an_error_that_names_both_files_and_sizes(fold
         masks[0]
     with pytest.raises(ValueError, match="own size"):  # it is no missing annotation
         FolderMasks(birds, folders / "masks", missing="empty")
+
+
+@pytest.mark.parametrize("orientation", [2, 3, 6])
+@pytest.mark.parametrize("kind", [".jpg", ".png"])
+def test_an_image_that_its_exif_data_turn_is_an_error(orientation, kind, folders, birds):
+    """Its mask may be of the turned image, with the same size: nothing would show it."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = (folders / "images" / "robin" / "1.jpg").rename(folders / "images" / "robin" / f"1{kind}")
+    Image.new("RGB", (9, 7)).save(path, exif=exif)
+    paths = [path, *(folders / "images").glob("wren/*.jpg")]
+    masks = FolderMasks(paths, folders / "masks", image_root=folders / "images")
+    with pytest.raises(ValueError, match=rf"robin/1\{kind} is turned by its EXIF data.*upright"):
+        masks[0]
+    assert masks[1].any()
+    exif[0x0112] = 1
+    Image.new("RGB", (9, 7)).save(path, exif=exif)
+    assert masks[0].any()
+
+
+def test_damaged_exif_data_turn_nothing(folders, birds):
+    Image.new("RGB", (9, 7)).save(folders / "images" / "robin" / "1.jpg", exif=b"Exif\0\0no TIFF at all")
+    assert FolderMasks(birds, folders / "masks")[0].any()
 
 
 def test_missing_masks_are_an_error_that_counts_them_and_names_the_first(folders, birds):
