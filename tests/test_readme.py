@@ -123,3 +123,15 @@ def test_the_table_of_maps_is_the_committed_result():
     madry = result["networks"]["madry"]["test_accuracy"]
     assert f"{100 * madry['clean']:.1f} % of the test images" in README
     assert f"{100 * madry['pgd20']:.1f} % under PGD-20" in README
+
+
+def test_the_evaluation_is_the_committed_result():
+    folder = ROOT / "benchmarks" / "results" / "evaluation"
+    assert (folder / "table.md").read_text().strip() in README
+    result = json.loads((folder / "result.json").read_text())
+    for ours in ("default", "assume_survivors"):
+        assert all(a <= b for a, b in zip(result["right"]["default"], result["right"]["independent"], strict=True)), (
+            ours
+        )
+    assert result["ratio"]["default"]["processor"] <= 0.9
+    assert result["ratio"]["assume_survivors"]["processor"] <= 0.45
