@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_page()
         return 0
     preset = PRESETS[options.preset or options.dataset]
+    if options.dataset not in (None, preset.dataset):
+        parser.error(f"--preset {options.preset} is for {preset.dataset}, not for --dataset {options.dataset}")
     options.results = options.results or Path("out") / "paper" / (options.preset or options.dataset)
     options.work = options.work or options.results / "work"
     try:
@@ -50,13 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_report(preset, options.results)
             return 0
         return _run(_cells(options, preset), options)
-    except (FileNotFoundError, OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, FloatingPointError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
 
 def _run(cells: list[Cell], options: argparse.Namespace) -> int:
     from lightning.fabric import Fabric
-    from lightning.fabric.loggers import CSVLogger, TensorBoardLogger
 
     from benchmarks.paper.cell import Place, run_cell
     from benchmarks.paper.data import Source
@@ -69,8 +70,8 @@ def _run(cells: list[Cell], options: argparse.Namespace) -> int:
         options.results,
         options.teacher,
         options.workers,
+        options.log,
     )
-    logger = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}[options.log]
     left = []
     for number, cell in enumerate(cells):
         fabric = Fabric(
@@ -78,7 +79,6 @@ def _run(cells: list[Cell], options: argparse.Namespace) -> int:
             devices=int(os.environ.get("LOCAL_WORLD_SIZE", options.devices)),
             num_nodes=options.nodes,
             precision=cell.training.precision,
-            loggers=logger(str(options.work / "logs"), cell.name),
         )
         fabric.launch()
         if fabric.global_rank == 0:
@@ -96,6 +96,8 @@ def _cells(options: argparse.Namespace, preset: Preset) -> list[Cell]:
     training, evaluation = _changes(options, Training), _changes(options, Evaluation)
     if options.command == "run":
         method = _SAME.get(options.method, options.method)
+        if options.teacher is not None and METHODS[method].salience in (None, "human"):
+            raise ValueError(f"{options.method} has no teacher: leave --teacher out.")
         base = Cell(
             options.dataset,
             options.arch or preset.archs[0],

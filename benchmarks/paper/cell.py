@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from benchmarks.paper.methods import METHODS, LeastGradient, RandomLike
 from benchmarks.paper.networks import build_network
 from benchmarks.paper.protocols import Cell
 from benchmarks.paper.seeds import derived
+from benchmarks.paper.settings import differences
 from benchmarks.paper.training import train_network
 from benchmarks.record import run_record, write_json
 from sip_plugin.evaluation import evaluate_robustness
@@ -35,6 +37,7 @@ class Place:
         results: One JSON file per cell; small, to keep.
         teacher: Weights of a teacher that was trained elsewhere (a ``state_dict``), None to train one.
         workers: Processes that load images.
+        log: ``"csv"`` or ``"tensorboard"``.
     """
 
     source: Source
@@ -42,6 +45,7 @@ class Place:
     results: Path
     teacher: Path | None = None
     workers: int = 0
+    log: str = "csv"
 
     def result(self, cell: Cell) -> Path:
         """The result file of a cell."""
@@ -63,18 +67,19 @@ def run_cell(cell: Cell, place: Place, fabric: Fabric, *, train_only: bool = Fal
     Raises:
         ValueError: If a result or a checkpoint of that name is of other settings.
     """
-    if _finished(cell, place):
+    splits = load_splits(cell.dataset, place.source, cell.training.validation_share, cell.split_seed)
+    if _finished(cell, splits, place):
         return True
     with locked(place.work / f"{cell.name}.lock", fabric, wait=False) as mine:
         if not mine:
             return False
-        splits = load_splits(cell.dataset, place.source, cell.training.validation_share, cell.split_seed)
         maps, teacher = _maps(cell, splits, place, fabric)
-        network, history = trained(cell, splits, maps, place, fabric)
+        key = cell.training_key(splits.content, None if teacher is None else teacher["weights_sha256"])
+        network, history = trained(cell, key, splits, maps, place, fabric)
         if train_only:
             return True
         began = time.perf_counter()
-        report, folding = _evaluated(cell, network, splits, place, fabric)
+        report, folding = _evaluated(cell, key, network, splits, place, fabric)
         if fabric.global_rank == 0:
             # The result is the last to be written: where it is, the cell is done.
             report.to_json(place.result(cell).with_suffix(".report.json"))
@@ -88,9 +93,11 @@ def run_cell(cell: Cell, place: Place, fabric: Fabric, *, train_only: bool = Fal
                         "training_images": len(splits.train),  # type: ignore[arg-type]
                         "validation_images": len(splits.validation),  # type: ignore[arg-type]
                         "test_images": len(splits.test),  # type: ignore[arg-type]
-                        "split": splits.fingerprint,
+                        "split": splits.split,
+                        "content": splits.content,
                     },
                     "teacher": teacher,
+                    "training_key": key,
                     "network": {
                         "weights_sha256": weights_hash(network),
                         "parameters": sum(p.numel() for p in network.parameters()),
@@ -107,41 +114,40 @@ def run_cell(cell: Cell, place: Place, fabric: Fabric, *, train_only: bool = Fal
     return True
 
 
-def _finished(cell: Cell, place: Place) -> bool:
+def _finished(cell: Cell, splits: Splits, place: Place) -> bool:
     path = place.result(cell)
     if not path.exists():
         return False
-    import json
-
-    known = json.loads(path.read_text(encoding="utf-8"))["cell"]
-    if known != cell.as_dict():
-        wanted = cell.as_dict()
-        differing = [
-            f"{part}.{name}" if isinstance(wanted[part], dict) else part
-            for part in wanted
-            for name in (wanted[part] if isinstance(wanted[part], dict) else [part])
-            if (known.get(part, {}).get(name) if isinstance(wanted[part], dict) else known.get(part))
-            != (wanted[part][name] if isinstance(wanted[part], dict) else wanted[part])
-        ]
+    known = json.loads(path.read_text(encoding="utf-8"))
+    differing = differences(known["cell"], cell.as_dict())
+    if known["data"]["content"] != splits.content:
+        differing.append(f"data: {known['data']['origin']}, other images or labels")
+    teacher = known["teacher"] or {}
+    if METHODS[cell.method].salience not in (None, "human"):
+        if place.teacher is None and "file" in teacher:
+            differing.append(f"teacher: that of --teacher {teacher['file']}")
+        if place.teacher is not None and teacher["weights_sha256"] != weights_hash(_given_teacher(cell, splits, place)):
+            differing.append("teacher: other weights")
+    if differing:
         raise ValueError(
-            f"{path} is of this cell with other settings ({', '.join(differing)}): choose another --results folder, or "
-            "remove the file."
+            f"{path} is of this cell with other settings ({'; '.join(differing)}). Choose another --results folder (with "
+            f"--work {place.work} networks that are trained already are used again), or remove the file."
         )
     return True
 
 
 def trained(
-    cell: Cell, splits: Splits, maps: Maps | None, place: Place, fabric: Fabric
+    cell: Cell, key: str, splits: Splits, maps: Maps | None, place: Place, fabric: Fabric
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The cell's network and the history of its training, from its file if it was trained before."""
-    folder = place.work / f"{cell.name}-{cell.training_key()}"
+    folder = place.work / f"{cell.name}-{key}"
     file = folder / "network.pt"
     if file.exists():
         state = load(file)
         network = build_network(cell.arch, splits.channels, splits.classes)
         network.load_state_dict(state["network"])
         return network.to(fabric.device).eval(), state["history"]
-    network, history = train_network(cell, splits, maps, folder, fabric, place.workers)
+    network, history = train_network(cell, key, splits, maps, folder, fabric, place.workers, place.log)
     if fabric.global_rank == 0:
         save(file, {"network": network.state_dict(), "history": history})
         (folder / "checkpoint.pt").unlink(missing_ok=True)
@@ -157,13 +163,11 @@ def _maps(cell: Cell, splits: Splits, place: Place, fabric: Fabric) -> tuple[Map
     if kind == "human":
         if splits.human_maps is None:
             raise ValueError(f"There are no human annotations for {cell.dataset}: {cell.method} is for cub.")
-        return splits.human_maps, {"salience": "human annotations"}
+        return splits.human_maps, {"salience": "human annotations", "weights_sha256": None}
     teacher, note = _teacher(cell, splits, place, fabric)
     source = GradientSalience(teacher)
     least = kind == "least"
-    path = (
-        place.work / f"maps-{cell.dataset}-{splits.fingerprint}-{note['weights_sha256'][:12]}{'-least' * least}.masks"
-    )
+    path = place.work / f"maps-{cell.dataset}-{splits.content}-{note['weights_sha256'][:12]}{'-least' * least}.masks"
     with locked(path.with_suffix(".lock"), fabric, wait=True):
         maps = MaskStore.build(
             path, splits.train, LeastGradient(source) if least else source, batch_size=64, device=fabric.device
@@ -175,21 +179,34 @@ def _maps(cell: Cell, splits: Splits, place: Place, fabric: Fabric) -> tuple[Map
 def _teacher(cell: Cell, splits: Splits, place: Place, fabric: Fabric) -> tuple[nn.Module, dict[str, Any]]:
     teacher = cell.teacher()
     if place.teacher is not None:
-        network = build_network(teacher.arch, splits.channels, splits.classes)
-        state = load(place.teacher)
-        network.load_state_dict(state.get("network", state))
-        network = network.to(fabric.device).eval()
+        network = _given_teacher(cell, splits, place).to(fabric.device).eval()
         return network, {"arch": teacher.arch, "file": place.teacher.name, "weights_sha256": weights_hash(network)}
     with locked(place.work / f"{teacher.name}.lock", fabric, wait=True):
-        network, history = trained(teacher, splits, None, place, fabric)
+        key = teacher.training_key(splits.content, None)
+        network, history = trained(teacher, key, splits, None, place, fabric)
     last = {name: value for name, value in history["epochs"][-1].items() if name.startswith("validation")}
     return network, {"arch": teacher.arch, "method": "madry", "seed": teacher.seed, **last} | {
         "weights_sha256": weights_hash(network)
     }
 
 
+def _given_teacher(cell: Cell, splits: Splits, place: Place) -> nn.Module:
+    assert place.teacher is not None  # the caller has asked
+    network = build_network(cell.teacher_arch, splits.channels, splits.classes)
+    state = load(place.teacher)
+    try:
+        network.load_state_dict(state.get("network", state))
+    except (RuntimeError, AttributeError) as error:
+        first = str(error).strip().splitlines()[-1].strip()
+        raise ValueError(
+            f"--teacher {place.teacher} does not hold the weights of {cell.teacher_arch} for {splits.classes} classes "
+            f"(--teacher-arch says which network it is): {first}"
+        ) from error
+    return network
+
+
 def _evaluated(
-    cell: Cell, network: nn.Module, splits: Splits, place: Place, fabric: Fabric
+    cell: Cell, key: str, network: nn.Module, splits: Splits, place: Place, fabric: Fabric
 ) -> tuple[Any, dict[str, Any] | None]:
     """AutoAttack's report, and how far the folded network is from the network."""
     settings = cell.evaluation
@@ -209,7 +226,7 @@ def _evaluated(
         assume_survivors=settings.assume_survivors,
         batch_size=settings.batch_size,
         seed=derived(cell.seed) // 2,
-        checkpoint=place.work / f"{cell.name}-{cell.training_key()}" / "evaluation",
+        checkpoint=place.work / f"{cell.name}-{key}" / f"evaluation-{settings.key()}",
     )
     return report, folding
 

@@ -50,7 +50,8 @@ class Splits:
         classes: How many.
         channels: Of an image.
         origin: Which files they are, in words.
-        fingerprint: Hash of the training images' indices.
+        split: Hash of the training images' indices.
+        content: Hash of all images and labels (CUB: of the files' names and sizes, and the labels) and of the split.
         human_maps: Of the training images, where people drew them.
     """
 
@@ -60,7 +61,8 @@ class Splits:
     classes: int
     channels: int
     origin: str
-    fingerprint: str
+    split: str
+    content: str
     human_maps: Maps | None = None
 
 
@@ -82,6 +84,7 @@ def load_splits(name: str, source: Source, validation_share: float, seed: int) -
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
     held_out = round(validation_share * len(order))
     kept, validation = sorted(order[held_out:]), sorted(order[:held_out])
+    split = hashlib.sha256(str(kept).encode()).hexdigest()[:16]
     return Splits(
         train=Subset(train, kept),
         validation=Subset(train, validation),
@@ -89,7 +92,8 @@ def load_splits(name: str, source: Source, validation_share: float, seed: int) -
         classes=classes,
         channels=channels,
         origin=origin,
-        fingerprint=hashlib.sha256(str(kept).encode()).hexdigest()[:16],
+        split=split,
+        content=hashlib.sha256(f"{train.content()} {test.content()} {split}".encode()).hexdigest()[:16],
         human_maps=None if maps is None else _Rows(maps, kept),
     )
 
@@ -109,6 +113,12 @@ class _InMemory(TensorDataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:  # type: ignore[override]
         image, label = super().__getitem__(index)  # type: ignore[no-untyped-call]
         return image, int(label)
+
+    def content(self) -> str:
+        digest = hashlib.sha256()
+        for tensor in self.tensors:
+            digest.update(tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
 
 def _digits(name: str, source: Source) -> tuple[Any, Any, int, int, str, None]:
@@ -187,6 +197,10 @@ class _Resized(Dataset[tuple[Tensor, int]]):
         image, label = self.images[index]
         tensor = functional.to_dtype(functional.pil_to_tensor(image), torch.float32, scale=True)
         return functional.resize(tensor, _CUB_SIZE, antialias=True).clamp(0, 1), label
+
+    def content(self) -> str:
+        files = [(path.name, path.stat().st_size, label) for path, label in self.images.samples]
+        return hashlib.sha256(repr(files).encode()).hexdigest()
 
 
 class _ResizedMaps:

@@ -9,6 +9,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sip_plugin.checks import check_eps
+from sip_plugin.evaluation.autoattack import VERSIONS
+
 Schedule = Literal["step", "one-cycle"]
 
 
@@ -58,6 +61,18 @@ class Training:
     pretrained: bool = False
     compile: bool = False
 
+    def __post_init__(self) -> None:
+        _at_least("epochs", self.epochs, 1)
+        _at_least("batch-size", self.batch_size, 1)
+        _at_least("steps", self.steps, 0)
+        _at_least("validation-every", self.validation_every, 1)
+        for name in ("eps", "alpha"):
+            check_eps(getattr(self, name), name=name)
+        if not self.learning_rate > 0:
+            raise ValueError(f"--learning-rate must be above 0, got {self.learning_rate}.")
+        if not 0 <= self.validation_share < 1:
+            raise ValueError(f"--validation-share is a share from 0 to below 1, got {self.validation_share}.")
+
     def rate(self, done: float) -> float:
         """The learning rate when ``done`` epochs (a fraction, too) lie behind."""
         if self.schedule == "step":
@@ -88,6 +103,18 @@ class Evaluation:
     assume_survivors: bool = False
     batch_size: int = 256
     fold_batchnorm: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.eps or not all(check_eps(eps, name="test-eps") > 0 for eps in self.eps):
+            raise ValueError(f"--test-eps must be one radius or more, all above 0, got {self.eps}.")
+        if self.version not in VERSIONS:
+            raise ValueError(f"--version must be one of {', '.join(VERSIONS)}, got {self.version!r}.")
+        _at_least("images", 1 if self.images is None else self.images, 1)
+        _at_least("test-batch-size", self.batch_size, 1)
+
+    def key(self) -> str:
+        """A short hash of these settings."""
+        return _hash(dataclasses.asdict(self))
 
 
 @dataclass(frozen=True)
@@ -130,10 +157,23 @@ class Cell:
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
 
-    def training_key(self) -> str:
-        """A short hash of all that the trained network depends on, so that no checkpoint is taken for another's."""
-        settings = self.as_dict()
-        del settings["evaluation"]
-        if not self.method.startswith("sip"):
-            del settings["teacher_arch"], settings["teacher_seed"]
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+    def training_key(self, data: str, teacher: str | None) -> str:
+        """A short hash of all that the trained network depends on, so that no file is taken for another network's.
+
+        Args:
+            data: The data set's :attr:`~benchmarks.paper.data.Splits.content`.
+            teacher: Hash of the teacher's weights, if there is one.
+        """
+        settings = self.as_dict() | {"data": data, "teacher": teacher}
+        for name in ("evaluation", "teacher_arch", "teacher_seed"):  # the teacher itself is told by its weights
+            del settings[name]
+        return _hash(settings)
+
+
+def _hash(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"--{name} must be at least {least}, got {value}.")

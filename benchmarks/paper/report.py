@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paper.methods import METHODS
+from benchmarks.paper.networks import NETWORKS
 from benchmarks.paper.presets import PRESETS, Preset
+from benchmarks.paper.settings import differences
 from benchmarks.record import write_text
 from sip_plugin.evaluation import RobustnessReport
 
@@ -28,25 +30,49 @@ Runs = dict[str, dict[str, list[RobustnessReport]]]
 
 
 def read_results(preset: Preset, folder: Path) -> Runs:
-    """Network -> method -> the reports of its seeds, for the cells of a table that have a result.
+    """Network -> method -> the reports of its seeds, for all cells of a preset's data set that have a result.
 
     Raises:
-        ValueError: If there is none, or a file is of another cell than its name says.
+        ValueError: If there is none, or cells do not belong in one table: other settings, data or teachers.
     """
-    runs: Runs = {}
-    for cell in preset.cells():
-        path = folder / "cells" / f"{cell.name}.json"
-        if not path.exists():
-            continue
-        result = json.loads(path.read_text(encoding="utf-8"))
-        if any(result["cell"][name] != getattr(cell, name) for name in ("dataset", "arch", "method", "seed")):
-            raise ValueError(f"{path} is of another cell: {result['cell']}.")
-        report = RobustnessReport.from_json(path.with_suffix(".report.json"))
-        runs.setdefault(cell.arch, {}).setdefault(cell.method, []).append(report)
-    if not runs:
+    results = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "cells").glob("*.json"))}
+    results = {path: result for path, result in results.items() if not path.name.endswith(".report.json")}
+    if not results:
         raise ValueError(f"There are no results under {folder}/cells: make some with the command `table`.")
-    # In the presets' order of methods, whatever order they were run in.
-    return {arch: {m: rows[m] for m in METHODS if m in rows} for arch, rows in runs.items()}
+    _check_one_table(results)
+    runs: Runs = {}
+    # The preset's networks and methods in its order, then whatever else there is.
+    archs = [*preset.archs, *(arch for arch in NETWORKS if arch not in preset.archs)]
+    for path, result in sorted(results.items(), key=lambda item: item[1]["cell"]["seed"]):
+        cell = result["cell"]
+        report = RobustnessReport.from_json(path.with_suffix(".report.json"))
+        runs.setdefault(cell["arch"], {}).setdefault(cell["method"], []).append(report)
+    return {arch: {m: runs[arch][m] for m in METHODS if m in runs[arch]} for arch in archs if arch in runs}
+
+
+def _check_one_table(results: dict[Path, dict[str, Any]]) -> None:
+    teacher: dict[str, Any] | None = None
+    (first_path, first), *_ = results.items()
+    for path, result in results.items():
+        name = "{dataset}-{arch}-{method}-seed{seed}".format(**result["cell"])
+        if path.stem != name:
+            raise ValueError(f"{path} is of another cell than its name says: {name}.")
+        ours, theirs = (
+            {key: value for key, value in r["cell"].items() if key not in ("arch", "method", "seed")}
+            | {"data": r["data"]["content"]}
+            for r in (first, result)
+        )
+        differing = differences(ours, theirs)
+        own = (result["teacher"] or {}).get("weights_sha256")
+        if own is not None:
+            teacher = teacher or result["teacher"]
+            if own != teacher["weights_sha256"]:
+                differing.append("teacher: other weights")
+        if differing:
+            raise ValueError(
+                f"{path.name} and {first_path.name} do not belong in one table ({'; '.join(differing)}). Keep them in "
+                "--results folders of their own."
+            )
 
 
 def write_report(preset: Preset, folder: Path) -> None:

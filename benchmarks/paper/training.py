@@ -47,17 +47,19 @@ class EpochOrder(Sampler[int]):
 
 
 def train_network(
-    cell: Cell, splits: Splits, maps: Maps | None, folder: Path, fabric: Fabric, workers: int
+    cell: Cell, key: str, splits: Splits, maps: Maps | None, folder: Path, fabric: Fabric, workers: int, log: str
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The trained network, and its history epoch by epoch; from ``folder``'s checkpoint if there is one.
 
     Args:
         cell: What to train.
+        key: Of all that it depends on.
         splits: The data.
         maps: The training images' salience maps, None for a method without.
         folder: Of the checkpoint and the logs; its checkpoint must be of this very cell.
         fabric: Devices and precision; launched.
         workers: Processes that load images.
+        log: ``"csv"`` or ``"tensorboard"``.
     """
     protocol = cell.training
     if protocol.batch_size % fabric.world_size:
@@ -102,7 +104,7 @@ def train_network(
     history: list[dict[str, float]] = []
     if checkpoint.exists():
         state = load(checkpoint)
-        if state["training_key"] != cell.training_key():
+        if state["training_key"] != key:
             raise ValueError(
                 f"{checkpoint} is of a cell with other settings: remove it, or choose another --work folder."
             )
@@ -110,6 +112,7 @@ def train_network(
         optimizer.load_state_dict(state["optimizer"])
         criterion.load_state_dict(state["trainer"])
         history = state["history"]
+    logger = _logger(log, folder) if fabric.global_rank == 0 else None
     with tqdm(
         total=protocol.epochs * order.batches,
         initial=len(history) * order.batches,
@@ -128,15 +131,17 @@ def train_network(
             figures = _epoch(model, criterion, optimizer, loader, cell, epoch, fabric, bar)
             last = epoch + 1 == protocol.epochs
             if len(splits.validation) and (last or (epoch + 1) % protocol.validation_every == 0):  # type: ignore[arg-type]
-                figures |= validate(model, splits.validation, cell, fabric)
+                _share_buffers(network, fabric)
+                figures |= validate(network, splits.validation, cell, fabric)
             figures["seconds"] = time.perf_counter() - began
             history.append(figures)
-            fabric.log_dict(figures, step=epoch)
-            if fabric.global_rank == 0:
+            if logger is not None:
+                logger.log_metrics(figures, step=epoch)
+                logger.save()
                 save(
                     checkpoint,
                     {
-                        "training_key": cell.training_key(),
+                        "training_key": key,
                         "network": network.state_dict(),
                         "optimizer": optimizer.state_dict(),
                         "trainer": criterion.state_dict(),
@@ -144,6 +149,7 @@ def train_network(
                     },
                 )
             fabric.barrier()
+    _share_buffers(network, fabric)
     model.eval()
     network = network.to(memory_format=torch.contiguous_format)
     # Without Fabric around it: the evaluation has neither its precision nor DistributedDataParallel.
@@ -180,18 +186,32 @@ def _epoch(
     return {"learning_rate": rate, **means}
 
 
-def validate(model: Any, images: Dataset[Any], cell: Cell, fabric: Fabric) -> dict[str, float]:
+def _logger(kind: str, folder: Path) -> Any:
+    from lightning.fabric.loggers import CSVLogger, TensorBoardLogger
+
+    # A resumed run begins a new version of the log; the history in the checkpoint is whole.
+    return {"csv": CSVLogger, "tensorboard": TensorBoardLogger}[kind](str(folder), "log")
+
+
+def _share_buffers(network: nn.Module, fabric: Fabric) -> None:
+    """Give all processes the first one's BatchNorm statistics: each has gathered those of its own share of the images."""
+    if fabric.world_size > 1:
+        for buffer in network.buffers():
+            buffer.copy_(fabric.broadcast(buffer))
+
+
+def validate(network: nn.Module, images: Dataset[Any], cell: Cell, fabric: Fabric) -> dict[str, float]:
     """Clean accuracy on the held-out images, and accuracy under 10 steps of PGD at the training ε."""
-    model.eval()
-    attack = AdversarialTrainer(model, "madry", eps=cell.training.eps, alpha=cell.training.eps / 4, steps=10)
+    network.eval()
+    attack = AdversarialTrainer(network, "madry", eps=cell.training.eps, alpha=cell.training.eps / 4, steps=10)
     mine = torch.utils.data.Subset(images, range(fabric.global_rank, len(images), fabric.world_size))  # type: ignore[arg-type]
     counts = torch.zeros(3, device=fabric.device)
     for x, y in DataLoader(mine, 256):
         x, y = x.to(fabric.device), y.to(fabric.device)
-        adversarial = attack.perturb(x, y)
-        with torch.no_grad():
+        with fabric.autocast(), torch.no_grad():
+            adversarial = attack.perturb(x, y)
             for place, shown in enumerate((x, adversarial)):
-                counts[place] += (model(shown).argmax(1) == y).sum()
+                counts[place] += (network(shown).argmax(1) == y).sum()
         counts[2] += len(x)
     clean, robust, total = fabric.all_reduce(counts, reduce_op="sum").tolist()
     return {"validation_clean_accuracy": clean / total, "validation_pgd_accuracy": robust / total}

@@ -62,19 +62,54 @@ def test_a_one_cycle_rate_rises_to_its_highest_and_falls_to_nothing():
     assert rates[30:] == sorted(rates[30:], reverse=True)
 
 
+OTHER = {"schedule": "one-cycle", "augmentation": "none", "precision": "bf16-mixed", "milestones": (1,)}
+
+
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Training)])
 def test_a_checkpoint_belongs_to_one_training_protocol(field):
     cell = a_cell()
     value = getattr(cell.training, field)
-    other = (not value) if isinstance(value, bool) else "other" if isinstance(value, str) else (value, 1)
+    other = OTHER.get(field, (not value) if isinstance(value, bool) else value / 2 if isinstance(value, float) else 7)
     changed = a_cell(training=dataclasses.replace(cell.training, **{field: other}))
-    assert changed.training_key() != cell.training_key()
-    assert a_cell(evaluation=Evaluation(images=3)).training_key() == cell.training_key()
+    assert changed.training_key("data", None) != cell.training_key("data", None)
+    assert a_cell(evaluation=Evaluation(images=3)).training_key("data", None) == cell.training_key("data", None)
 
 
-def test_only_cells_with_a_teacher_depend_on_it():
-    assert a_cell(teacher_seed=5).training_key() == a_cell().training_key()
-    assert a_cell(method="sip-s", teacher_seed=5).training_key() != a_cell(method="sip-s").training_key()
+def test_a_checkpoint_belongs_to_one_data_set_and_one_teacher():
+    keys = {a_cell().training_key(data, teacher) for data in ("a", "b") for teacher in (None, "c", "d")}
+    assert len(keys) == 6
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "named"),
+    [
+        (Training, {"epochs": 0}, "--epochs"),
+        (Training, {"epochs": 1, "batch_size": 0}, "--batch-size"),
+        (Training, {"epochs": 1, "steps": -1}, "--steps"),
+        (Training, {"epochs": 1, "eps": 8.0}, "eps"),
+        (Training, {"epochs": 1, "learning_rate": 0.0}, "--learning-rate"),
+        (Training, {"epochs": 1, "validation_share": 1.0}, "--validation-share"),
+        (Training, {"epochs": 1, "validation_every": 0}, "--validation-every"),
+        (Evaluation, {"eps": ()}, "--test-eps"),
+        (Evaluation, {"eps": (8.0,)}, "test-eps"),
+        (Evaluation, {"version": "foo"}, "--version"),
+        (Evaluation, {"images": 0}, "--images"),
+        (Evaluation, {"batch_size": 0}, "--test-batch-size"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_is_trained(part, settings, named):
+    with pytest.raises(ValueError, match=named):
+        part(**settings)
+
+
+def test_the_data_sets_content_tells_other_labels_and_another_split():
+    first, again = (load_splits("digits", Source(), 0.1, 0) for _ in range(2))
+    assert first.content == again.content
+    assert load_splits("digits", Source(), 0.1, 1).content != first.content
+    base = first.train.dataset
+    before = base.content()
+    base.tensors[1][3] += 1
+    assert base.content() != before
 
 
 @pytest.mark.parametrize(
@@ -177,7 +212,7 @@ def test_the_split_holds_out_a_tenth_and_is_the_same_for_all_seeds():
     first, again = (load_splits("digits", Source(), 0.1, 0) for _ in range(2))
     other = load_splits("digits", Source(), 0.1, 1)
     assert (len(first.train), len(first.validation), len(first.test)) == (1167, 130, 500)
-    assert first.fingerprint == again.fingerprint != other.fingerprint
+    assert first.split == again.split != other.split
     assert not set(first.train.indices) & set(first.validation.indices)
     image, label = first.train[0]
     assert image.shape == (1, 8, 8)

@@ -1,5 +1,6 @@
 """benchmarks/paper: tables from results, and the page with the paper's."""
 
+import dataclasses
 import json
 
 import pytest
@@ -31,6 +32,12 @@ def a_report(right, survivors):
     )
 
 
+def result(cell, data="a", teacher="b"):
+    """What a result file says of its cell."""
+    teacher = {"weights_sha256": teacher} if cell.method.startswith("sip") else None
+    return {"cell": cell.as_dict(), "data": {"content": data, "origin": "somewhere"}, "teacher": teacher}
+
+
 @pytest.fixture
 def results(tmp_path, monkeypatch):
     """Two seeds of Madry and SIP-S as files of the preset cifar10-cpu."""
@@ -40,7 +47,7 @@ def results(tmp_path, monkeypatch):
     for cell in PRESETS["cifar10-cpu"].cells():
         if cell.method in figures and cell.seed < 2:
             a_report(*figures[cell.method][cell.seed]).to_json(folder / f"{cell.name}.report.json")
-            (folder / f"{cell.name}.json").write_text(json.dumps({"cell": cell.as_dict()}))
+            (folder / f"{cell.name}.json").write_text(json.dumps(result(cell)))
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     return tmp_path
 
@@ -72,7 +79,7 @@ def test_ours_stand_below_the_papers_row(results, monkeypatch):
     folder = results / "cifar10" / "cells"
     folder.mkdir(parents=True)
     a_report(50, (44, 40, 30, 20)).to_json(folder / f"{cell.name}.report.json")
-    (folder / f"{cell.name}.json").write_text(json.dumps({"cell": cell.as_dict()}))
+    (folder / f"{cell.name}.json").write_text(json.dumps(result(cell)))
     assert "| Madry | ours (1) | 50.00 | 44.00 | 40.00 | 30.00 | 20.00 |" in report.published_table(
         "cifar10", "resnet18"
     )
@@ -98,3 +105,32 @@ def test_a_result_under_another_cells_name_is_refused(results):
 def test_the_page_has_the_tables_that_the_committed_results_give():
     page = (report.HERE / "PAPER.md").read_text(encoding="utf-8")
     assert report.filled(page) == page, "run: python -m benchmarks.paper page"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda found: found["cell"]["training"].update(epochs=100), "training.epochs: 12 against 100"),
+        (lambda found: found["cell"]["evaluation"].update(version="rand"), "evaluation.version"),
+        (lambda found: found["data"].update(content="other"), "data: a against other"),
+        (lambda found: found["teacher"].update(weights_sha256="other"), "teacher: other weights"),
+    ],
+)
+def test_cells_of_different_settings_do_not_share_a_table(results, change, named):
+    folder = results / "cifar10-cpu"
+    path = sorted((folder / "cells").glob("*-sip-s-seed1.json"))[0]
+    found = json.loads(path.read_text())
+    change(found)
+    path.write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=named):
+        report.read_results(PRESETS["cifar10-cpu"], folder)
+
+
+def test_cells_beyond_the_presets_own_are_in_the_table(results):
+    folder = results / "cifar10-cpu"
+    extra = dataclasses.replace(next(PRESETS["cifar10-cpu"].cells()), arch="convnet16", method="sip-fat", seed=7)
+    a_report(50, (44, 40, 30, 20)).to_json(folder / "cells" / f"{extra.name}.report.json")
+    (folder / "cells" / f"{extra.name}.json").write_text(json.dumps(result(extra)))
+    runs = report.read_results(PRESETS["cifar10-cpu"], folder)
+    assert list(runs) == ["convnet24", "convnet16"]
+    assert list(runs["convnet16"]) == ["sip-fat"]

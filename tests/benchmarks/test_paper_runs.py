@@ -13,7 +13,8 @@ import torch
 
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.data import Source, load_splits
-from benchmarks.paper.files import load
+from benchmarks.paper.files import load, weights_hash
+from benchmarks.paper.networks import build_network
 from tests.conftest import SHARED_DATA
 from tests.salience.annotations.archive import Archive
 
@@ -115,9 +116,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path):
 @pytest.mark.slow
 def test_two_processes_train_and_evaluate_one_cell(tmp_path):
     arguments = ["run", "--dataset", "digits", "--method", "sip-s", "--results", tmp_path, *TINY]
-    finish(start(*arguments, torchrun=True))
+    finish(start(*arguments, "--validation-share", "0", torchrun=True))
     cell = result(tmp_path, "digits-convnet8-sip-s-seed0")
     assert cell["training"]["processes"] == 2
+    (log,) = (tmp_path / "work").glob("digits-convnet8-sip-s-*/log/version_0/metrics.csv")
+    assert len(log.read_text().splitlines()) == 3  # a head and two epochs
     assert len(cell["training"]["epochs"]) == 2
 
 
@@ -201,3 +204,35 @@ def test_cifar_is_read_in_its_own_layout_and_only_when_told_that_it_is_not_the_a
             )
         assert "--unofficial-data" in capsys.readouterr().err
     assert sizes == {"cifar10": (7502, 834, 1017, 10), "cifar100": (1005, 112, 916, 100)}
+
+
+@pytest.mark.slow
+def test_a_network_is_never_taken_for_one_of_another_teacher(tmp_path, capsys):
+    short = ["run", "--dataset", "digits", "--method", "sip-s", "--epochs", "1", "--steps", "1", "--images", "2"]
+    short += ["--version", "rand", "--test-eps", "0.1", "--threads", "1", "--accelerator", "cpu"]
+    other = build_network("convnet16", 1, 10)
+    torch.save(other.state_dict(), tmp_path / "other.pt")
+    own, given = [*short, "--results", str(tmp_path / "r")], ["--teacher", str(tmp_path / "other.pt")]
+    assert main([*own, "--train-only"]) == 0
+    assert main([*own, *given]) == 0
+    found = result(tmp_path / "r", "digits-convnet8-sip-s-seed0")
+    assert found["teacher"]["file"] == "other.pt"
+    assert found["teacher"]["weights_sha256"] == weights_hash(other)
+    networks = [load(path)["network"] for path in (tmp_path / "r" / "work").glob("digits-convnet8-sip-s-*/network.pt")]
+    assert len(networks) == 2  # another network was trained for the other teacher
+    assert any(not torch.equal(a, b) for a, b in zip(*(network.values() for network in networks), strict=True))
+    with pytest.raises(SystemExit):
+        main(own)  # the result there is of the other teacher
+    assert "teacher: that of --teacher other.pt" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*short, *given, "--teacher-arch", "convnet8", "--results", str(tmp_path / "s")])
+    assert "--teacher-arch" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*short[:3], "--method", "madry", *short[5:], *given])
+    assert "madry has no teacher" in capsys.readouterr().err
+
+
+def test_a_preset_of_another_data_set_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--dataset", "cifar10", "--preset", "digits", "--method", "madry"])
+    assert "--preset digits is for digits" in capsys.readouterr().err
