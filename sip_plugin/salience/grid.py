@@ -172,8 +172,16 @@ def _draw_legend(page: Axes, legend: Legend, x: float) -> None:
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure whole or not at all, in the format that the file's name ends with."""
+    """Write a figure whole or not at all, in the format that the file's name ends with.
+
+    Raises:
+        ValueError: If it is no format that matplotlib writes.
+    """
     target = Path(path)
+    known = sorted(figure.canvas.get_supported_filetypes())
+    if target.suffix.lower().removeprefix(".") not in known:
+        formats = ", ".join(f".{suffix}" for suffix in known)
+        raise ValueError(f"The end of a picture's name is its format, got {str(path)!r}. It must be one of {formats}.")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.stem}.{uuid.uuid4().hex}{target.suffix}")
     try:

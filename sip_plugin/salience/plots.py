@@ -78,7 +78,8 @@ def plot_salience(
     Raises:
         ImportError: If matplotlib is missing.
         TypeError: If images or maps are of the wrong type.
-        ValueError: If shapes or values do not fit, or a part is asked for that there is not.
+        ValueError: If shapes or values do not fit, a part is asked for that there is not, or ``path`` ends with no
+            format that matplotlib writes.
 
     Example:
         >>> plot_salience(images, {"machine": mask_fn, "human": maps}, show=("image", "map"), path="figure4.png")

@@ -378,3 +378,11 @@ M = torch.ones(2, 3, 4, 4, dtype=torch.bool)
 def test_what_cannot_be_drawn_is_a_clear_error(arguments, options, kind, says):
     with pytest.raises(kind, match=says):
         plot_salience(*arguments, **options)
+
+
+@pytest.mark.parametrize("name", ["x", "x.gif2", "folder/x"])
+def test_a_file_name_without_a_known_format_is_an_error_that_says_which_there_are(name, batch, tmp_path):
+    images, maps, _ = batch
+    with pytest.raises(ValueError, match=rf"{name}'.*\.pdf.*\.png.*\.svg"):
+        plot_salience(images, maps, path=tmp_path / name)
+    assert not list(tmp_path.iterdir())
