@@ -207,7 +207,8 @@ def _stacked(source: MapSequence, images: Tensor | None, name: str) -> Tensor:
     if len(shapes) != 1 or len(shapes[0]) != 3:
         found = ", ".join(map(str, shapes[:5])) or "none"
         raise ValueError(
-            f"The maps of {name} must be of one shape (C, H, W) to be compared, got {found}. Move them to their images' size first (SalientDataset does, with its transform)."
+            f"The maps of {name} must be of one shape (C, H, W) to be compared, got {found}. Move "
+            "them to their images' size first (SalientDataset does, with its transform)."
         )
     return torch.stack(maps)
 

@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 
 Part = Literal["image", "map", "overlay", "perturbation", "projected"]
 _PARTS: tuple[Part, ...] = ("image", "map", "overlay", "perturbation", "projected")
+_CHANNELS = {"red": (0,), "green": (1,), "blue": (2,), "red+green": (0, 1), "red+blue": (0, 2), "green+blue": (1, 2)}
 _LEGEND = [
     ("salient in:", None),
-    *zip(("red", "green", "blue", "all three"), [*CHANNEL_COLOURS.tolist(), [1.0, 1.0, 1.0]], strict=True),
+    *((name, CHANNEL_COLOURS[list(channels)].sum(0).tolist()) for name, channels in _CHANNELS.items()),
+    ("all three", [1.0, 1.0, 1.0]),
 ]
 
 
