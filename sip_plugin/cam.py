@@ -46,8 +46,9 @@ def class_activation_maps(
     """
     network = innermost(network)
     with torch.enable_grad():
-        # The images ask for a gradient so that the activations are in a graph even where all weights are frozen.
-        output, activation = _forward(network, images.detach().requires_grad_(), layer)
+        # The images ask for a gradient so that the activations are in a graph even where all weights are frozen; a copy in
+        # the graph, because a network that writes into its input may not write into a leaf, nor into the caller's images.
+        output, activation = _forward(network, images.detach().requires_grad_().clone(), layer)
         gradient = _gradient(_score(check_logits(output, len(images)), classes), activation, network)
     dtype = torch.promote_types(activation.dtype, torch.float32)
     sums = _SUMS[kind](activation.detach().to(dtype), gradient.to(dtype))

@@ -176,3 +176,19 @@ def test_what_follows_the_layer_may_write_into_its_output(layer, batch):
         net = nn.Sequential(nn.Conv2d(batch[0].shape[1], 4, 3, padding=1), nn.ReLU(inplace=inplace), *head)
         maps.append(class_activation_maps(net.to(batch[0].dtype).eval(), batch[0], layer=layer))
     assert torch.equal(*maps)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_network_may_write_into_its_input_and_not_into_the_callers_images(kind, network, images):
+    class Normalises(nn.Module):
+        def __init__(self, in_place):
+            super().__init__()
+            self.network, self.in_place = network, in_place
+
+        def forward(self, x):
+            return self.network(x.sub_(0.5) if self.in_place else x - 0.5)
+
+    given = images.clone()
+    expected = class_activation_maps(Normalises(False), images, kind)
+    assert torch.equal(class_activation_maps(Normalises(True), given, kind), expected)
+    assert torch.equal(given, images)

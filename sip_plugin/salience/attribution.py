@@ -10,8 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sip_plugin.checks import check_images, check_logits
-from sip_plugin.salience.captum_method import check_method, described, in_use, layer_of, options_of, takes_target
+from sip_plugin.checks import check_classes, check_images, check_logits
+from sip_plugin.salience.captum_method import (
+    check_method,
+    described,
+    in_use,
+    layer_of,
+    logits_checked,
+    options_of,
+    permutes_features,
+    takes_target,
+)
 from sip_plugin.salience.selection import check_finite, check_mass, needed_labels, salient
 
 Target = Literal["predicted", "true"] | int | None
@@ -72,6 +81,11 @@ class AttributionSalience:
         **options: Any,
     ) -> None:
         check_method(method)
+        if per_batch is not None and not isinstance(per_batch, Mapping):
+            raise TypeError(
+                'per_batch must be a mapping of options to functions of the images, {"baselines": torch.zeros_like}, got '
+                f"{type(per_batch).__name__}."
+            )
         _check_options(method, options, per_batch or {})
         if sign not in ("absolute", "positive"):
             raise ValueError(f'sign must be "absolute" or "positive", got {sign!r}.')
@@ -106,6 +120,11 @@ class AttributionSalience:
         labels = needed_labels(self.target, labels, images) if self.target == "true" else None
         parts = images.split(self.batch_size or len(images))
         known = labels.split(self.batch_size or len(images)) if labels is not None else [None] * len(parts)
+        if permutes_features(self.method) and min(map(len, parts)) == 1:
+            raise ValueError(
+                f"{described(self.method)} swaps features between the images of a batch, and so finds nothing for a batch "
+                f"of one; {len(images)} image(s) came, with batch_size={self.batch_size}. Give it two or more at once."
+            )
         with in_use(self.method, self.seed, images.device) as method:
             found = [self._attributions(method, part, given) for part, given in zip(parts, known, strict=True)]
         attributions = torch.cat(found)
@@ -126,15 +145,24 @@ class AttributionSalience:
 
     def _attributions(self, method: Any, images: Tensor, labels: Tensor | None) -> Tensor:
         images = images.detach().clone()
+        untouched = images._version
         options = self.options | {name: function(images.clone()) for name, function in self.per_batch.items()}
         if self.target is not None:
             options["target"] = self._classes(method.forward_func, images, labels, options)
         try:
-            attributions = method.attribute(images.requires_grad_(), **options)
+            with logits_checked(method, lambda output: _check_classes(options.get("target"), output)):
+                attributions = method.attribute(images.requires_grad_(), **options)
         except Exception as error:
             if hasattr(error, "add_note"):  # from Python 3.11 on
                 error.add_note("docs/salience.md of sip-plugin says what each of Captum's methods asks of a network.")
+                if "in-place" in str(error):
+                    error.add_note("A network that writes into its input must be given a copy of it: x = x.clone().")
             raise
+        if images._version != untouched:  # methods without gradients go on with what the network left
+            raise ValueError(
+                f"The network of {described(method)} writes into its input, and Captum needs that input again. Let it work "
+                "on a copy: x = x.clone() at the beginning of its forward."
+            )
         return _checked(attributions, images, method)
 
     def _classes(
@@ -191,6 +219,16 @@ def _check_target(target: Any, method: Any) -> Target:
     if isinstance(target, bool) or not isinstance(target, numbers.Integral) or target < 0:
         raise ValueError(f'target must be "predicted", "true", the index of a class or None, got {target!r}.')
     return int(target)
+
+
+def _check_classes(target: Any, output: Any) -> None:
+    """Refuse a class that the network has no logit for."""
+    if not isinstance(output, Tensor) or output.dim() != 2:
+        return
+    if isinstance(target, Tensor):
+        check_classes(target, output)
+    elif isinstance(target, int) and target >= output.shape[1]:
+        raise ValueError(f"target must be below {output.shape[1]}, the number of the network's classes, got {target}.")
 
 
 def _check_whole(name: str, value: Any, least: int) -> int:

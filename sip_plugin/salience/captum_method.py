@@ -10,7 +10,7 @@ import inspect
 import random
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -73,6 +73,26 @@ def options_of(method: Any) -> tuple[dict[str, inspect.Parameter], bool]:
 def takes_target(method: Any) -> bool:
     """Whether the method attributes a class that one may choose."""
     return "target" in inspect.signature(getattr(method, "attribution_method", method).attribute).parameters
+
+
+def permutes_features(method: Any) -> bool:
+    """Whether the method swaps features between the images of a batch, or is made of one that does."""
+    return any("FeaturePermutation" in (kind.__name__ for kind in type(part).__mro__) for part in _parts(method))
+
+
+@contextmanager
+def logits_checked(method: Any, check: Callable[[Any], None]) -> Iterator[None]:
+    """Show each output of the method's network to ``check`` before Captum picks a class from it (past its end, on CUDA, that
+    would end the process). The output of a network inside a function cannot be seen."""
+    network = getattr(method, "forward_func", None)
+    if not isinstance(network, nn.Module):
+        yield
+        return
+    handle = network.register_forward_hook(lambda module, inputs, output: check(output))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def layer_of(method: Any) -> str | None:

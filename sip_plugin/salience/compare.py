@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +14,14 @@ from sip_plugin.checks import check_images
 from sip_plugin.constraint import SalienceMap, as_salience_map
 from sip_plugin.salience.chance import chance_iou
 from sip_plugin.salience_source import MaskSource, call_mask_source, check_mask_source
+
+
+class MapSequence(Protocol):
+    """A map ``(C, H, W)`` for each image, such as a ``MaskStore`` or a ``HumanMasks``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Tensor: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,8 +112,8 @@ class SalienceComparison:
 
 
 def compare_salience(
-    first: MaskSource,
-    second: MaskSource,
+    first: MaskSource | MapSequence,
+    second: MaskSource | MapSequence,
     images: Tensor | None = None,
     labels: Tensor | None = None,
     *,
@@ -120,7 +129,8 @@ def compare_salience(
 
     Args:
         first: Maps, bool or {0, 1}, ``(H, W)`` or 4-D and broadcastable to ``(N, C, H, W)``; or a function of
-            ``(images)`` or ``(images, labels)`` that gives them.
+            ``(images)`` or ``(images, labels)`` that gives them; or a map ``(C, H, W)`` for each image in a ``MaskStore``,
+            a ``HumanMasks`` or a list, all of one shape.
         second: The same of the other source.
         images: ``(N, C, H, W)`` in ``[0, 1]``; needed if a source is a function.
         labels: Class indices ``(N,)``, handed to functions that take them.
@@ -140,7 +150,9 @@ def compare_salience(
         _asked(source, images, labels, name)
         for source, name in ((first, "first"), (second, "second"), (scores, "scores"))
     )
-    first_name, second_name = names
+    if isinstance(names, str) or len(names) != 2:
+        raise ValueError(f"names must be two, of the first source and of the second, got {names!r}.")
+    first_name, second_name = map(str, names)
     if first is None or second is None:
         raise TypeError("Two sources of maps are needed, got None. A source is maps or a function that gives them.")
     reference = _reference(images, [values for values in (first, second, scores) if values is not None])
@@ -163,15 +175,42 @@ def compare_salience(
     )
 
 
-def _asked(source: MaskSource, images: Tensor | None, labels: Tensor | None, name: str) -> SalienceMap | None:
+def _asked(
+    source: MaskSource | MapSequence, images: Tensor | None, labels: Tensor | None, name: str
+) -> SalienceMap | None:
     """The maps (or scores) of a source: itself, or what it gives for the images."""
-    check_mask_source(source, name)
+    if _is_sequence(source):
+        return _stacked(source, images, name)  # type: ignore[arg-type]
+    check_mask_source(source, name)  # type: ignore[arg-type]
     if not callable(source):
-        return source
+        return source  # type: ignore[return-value]
     if images is None:
         raise ValueError(f"{name} is a function, so images are needed: compare_salience(first, second, images).")
     check_images(images)
     return call_mask_source(source, images, labels)
+
+
+def _is_sequence(source: Any) -> bool:
+    other = callable(source) or isinstance(source, (Tensor, np.ndarray, str, bytes, Mapping))
+    return not other and hasattr(source, "__len__") and hasattr(source, "__getitem__")
+
+
+def _stacked(source: MapSequence, images: Tensor | None, name: str) -> Tensor:
+    """A batch of the maps that come one by one."""
+    if images is not None and len(source) != len(images):
+        raise ValueError(
+            f"{name} holds {len(source)} maps, one for each image of its data set, and {len(images)} images came. Give "
+            "those of the images: torch.stack([maps[i] for i in indices])."
+        )
+    maps = [torch.as_tensor(source[index]) for index in range(len(source))]
+    shapes = sorted({tuple(each.shape) for each in maps})
+    if len(shapes) != 1 or len(shapes[0]) != 3:
+        found = ", ".join(map(str, shapes[:5])) or "none"
+        raise ValueError(
+            f"The maps of {name} must be of one shape (C, H, W) to be compared, got {found}. Move "
+            "them to their images' size first (SalientDataset does, with its transform)."
+        )
+    return torch.stack(maps)
 
 
 def _reference(images: Tensor | None, given: list[SalienceMap]) -> Tensor:

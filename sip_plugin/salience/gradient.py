@@ -88,7 +88,7 @@ class GradientSalience:
         # A caller may be inside no_grad or inference_mode (a validation step); a map needs its gradient all the same.
         with torch.inference_mode(False), torch.enable_grad(), evaluating(self.teacher):
             inputs = images.detach().clone().requires_grad_()
-            logits = self.teacher(inputs)
+            logits = self.teacher(inputs.clone())  # which may write into its input, but not into a leaf
             if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
                 got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 raise ValueError(f"The teacher must give logits of shape ({len(images)}, classes), got {got}.")

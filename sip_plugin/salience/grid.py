@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Legend = Sequence[tuple[str, Sequence[float] | None]]
+Entry = tuple[float, str, Sequence[float] | None]  # of a legend: how far right, label, colour
 Side = Literal["left", "center", "right"]
 
 _DPI = 150
 _WIDTH, _HEIGHT, _SMALLEST, _LARGEST = 9.6, 11.0, 1.2, 2.4  # inches: all cells of a row or of a column; one cell
-_GAP, _MARGIN, _LABEL, _FOOT, _LEGEND = 0.07, 0.1, 1.1, 0.25, 3.0
+_GAP, _MARGIN, _LABEL, _FOOT, _LEGEND, _SWATCH = 0.07, 0.1, 1.1, 0.25, 3.2, 0.16
+_COLUMN = 0.9  # inches: the narrowest column, so that titles and captions have room beside a narrow picture
 _TITLE, _CAPTION = 9.0, 7.5  # points
 _LINE, _CHARACTER = (
     1.2 / 72,
@@ -48,7 +50,7 @@ def draw(
         panels: What is drawn of each image.
         names: A name for each image.
         images_as_rows: Whether an image is a row or a column.
-        legend: Labels with their colours (None for a heading), in one line at the foot.
+        legend: Labels with their colours (None for a heading), at the foot.
 
     Raises:
         ImportError: If matplotlib is missing.
@@ -64,13 +66,12 @@ def draw(
     for row, bottom in enumerate(grid.bottoms):
         _write(page, grid.row_labels[row], grid.left - _GAP, bottom + grid.height / 2, ha="right", above=0.5)
         for column, (picture, caption) in enumerate(grid.cells[row]):
-            left = grid.left + column * (grid.width + _GAP)
-            _show(page, picture, left, bottom, grid.width, grid.height)
-            middle = left + grid.width / 2
+            middle = grid.left + column * (grid.column + _GAP) + grid.column / 2
+            _show(page, picture, middle - grid.width / 2, bottom, grid.width, grid.height)
             _write(page, caption, middle, bottom - 0.03, size=_CAPTION, above=0)
             if row == 0:
                 _write(page, grid.column_labels[column], middle, bottom + grid.height + 0.03, above=1)
-    _draw_legend(page, legend, grid.left)
+    _draw_legend(page, grid.legend, grid.left)
     page.set(xlim=(0, grid.size[0]), ylim=(0, grid.size[1]))  # its coordinates are inches
     page.set_axis_off()
     return figure
@@ -86,10 +87,11 @@ class _Grid:
         titles, named = [panel.title for panel in panels], list(names or [""] * count)
         row_labels, column_labels = (named, titles) if images_as_rows else (titles, named)
         self.width, self.height = _cell_size(len(row_labels), len(column_labels), height, width)
+        self.column = max(self.width, _COLUMN)
 
         by_panel = [
             [
-                (picture, _wrapped(caption, self.width, _CAPTION, 3))
+                (picture, _wrapped(caption, self.column, _CAPTION, 3))
                 for picture, caption in zip(panel.pictures, panel.captions or [""] * count, strict=True)
             ]
             for panel in panels
@@ -97,18 +99,20 @@ class _Grid:
         self.cells = [list(row) for row in zip(*by_panel, strict=True)] if images_as_rows else by_panel
         lines = max(1, int(self.height / (_TITLE * _LINE)))
         self.row_labels = [_wrapped(label, _LABEL - _GAP, _TITLE, min(lines, 5)) for label in row_labels]
-        self.column_labels = [_wrapped(label, self.width, _TITLE, 4) for label in column_labels]
+        self.column_labels = [_wrapped(label, self.column, _TITLE, 4) for label in column_labels]
 
         longest = max(len(line) for label in self.row_labels for line in label.split("\n"))
         self.left = _MARGIN + longest * _TITLE * _CHARACTER + (_GAP if longest else 0)
         beneath = [max(_text_height(caption, _CAPTION) for _, caption in row) for row in self.cells]
-        self.bottoms = [_MARGIN + (_FOOT if legend else 0.0) + beneath[-1]]
+        across = len(column_labels) * (self.column + _GAP) - _GAP
+        self.legend = _legend_lines(legend, max(across, _LEGEND))
+        self.bottoms = [_MARGIN + _FOOT * len(self.legend) + beneath[-1]]
         for captions in reversed(beneath[:-1]):
             self.bottoms.insert(0, self.bottoms[0] + self.height + _GAP + captions)
-        right = self.left + len(column_labels) * (self.width + _GAP) - _GAP + _MARGIN
+        right = self.left + max(across, _LEGEND if legend else 0.0) + _MARGIN
         above = max(_text_height(label, _TITLE) for label in self.column_labels)
         top = self.bottoms[0] + self.height + above + _MARGIN
-        self.size = (max(right, self.left + _LEGEND) if legend else right, top)
+        self.size = (right, top)
 
 
 def _cell_size(rows: int, columns: int, height: int, width: int) -> tuple[float, float]:
@@ -162,18 +166,44 @@ def _write(
         page.text(x, baseline, line, ha=ha, va="baseline", fontsize=size, color="black", parse_math=False)
 
 
-def _draw_legend(page: Axes, legend: Legend, x: float) -> None:
+def _legend_lines(legend: Legend, width: float) -> list[list[Entry]]:
+    """The legend in lines of so many inches, the later ones below the first one's entries (right of its heading)."""
+    lines: list[list[Entry]] = []
+    start = x = 0.0
     for label, colour in legend:
-        if colour is not None:
-            _frame(page, x, _MARGIN, 0.11, 0.11, facecolor=tuple(colour))
-            x += 0.16
-        _write(page, label, x, _MARGIN + 0.055, size=_CAPTION, ha="left", above=0.5)
-        x += len(label) * _CAPTION * _CHARACTER + 0.1
+        taken = (_SWATCH if colour is not None else 0.0) + len(label) * _CAPTION * _CHARACTER
+        if not lines or x + taken > width:
+            lines.append([])
+            x = start
+        lines[-1].append((x, label, colour))
+        x += taken + 0.1
+        if colour is None:
+            start = x
+    return lines
+
+
+def _draw_legend(page: Axes, lines: Sequence[Sequence[Entry]], left: float) -> None:
+    for number, line in enumerate(lines, start=1):
+        y = _MARGIN + (len(lines) - number) * _FOOT * 0.8  # nearer to each other than to the pictures
+        for offset, label, colour in line:
+            x = left + offset
+            if colour is not None:
+                _frame(page, x, y, 0.11, 0.11, facecolor=tuple(colour))
+                x += _SWATCH
+            _write(page, label, x, y + 0.055, size=_CAPTION, ha="left", above=0.5)
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure whole or not at all, in the format that the file's name ends with."""
+    """Write a figure whole or not at all, in the format that the file's name ends with.
+
+    Raises:
+        ValueError: If it is no format that matplotlib writes.
+    """
     target = Path(path)
+    known = sorted(figure.canvas.get_supported_filetypes())
+    if target.suffix.lower().removeprefix(".") not in known:
+        formats = ", ".join(f".{suffix}" for suffix in known)
+        raise ValueError(f"The end of a picture's name is its format, got {str(path)!r}. It must be one of {formats}.")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.stem}.{uuid.uuid4().hex}{target.suffix}")
     try:

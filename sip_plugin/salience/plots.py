@@ -29,9 +29,11 @@ if TYPE_CHECKING:
 
 Part = Literal["image", "map", "overlay", "perturbation", "projected"]
 _PARTS: tuple[Part, ...] = ("image", "map", "overlay", "perturbation", "projected")
+_CHANNELS = {"red": (0,), "green": (1,), "blue": (2,), "red+green": (0, 1), "red+blue": (0, 2), "green+blue": (1, 2)}
 _LEGEND = [
     ("salient in:", None),
-    *zip(("red", "green", "blue", "all three"), [*CHANNEL_COLOURS.tolist(), [1.0, 1.0, 1.0]], strict=True),
+    *((name, CHANNEL_COLOURS[list(channels)].sum(0).tolist()) for name, channels in _CHANNELS.items()),
+    ("all three", [1.0, 1.0, 1.0]),
 ]
 
 
@@ -78,7 +80,8 @@ def plot_salience(
     Raises:
         ImportError: If matplotlib is missing.
         TypeError: If images or maps are of the wrong type.
-        ValueError: If shapes or values do not fit, or a part is asked for that there is not.
+        ValueError: If shapes or values do not fit, a part is asked for that there is not, or ``path`` ends with no
+            format that matplotlib writes.
 
     Example:
         >>> plot_salience(images, {"machine": mask_fn, "human": maps}, show=("image", "map"), path="figure4.png")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -87,9 +88,13 @@ def check_mass(mass: Any) -> float:
     Raises:
         ValueError: If it is something else.
     """
-    if isinstance(mass, (bool, str)) or not 0 < mass <= 1:
+    try:
+        share = math.nan if isinstance(mass, (bool, str)) else float(mass)
+    except (TypeError, ValueError, RuntimeError):  # None, a list, a tensor of several
+        share = math.nan
+    if not 0 < share <= 1:
         raise ValueError(f"mass must be the share of the summed scores that a map holds, in (0, 1], got {mass!r}.")
-    return float(mass)
+    return share
 
 
 def check_finite(scores: Tensor, what: str, where: str = "the teacher's weights and output") -> None:

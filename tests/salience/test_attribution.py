@@ -450,7 +450,7 @@ def test_permutation_maps_depend_on_the_other_images(network, images):
     mask_fn = AttributionSalience(
         captum.FeaturePermutation(network), feature_mask=torch.arange(16)[:, None] // 8, seed=0
     )
-    assert not mask_fn(images[:1]).any()
+    assert mask_fn(images[:2]).any()
     assert mask_fn(images)[0].any()
 
 
@@ -592,3 +592,56 @@ def test_the_layer_is_told_by_its_name(network):
 
 def small_function(x):
     return x
+
+
+@pytest.mark.parametrize(
+    "build", [captum.Saliency, captum.DeepLift, captum.FeatureAblation, lambda m: captum.LayerGradCam(m, m[3])]
+)
+def test_a_class_that_the_network_does_not_have_is_a_clear_error(build, network, images, labels):
+    before = everything(network)
+    mask = torch.arange(256).view(1, 1, 16, 16) // 64
+    options = {"feature_mask": mask} if build is captum.FeatureAblation else {}
+    with pytest.raises(ValueError, match="target must be below 10, the number of the network's classes, got 10"):
+        AttributionSalience(build(network), target=10, **options)(images)
+    with pytest.raises(ValueError, match="labels must be below 10, the number of the network's classes, got 11"):
+        AttributionSalience(build(network), target="true", **options)(images, torch.tensor([0, 11, 2]))
+    same(before, everything(network))
+    assert AttributionSalience(build(network), target=9, **options)(images).any()
+
+
+@pytest.mark.parametrize("given", [[1], "baselines", 3])
+def test_per_batch_must_be_a_mapping(given, network):
+    with pytest.raises(TypeError, match="per_batch must be a mapping"):
+        AttributionSalience(captum.Saliency(network), per_batch=given)
+
+
+def test_permuting_features_needs_two_images_or_more(network, images):
+    mask = torch.arange(256).view(1, 1, 16, 16) // 64
+    mask_fn = AttributionSalience(captum.FeaturePermutation(network), seed=0, feature_mask=mask)
+    assert mask_fn(images).any()
+    with pytest.raises(ValueError, match=r"FeaturePermutation.*a batch of one; 1 image\(s\) came.*two or more"):
+        mask_fn(images[:1])
+    with pytest.raises(ValueError, match="batch_size=2"):  # the last part of three is of one
+        AttributionSalience(captum.FeaturePermutation(network), batch_size=2, feature_mask=mask)(images)
+    assert AttributionSalience(captum.FeatureAblation(network), feature_mask=mask)(images[:1]).any()
+
+
+@pytest.mark.parametrize("target", ["predicted", 3])
+def test_a_network_that_writes_into_its_input_is_an_error_and_no_wrong_map(target, network, images):
+    class Normalises(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x):
+            return self.network(x.sub_(0.5))
+
+    ablation = captum.FeatureAblation(Normalises())
+    mask = torch.arange(256).view(1, 1, 16, 16) // 64
+    with pytest.raises((ValueError, RuntimeError)) as caught:
+        AttributionSalience(ablation, target=target, feature_mask=mask)(images)
+    assert "x.clone()" in "".join([str(caught.value), *getattr(caught.value, "__notes__", ["x.clone()"])])
+    with pytest.raises(RuntimeError, match="in-place") as caught:
+        AttributionSalience(captum.Saliency(Normalises()), target=target)(images)
+    if hasattr(caught.value, "add_note"):
+        assert any("x.clone()" in note for note in caught.value.__notes__)

@@ -11,6 +11,7 @@ from sip_plugin.cam import class_activation_maps
 from sip_plugin.salience import CAMSalience
 from tests.adapters.test_contract import everything, same
 from tests.salience.passes import convolutions
+from tests.salience.test_gradient import normalises_a_copy, writes_into_its_input
 from tests.salience.test_selection import plain
 from tests.test_cam import KINDS, plain_map
 
@@ -110,6 +111,14 @@ def test_maps_can_be_made_where_gradients_are_off(mode, network, images, labels)
     with mode():
         inside = mask_fn(images * 1, labels * 1)
     assert torch.equal(inside, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_teacher_may_write_into_its_input(kind, network, images):
+    given = images.clone()
+    found = CAMSalience(writes_into_its_input(network), kind)(given)
+    assert torch.equal(found, CAMSalience(normalises_a_copy(network), kind)(images))
+    assert torch.equal(given, images)
 
 
 def test_maps_can_be_made_under_autocast_and_of_a_compiled_teacher(network, images):

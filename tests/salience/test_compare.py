@@ -246,3 +246,40 @@ def test_sources_that_cannot_be_compared_are_a_clear_error(arguments, kind, says
 def test_scores_that_are_no_scores_are_a_clear_error(scores, says):
     with pytest.raises(ValueError, match=says):
         compare_salience(MAP, MAP, scores=scores)
+
+
+class OneByOne:
+    """As a ``MaskStore`` and a ``HumanMasks`` are: a length and an index."""
+
+    def __init__(self, maps):
+        self.maps = maps
+
+    def __len__(self):
+        return len(self.maps)
+
+    def __getitem__(self, index):
+        return self.maps[index]
+
+
+def test_maps_may_come_one_by_one():
+    generator = torch.Generator().manual_seed(3)
+    images = torch.rand(4, 3, 5, 5, generator=generator)
+    elements, pixels = images > 0.5, torch.rand(4, 1, 5, 5, generator=generator) > 0.5
+    expected = compare_salience(elements, pixels)
+    for one, other in (
+        (OneByOne(elements), OneByOne(pixels)),
+        (list(elements), pixels),
+        (lambda x: x > 0.5, list(pixels)),
+    ):
+        assert torch.equal(compare_salience(one, other, images).iou, expected.iou)
+    assert torch.equal(compare_salience(OneByOne(elements), list(pixels)).iou, expected.iou)
+    with pytest.raises(ValueError, match=r"first holds 4 maps.*2 images came.*torch\.stack"):
+        compare_salience(OneByOne(elements), elements[:2], images[:2])
+    with pytest.raises(ValueError, match=r"maps of second must be of one shape.*\(1, 4, 5\), \(1, 5, 5\)"):
+        compare_salience(elements, [*pixels[:3], pixels[3, :, :4]], images)
+
+
+@pytest.mark.parametrize("names", [("x",), (), ("a", "b", "c"), "ab"])
+def test_names_are_two(names):
+    with pytest.raises(ValueError, match="names must be two"):
+        compare_salience(rows("01"), rows("10"), names=names)

@@ -211,6 +211,28 @@ def test_grey_images_and_maps_of_pixels_have_no_legend_and_maps_of_elements_have
     assert shows(drawn(grey)[0], images[0, :1].expand(3, 12, 10))
 
 
+def test_the_legend_names_every_colour_of_a_map_of_elements(batch):
+    images, maps, _ = batch
+    figure = plot_salience(images, maps, show=("map",))
+    named = texts(figure)[texts(figure).index("salient in:") + 1 :]
+    assert named == ["red", "green", "blue", "red+green", "red+blue", "green+blue", "all three"]
+    swatches = [patch.get_facecolor()[:3] for patch in figure.axes[0].patches[-7:]]
+    red, green, blue = CHANNEL_COLOURS.tolist()
+    for swatch, parts in zip(
+        swatches,
+        [[red], [green], [blue], [red, green], [red, blue], [green, blue], [red, green, blue]],
+        strict=True,
+    ):
+        assert swatch == pytest.approx(np.sum(parts, 0), abs=1e-6)
+
+
+def test_a_figure_of_strips_without_a_legend_has_room_for_its_title():
+    figure = plot_salience(torch.rand(1, 3, 200, 4), torch.ones(200, 4), show=("map",))
+    assert figure.get_size_inches()[0] * figure.dpi > 150
+    box = figure.axes[0].images[0].get_extent()
+    assert (box[1] - box[0]) / (box[3] - box[2]) == pytest.approx(4 / 200)  # and its pixels are square all the same
+
+
 def test_a_soft_map_is_drawn_in_its_strength(batch):
     images, _, adversarial = batch
     soft = torch.linspace(0, 1, 120).view(1, 1, 12, 10)
@@ -250,6 +272,9 @@ LAYOUTS = {
     "224×224": {"count": 1, "names": LONG[:1], "size": (3, 224, 224)},
     "wide": {"count": 2, "names": LONG[:2], "size": (3, 10, 40)},
     "tall": {"count": 2, "names": LONG[:2], "size": (3, 100, 30)},
+    "a strip": {"count": 1, "names": None, "size": (3, 200, 4)},
+    "strips": {"count": 3, "names": LONG[:3], "size": (3, 32, 4), "sources": ("machine", "human")},
+    "strips in columns": {"count": 3, "names": LONG[:3], "size": (3, 32, 4), "images_as": "columns"},
 }
 
 
@@ -378,3 +403,11 @@ M = torch.ones(2, 3, 4, 4, dtype=torch.bool)
 def test_what_cannot_be_drawn_is_a_clear_error(arguments, options, kind, says):
     with pytest.raises(kind, match=says):
         plot_salience(*arguments, **options)
+
+
+@pytest.mark.parametrize("name", ["x", "x.gif2", "folder/x"])
+def test_a_file_name_without_a_known_format_is_an_error_that_says_which_there_are(name, batch, tmp_path):
+    images, maps, _ = batch
+    with pytest.raises(ValueError, match=rf"{name}'.*\.pdf.*\.png.*\.svg"):
+        plot_salience(images, maps, path=tmp_path / name)
+    assert not list(tmp_path.iterdir())

@@ -50,8 +50,8 @@ class COCOMasks(HumanMasks):
     Raises:
         ImportError: If pycocotools is not installed.
         MissingAnnotationError: (a ``FileNotFoundError``) If an image has no instance of those categories.
-        UnreadableAnnotationError: (a ``ValueError``, on access) If a polygon or an RLE is broken, or all polygons of an
-            instance lie outside the image.
+        UnreadableAnnotationError: (a ``ValueError``, on access) If a polygon or an RLE is broken, or all of an instance's
+            polygons lie outside the image.
         UnmarkedAnnotationError: (a ``ValueError``, on access) If an image has polygons and no pixel lies in one.
         ValueError: If the file is not of that format, a category is unknown, or two images match one entry; on access, if
             the image is of another size than the file says.
