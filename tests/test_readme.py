@@ -132,3 +132,26 @@ def test_the_evaluation_is_the_committed_result():
     assert all(a <= b for a, b in zip(result["right"]["default"], result["right"]["independent"], strict=True))
     assert result["ratio"]["default"]["processor"] <= 0.9
     assert result["ratio"]["assume_survivors"]["processor"] <= 0.45
+
+
+def test_what_maps_cost_is_the_committed_result():
+    speed = ROOT / "benchmarks" / "results" / "speed"
+    record = json.loads((speed / "mask_store.json").read_text())
+    quoted = README[README.index("### What maps cost") :].split("\n### ")[0]
+    ratios = {name: result["median_ratio"] for name, result in record["results"].items()}
+    assert f"{record['store']['bytes'] / 1e6:.2f} MB" in quoted
+    assert record["store"]["bytes"] <= 19.3e6
+    building = ratios["MaskStore.build / the teacher's bare passes"]
+    for size in ("32×32", "224×224"):
+        ratio = ratios[f"512 random maps / decoding 64 JPEGs of {size}"]
+        assert ratio < 1
+        assert f"{ratio:.2f}" in quoted
+    assert f"{building:.2f} of the teacher's" in quoted
+    assert ratios["SIP-AT step, maps from the store / Madry step"] <= 1.03
+    for name in ("SIP-AT step, maps from the store / Madry step", "SIP-AT step, teacher in the loop / Madry step"):
+        assert f"{ratios[name]:.3f} with" in quoted
+    loader = ratios["SIP-AT step with SalientDataset's loader / Madry step with a loader of images"]
+    assert f"{loader:.3f} with `SalientDataset`" in quoted
+    assert loader <= 1.03
+    selection = json.loads((speed / "salience_selection.json").read_text())["results"]
+    assert f"{100 * selection['smallest_mass / forward and backward']['median_ratio']:.1f} % of a ResNet-50" in quoted
