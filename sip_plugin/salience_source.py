@@ -52,6 +52,11 @@ def call_mask_source(
         return source(given, labels) if _takes_labels(source) else source(given, **by_name)
 
 
+def takes_labels(source: MaskSource) -> bool:
+    """Whether a mask function is given labels, on which its maps may depend."""
+    return callable(source) and (_takes_labels(source) or _takes_labels_by_keyword(source))
+
+
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
     """A function's parameters, None where it does not say (a builtin)."""
     try:

@@ -78,7 +78,7 @@ class SalientDataset(Dataset[Item]):
         """Several items at once, for which torch's ``DataLoader`` asks; the store is read once."""
         positions = [self._position(index) for index in indices]
         pairs = [pair_of(self.dataset, position) for position in positions]
-        maps = self._maps(positions, [image for image, _ in pairs])
+        maps = self._maps(positions, pairs)
         items = []
         for (image, label), salience in zip(pairs, maps, strict=True):
             moved, followed = self._moved(image, salience)
@@ -90,8 +90,8 @@ class SalientDataset(Dataset[Item]):
         return f"SalientDataset({type(self.dataset).__name__} of {len(self)}, {self.maps!r}, transform={transform!r})"
 
     def _try_transform(self, transform: Together) -> None:
-        image, _ = pair_of(self.dataset, 0)
-        if len(self._maps([0], [image])[0]) > 1:
+        image, label = pair_of(self.dataset, 0)
+        if len(self._maps([0], [(image, label)])[0]) > 1:
             transform.check_per_element()
         if not transform.known:
             transform.probe(image)
@@ -102,10 +102,11 @@ class SalientDataset(Dataset[Item]):
             raise IndexError(f"There is no item {number} in a data set of {len(self)}.")
         return number % len(self)
 
-    def _maps(self, positions: list[int], images: list[Tensor]) -> list[Tensor]:
+    def _maps(self, positions: list[int], pairs: list[tuple[Tensor, Any]]) -> list[Tensor]:
         """``(C, H, W)`` or ``(1, H, W)`` each."""
+        images, labels = [image for image, _ in pairs], [label for _, label in pairs]
         if isinstance(self.maps, MaskStore):
-            return [_one_channel(salience) for salience in self.maps.maps_of(positions, images)]
+            return [_one_channel(salience) for salience in self.maps.maps_of(positions, images, labels)]
         return [
             _as_map(self.maps[position], image, position) for position, image in zip(positions, images, strict=True)
         ]

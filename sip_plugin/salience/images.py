@@ -72,13 +72,37 @@ def _bytes(image: Tensor) -> bytes:
     return image.cpu().contiguous().numpy().tobytes()
 
 
-def check_byte(image: Tensor) -> int:
-    """Eight bits of the image's checksum: another image has others 255 times of 256."""
-    return zlib.crc32(_bytes(image)) & 0xFF
+def label_of(index: int, label: Any) -> int:
+    """The class index of an item, of whatever integer type.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    try:
+        if isinstance(label, (Tensor, np.ndarray)):
+            label = label.item()
+        if isinstance(label, float) or label != int(label):
+            raise TypeError
+        return int(label)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"Labels must be class indices, that of item {index} is {label!r}.") from error
 
 
-def sample_of(dataset: Any) -> tuple[tuple[int, int, int], str]:
+def check_byte(image: Tensor, label: int | None = None) -> int:
+    """Eight bits of the checksum of an image, and of its label if there is one: another has others 255 times of 256."""
+    return zlib.crc32(_bytes(image) + _label_bytes(label)) & 0xFF
+
+
+def _label_bytes(label: int | None) -> bytes:
+    return b"" if label is None else f" {label}".encode()
+
+
+def sample_of(dataset: Any, labels: bool = False) -> tuple[tuple[int, int, int], str]:
     """The shape of a data set's images, and a fingerprint: a hash of its length and of evenly spaced images.
+
+    Args:
+        dataset: A map-style data set of (image, label).
+        labels: The fingerprint is of the images' labels, too.
 
     Raises:
         TypeError: If it is no map-style data set of (image, label).
@@ -91,7 +115,8 @@ def sample_of(dataset: Any) -> tuple[tuple[int, int, int], str]:
     if not length:
         raise ValueError("The data set is empty.")
     indices = sorted({round(k * (length - 1) / (_SAMPLES - 1)) for k in range(_SAMPLES)})
-    images = [_in_range(pair_of(dataset, index)[0], index) for index in indices]
+    pairs = [pair_of(dataset, index) for index in indices]
+    images = [_in_range(image, index) for index, (image, _) in zip(indices, pairs, strict=True)]
     shape = _one_shape(images, indices)
     for index, image in zip(indices, images, strict=True):
         again, _ = pair_of(dataset, index)
@@ -102,8 +127,8 @@ def sample_of(dataset: Any) -> tuple[tuple[int, int, int], str]:
                 "image and map together."
             )
     digest = hashlib.sha256(f"{length} {shape}".encode())
-    for image in images:
-        digest.update(_bytes(image))
+    for index, image, (_, label) in zip(indices, images, pairs, strict=True):
+        digest.update(_bytes(image) + _label_bytes(label_of(index, label) if labels else None))
     return shape, digest.hexdigest()
 
 

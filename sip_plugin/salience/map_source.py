@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from sip_plugin.checks import check_images
 from sip_plugin.constraint import as_salience_map
-from sip_plugin.salience.images import as_float, check_byte, pair_of
+from sip_plugin.salience.images import as_float, check_byte, label_of, pair_of
 from sip_plugin.salience.provenance import network_of
 from sip_plugin.salience.store_file import Header
-from sip_plugin.salience_source import MaskSource, call_mask_source, check_mask_source
+from sip_plugin.salience_source import MaskSource, call_mask_source, check_mask_source, takes_labels
 
 Batch = tuple[Tensor, Tensor, np.ndarray]  # images, labels, the images' check bytes
 
@@ -46,7 +46,7 @@ class MapSource:
         num_workers: int,
     ) -> None:
         self.dataset, self.mask_fn = dataset, _checked(mask_fn)
-        self.image_shape, self.batch_size = image_shape, batch_size
+        self.image_shape, self.batch_size, self.labels = image_shape, batch_size, takes_labels(mask_fn)
         self.device = _device_of(mask_fn) if device is None else torch.device(device)
         self.num_workers = num_workers
         self._first: tuple[range, Tensor, np.ndarray] | None = None
@@ -54,7 +54,7 @@ class MapSource:
     def channels(self) -> int:
         """The channels of a map, as the first batch tells: 1 if all channels have the same map by its very shape."""
         images = range(min(self.batch_size, len(self.dataset)))
-        self._first = (images, *self._maps(images, _Batches(self.dataset, [images], self.image_shape)[0]))
+        self._first = (images, *self._maps(images, self._batches([images])[0]))
         return self._first[1].shape[1]
 
     def chunks(self, header: Header, chunks: Sequence[int]) -> Iterator[np.ndarray]:
@@ -62,16 +62,22 @@ class MapSource:
         cut = [_cut(header.images_of_chunk(chunk), self.batch_size) for chunk in chunks]
         known = None if self._first is None else self._first[0]
         batches = [batch for batches in cut for batch in batches if batch != known]
-        loader = DataLoader(
-            _Batches(self.dataset, batches, self.image_shape),
-            batch_size=None,
-            num_workers=self.num_workers,
-            collate_fn=_as_it_is,
-            generator=torch.Generator(),  # or the loader would draw from the global one
-        )
-        loaded = iter(loader)
+        loaded = self._loaded(batches)
         for batches in cut:
             yield np.concatenate([self._records(header, batch, loaded) for batch in batches])
+
+    def checks(self, header: Header, chunks: Sequence[int]) -> Iterator[np.ndarray]:
+        """The check bytes of the images of some chunks of a store, without asking for their maps."""
+        cut = [_cut(header.images_of_chunk(chunk), self.batch_size) for chunk in chunks]
+        loaded = self._loaded([batch for batches in cut for batch in batches])
+        for batches in cut:
+            yield np.concatenate([next(loaded)[2] for _ in batches])
+
+    def _batches(self, batches: Sequence[range]) -> Batches:
+        return Batches(self.dataset, batches, self.image_shape, self.labels)
+
+    def _loaded(self, batches: Sequence[range]) -> Iterator[Batch]:
+        return loaded(self._batches(batches), self.num_workers)
 
     def _records(self, header: Header, images: range, loaded: Iterator[Batch]) -> np.ndarray:
         if self._first is not None and self._first[0] == images:
@@ -106,11 +112,18 @@ class MapSource:
         return maps.expand(len(images), channels, height, width).cpu(), checks
 
 
-class _Batches(Dataset[Batch]):
-    """A data set whose items are whole batches."""
+class Batches(Dataset[Batch]):
+    """A data set whose items are whole batches.
 
-    def __init__(self, dataset: Any, batches: Sequence[range], image_shape: tuple[int, int, int]) -> None:
-        self.dataset, self.batches, self.image_shape = dataset, batches, image_shape
+    Args:
+        dataset: A map-style data set of (image, label).
+        batches: The images of each.
+        image_shape: ``(C, H, W)``.
+        labels: The check bytes are of the images' labels, too.
+    """
+
+    def __init__(self, dataset: Any, batches: Sequence[range], image_shape: tuple[int, int, int], labels: bool) -> None:
+        self.dataset, self.batches, self.image_shape, self.labels = dataset, batches, image_shape, labels
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -123,22 +136,25 @@ class _Batches(Dataset[Batch]):
                     f"The images must be of one shape: item {index} is {tuple(image.shape)}, others are {self.image_shape}. "
                     "Resize them in the data set, in the same way each time."
                 )
+        labels = [label_of(index, label) for index, _, label in pairs]
         images = [image for _, image, _ in pairs]
         if len({image.dtype for image in images}) > 1:
             images = [as_float(image).to(torch.float32) for image in images]
-        checks = np.array([check_byte(image) for image in images], dtype=np.uint8)
-        return torch.stack(images), torch.tensor([_label(index, label) for index, _, label in pairs]), checks
+        covered = labels if self.labels else [None] * len(images)
+        checks = np.array([check_byte(*pair) for pair in zip(images, covered, strict=True)], dtype=np.uint8)
+        return torch.stack(images), torch.tensor(labels), checks
 
 
-def _label(index: int, label: Any) -> int:
-    try:
-        if isinstance(label, (Tensor, np.ndarray)):
-            label = label.item()
-        if isinstance(label, float) or label != int(label):
-            raise TypeError
-        return int(label)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"Labels must be class indices, that of item {index} is {label!r}.") from error
+def loaded(batches: Batches, num_workers: int) -> Iterator[Batch]:
+    """Batches, one after the other, by the processes of a ``DataLoader``."""
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        generator=torch.Generator(),  # or the loader would draw from the global one
+    )
+    return iter(loader)
 
 
 def _as_it_is(batch: Any) -> Any:

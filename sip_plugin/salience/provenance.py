@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import functools
 import hashlib
 import json
 import math
+import re
 import sys
-import sysconfig
 import types
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from sip_plugin.salience.code import captured, code_hash, is_installed, methods, state_of_call, users_classes, written
+from sip_plugin.salience.unwrapped import generated_code, plain_names, unwrapped
 
 _LONGEST = 64  # a longer list is told by its hash
-_INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
 _MOST_LOOKED_AT = 1000  # objects, in looking for a network
+_PLAIN = (bool, int, float, str, bytes, enum.Enum, PurePath, torch.dtype, Tensor, np.ndarray, np.generic)
+_CONTAINERS = (tuple, list, set, frozenset, dict)
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_MARKS = (
+    "_compiled_call",
+    "_is_torch_compile",
+    "_is_fsdp",
+    "_fsdp",
+    "_ddp",
+)  # that torch's wrappers leave on a network
 
 
 def provenance(source: Any) -> dict[str, Any]:
     """Describe a source of salience maps, so that two descriptions are equal if, and only if, it is the same source.
 
     A source may say it itself, with a method ``provenance() -> dict``. Otherwise the description holds the class or the
-    function by its qualified name, its parameters (public attributes, arguments of a ``functools.partial``, defaults and
-    captured variables of a function), and for each network among them the SHA-256 of its weights, which does not depend on
-    the device they are on. A function is also told by a hash of its code, one of an installed package by its version.
+    function by its qualified name, its parameters (attributes, arguments of a ``functools.partial``, defaults, captured
+    variables and globals of a function), and for each network among them the SHA-256 of its weights, which does not depend
+    on the device they are on, and that of its architecture: each submodule's class, settings, attributes, and code if its
+    user wrote it. A function or class that its user wrote is also told by a hash of its code, a function of an installed
+    package by its version. What a function writes to (``calls.append(…)``) is its state and left out, as forward hooks are.
 
     Args:
         source: A callable, a tensor or an array.
@@ -48,7 +64,10 @@ def provenance(source: Any) -> dict[str, Any]:
 def weights_hash(model: nn.Module) -> str:
     """SHA-256 of a network's parameters and buffers: names, dtypes, shapes and values, wherever they are."""
     digest = hashlib.sha256()
-    for name, value in sorted(_unwrapped(model).state_dict().items()):
+    model = unwrapped(model)
+    names = plain_names(model)
+    values = {names(name): value for name, value in model.state_dict().items()}
+    for name, value in sorted(values.items()):
         digest.update(name.encode() + b"\0")
         if isinstance(value, Tensor):
             digest.update(f"{value.dtype} {tuple(value.shape)}\0".encode())
@@ -78,7 +97,7 @@ def _parts(value: Any) -> list[Any]:
     if isinstance(value, types.MethodType):
         return [value.__self__]
     if isinstance(value, types.FunctionType):
-        return list(_captured(value).values())
+        return list(captured(value).values())
     return list(getattr(value, "__dict__", {}).values())
 
 
@@ -99,6 +118,7 @@ class _Description:
 
     def __init__(self) -> None:
         self._open: list[int] = []
+        self._told: set[Any] = set()  # functions and classes, whose code is told once
 
     def of(self, value: Any) -> Any:
         if value is None or (isinstance(value, (bool, int, str)) and not isinstance(value, enum.Enum)):
@@ -115,7 +135,7 @@ class _Description:
 
     def _of_object(self, value: Any) -> Any:
         if isinstance(value, nn.Module):
-            value = _unwrapped(value)
+            value = unwrapped(value)
         own = getattr(value, "provenance", None)
         if callable(own) and not isinstance(value, type):
             return _checked(own(), value)
@@ -125,10 +145,12 @@ class _Description:
             arguments = {"args": self.of(value.args), "keywords": self.of(value.keywords)}
             return {"partial": self.of(value.func), **arguments}
         if isinstance(value, types.MethodType):
-            return {"method": value.__func__.__qualname__, "of": self.of(value.__self__)}
+            return self._of_method(value)
         if isinstance(value, types.FunctionType):
             return self._of_function(value)
-        if isinstance(value, (type, types.BuiltinFunctionType)):
+        if isinstance(value, type):
+            return {"name": _name(value)} | self._of_class(value)
+        if isinstance(value, types.BuiltinFunctionType):
             return {"name": _name(value)}
         if isinstance(value, Mapping):
             return _shortened({str(key): self.of(entry) for key, entry in value.items()})
@@ -141,59 +163,91 @@ class _Description:
             return {"sha256": hashlib.sha256(value).hexdigest()}
         return self._of_instance(value)
 
+    def _of_method(self, method: types.MethodType) -> dict[str, Any]:
+        function = method.__func__
+        described = {"method": function.__qualname__, "of": self.of(method.__self__)}
+        if getattr(type(method.__self__), function.__name__, None) is not function:  # given to this object alone
+            described["function"] = self.of(function)
+        return described
+
     def _of_function(self, function: types.FunctionType) -> dict[str, Any]:
-        if _is_installed(function):  # its code differs between versions of Python, which make the same maps
+        if is_installed(function):  # its code differs between versions of Python, which make the same maps
             version = getattr(sys.modules.get(function.__module__.partition(".")[0]), "__version__", None)
             return {"function": _name(function)} | ({"version": str(version)} if version else {})
-        described: dict[str, Any] = {"function": _name(function), "code": _code_hash(function.__code__)}
-        captured = {name: value for name, value in _captured(function).items() if _is_parameter(value)}
-        if captured:
-            described["uses"] = {name: self.of(value) for name, value in captured.items()}
+        if function in self._told:
+            return {"function": _name(function)}
+        self._told.add(function)
+        described: dict[str, Any] = {"function": _name(function), "code": code_hash(function.__code__)}
+        state = written(function)
+        uses = {name: value for name, value in captured(function).items() if name not in state and _is_parameter(value)}
+        if uses:
+            described["uses"] = {name: self.of(value) for name, value in uses.items()}
         if function.__defaults__ or function.__kwdefaults__:
             described["defaults"] = self.of([list(function.__defaults__ or ()), function.__kwdefaults__ or {}])
         return described
+
+    def _of_class(self, kind: type) -> dict[str, str]:
+        """One hash of what its user wrote of a class and its bases: methods, what they use, and class attributes."""
+        written_by_user = [base for base in users_classes(kind) if base not in self._told]
+        self._told.update(written_by_user)
+        described = []
+        for base in written_by_user:
+            attributes = {name: value for name, value in vars(base).items() if name[:2] != "__" and _is_plain(value)}
+            functions = sorted(methods(base).items())
+            described += [_name(base), self.of(attributes), {name: self.of(function) for name, function in functions}]
+        return {"code": _json_hash(described)} if described else {}
 
     def _of_instance(self, value: Any) -> dict[str, Any]:
         described: dict[str, Any] = {"class": _name(type(value))}
         if isinstance(value, nn.Module):
             described["weights"] = weights_hash(value)
+            described["architecture"] = _json_hash(self._of_modules(value))
             attributes: dict[str, Any] = {
                 name: entry
                 for name, entry in vars(value).items()
                 if name != "training" and isinstance(entry, (bool, int, float, str, tuple))
             }
+            state: set[str] = set()
         else:
+            described |= self._of_class(type(value))
             slots = (name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()))
             attributes = {name: getattr(value, name) for name in slots if hasattr(value, name)}
             attributes |= getattr(value, "__dict__", {})
+            state = state_of_call(type(value), "__call__")
+        users = not isinstance(value, nn.Module) and bool(users_classes(type(value)))
         for name, entry in sorted(attributes.items()):
-            if not name.startswith("_") or isinstance(entry, nn.Module):
+            private = name.startswith("_")
+            if not private or isinstance(entry, nn.Module) or (users and name not in state and _is_parameter(entry)):
                 described[name] = self.of(entry)
         return described
 
-
-def _captured(function: types.FunctionType) -> dict[str, Any]:
-    """What a function finds outside itself: captured variables, and those of its module that it names."""
-    code = function.__code__
-    captured = {name: function.__globals__[name] for name in code.co_names if name in function.__globals__}
-    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            captured[name] = cell.cell_contents
-        except ValueError:  # not set yet
-            continue
-    return captured
+    def _of_modules(self, model: nn.Module, name: str = "") -> list[Any]:
+        """Each submodule: what it is, and what it has beside weights."""
+        model = unwrapped(model)
+        kind, state = type(model), state_of_call(type(model), "forward")
+        attributes = {
+            key: entry
+            for key, entry in sorted(vars(model).items())
+            if key not in _OF_EVERY_MODULE | state and not key.startswith(_MARKS) and _is_parameter(entry)
+        }
+        attributes |= {key: model._buffers.get(key) for key in sorted(model._non_persistent_buffers_set)}
+        described: list[Any] = [name, _name(kind), _ADDRESS.sub("", model.extra_repr()), self._of_class(kind)]
+        described += [{key: self.of(entry) for key, entry in attributes.items()}, generated_code(model)]
+        for key, child in model.named_children():
+            described += self._of_modules(child, f"{name}.{key}")
+        return described
 
 
 def _is_parameter(value: Any) -> bool:
-    """Whether something that a function captured can make its maps others, and is no state that changes by itself."""
-    plain = (bool, int, float, str, tuple, frozenset, enum.Enum, torch.dtype, Tensor, np.ndarray, np.generic)
-    return isinstance(value, plain) or callable(value) or (_is_object(value) and network_of(value) is not None)
+    """Whether something that a function or an object has can make its maps others, and can be described."""
+    return _is_plain(value) or callable(value) or (_is_object(value) and network_of(value) is not None)
 
 
-def _is_installed(function: types.FunctionType) -> bool:
-    """Whether a function is of the standard library or of an installed package, and nothing that its user writes."""
-    file = Path(function.__code__.co_filename)
-    return "site-packages" in file.parts or any(file.is_relative_to(sysconfig.get_path(kind)) for kind in _INSTALLED)
+def _is_plain(value: Any) -> bool:
+    """Whether it is a value, or a container or namespace of such."""
+    if isinstance(value, (types.SimpleNamespace, Namespace)) or dataclasses.is_dataclass(value):
+        return not isinstance(value, type)
+    return value is None or isinstance(value, (*_PLAIN, *_CONTAINERS))
 
 
 def _is_object(value: Any) -> bool:
@@ -204,15 +258,8 @@ def _name(thing: Any) -> str:
     return f"{thing.__module__}.{thing.__qualname__}"
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside DataParallel, DistributedDataParallel and torch.compile: the same one."""
-    while True:
-        if isinstance(model, (DataParallel, DistributedDataParallel)):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
+def _json_hash(described: Any) -> str:
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
 
 def _raw(tensor: Tensor) -> bytes:
@@ -226,24 +273,10 @@ def _of_array(value: Tensor | np.ndarray | np.generic) -> Any:
     return {"dtype": str(value.dtype), "shape": list(value.shape), "sha256": hashlib.sha256(raw).hexdigest()}
 
 
-def _code_hash(code: types.CodeType) -> str:
-    """A hash of what a function does, which its name, file and line numbers have no part in."""
-    constants = [_code_hash(c) if isinstance(c, types.CodeType) else _constant(c) for c in code.co_consts]
-    parts = [code.co_code.hex(), *constants, *code.co_names]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
-
-
-def _constant(value: Any) -> str:
-    return (
-        repr(sorted(value, key=repr)) if isinstance(value, frozenset) else repr(value)
-    )  # whose order changes by process
-
-
 def _shortened(entries: Any) -> Any:
     if len(entries) <= _LONGEST:
         return entries
-    digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
-    return {"length": len(entries), "sha256": digest}
+    return {"length": len(entries), "sha256": _json_hash(entries)}
 
 
 def _checked(own: Any, source: Any) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sip_plugin.salience.images import check_byte, sample_of
+from sip_plugin.salience.images import check_byte, label_of, sample_of
 from sip_plugin.salience.indices import Indices, as_integer, positions_of
-from sip_plugin.salience.map_source import MapSource
+from sip_plugin.salience.map_source import Batches, MapSource, loaded
 from sip_plugin.salience.provenance import network_of
 from sip_plugin.salience.ranks import Ranks
 from sip_plugin.salience.store_build import Build, agreed, check_batch_size, wanted_of
@@ -75,8 +75,11 @@ class MaskStore:
         """Make the maps of all images of a data set, once, and open their store.
 
         It may be killed at any moment: what is done stays in a file beside it (``<path>.partial``), and the same call goes
-        on from there. A store that is already there, of the same maps and images, is opened and nothing is computed. Where
-        ``torch.distributed`` is initialised (torchrun), each process makes a share; they must see one file system.
+        on from there, after reading the images that have their maps once more: they must be what they were. A store that is
+        already there, of the same maps and images, is opened and nothing is computed; 32 images are compared then (and
+        their labels, if ``mask_fn`` takes labels), ``store.check(dataset, every=True)`` compares all of them, and
+        :class:`SalientDataset` each one as it is read. Where ``torch.distributed`` is initialised (torchrun), each process
+        makes a share; they must see one file system.
 
         Args:
             path: The file to make. Its folder must exist.
@@ -101,8 +104,8 @@ class MaskStore:
             RuntimeError: If another process of this group failed.
         """
         ranks = Ranks()
+        size = ranks.each_own(lambda: check_batch_size(batch_size))
         wanted = agreed(ranks.each(lambda: wanted_of(dataset, mask_fn)))
-        size = check_batch_size(batch_size)
         shape = wanted["image_shape"]
         source = ranks.each_own(lambda: MapSource(dataset, mask_fn, shape, size, device, num_workers))
         with preserved(network_of(mask_fn)):  # a function may use its network in ways that leave traces
@@ -127,31 +130,48 @@ class MaskStore:
         maps, _ = self._read(positions_of([one] if one is not None else index, len(self)))
         return maps[0] if one is not None else maps
 
-    def maps_of(self, indices: Sequence[int], images: Sequence[Tensor]) -> Tensor:
+    def maps_of(self, indices: Sequence[int], images: Sequence[Tensor], labels: Sequence[Any] | None = None) -> Tensor:
         """The maps ``(n, C, H, W)`` of images, after a check that they are the ones that the maps were made of.
 
         Eight bits of each image's checksum are compared: another image passes one time in 256, a batch of others never.
+        Where the maps were made by a function of (images, labels), that is the checksum of image and label.
 
         Args:
             indices: Where they are in the data set.
             images: The un-augmented images, each ``(C, H, W)``, uint8 or floating point in [0, 1].
+            labels: Their class indices; needed where the maps were made with labels.
 
         Raises:
             IndexError: If there is no such image.
-            ValueError: If an image is another one, or what is read does not fit its checksum.
+            TypeError: If labels are needed and are missing, or are no class indices.
+            ValueError: If an image or a label is another one, or what is read does not fit its checksum.
         """
+        if not self._header.labels:
+            labels = None
+        elif labels is None:
+            raise TypeError(f"The maps in {self.path} were made with labels: give those of the images, too.")
         positions = positions_of(indices, len(self))
         maps, checks = self._read(positions)
-        for position, image, check in zip(positions.tolist(), images, checks, strict=True):
-            if tuple(image.shape) != self._header.image_shape or check_byte(image) != check:
+        numbers = [None] * len(images) if labels is None else list(map(label_of, positions.tolist(), labels))
+        for position, image, label, check in zip(positions.tolist(), images, numbers, checks, strict=True):
+            if tuple(image.shape) != self._header.image_shape or check_byte(image, label) != check:
                 raise ValueError(
-                    f"Image {position} is not the one that its map in {self.path} was made of: the data set is another one, "
-                    "in another order, or augments its images. Give the un-augmented data set of MaskStore.build."
+                    f"Image {position}{self._or_label} is not the one that its map in {self.path} was made of: the data set "
+                    "is another one, in another order, or augments its images. Give the un-augmented data set of "
+                    "MaskStore.build."
                 )
         return maps
 
-    def check(self, dataset: Any) -> None:
-        """Refuse a data set whose maps these are not; by its length, its shape and 32 of its images.
+    def check(self, dataset: Any, *, every: bool = False, num_workers: int = 0) -> None:
+        """Refuse a data set whose maps these are not; by its length, its shape and 32 of its images, or by each of them.
+
+        Where the maps were made by a function of (images, labels), the labels are compared, too.
+
+        Args:
+            dataset: A map-style data set of (image, label).
+            every: Read all images, and compare eight bits of each one's checksum (of image and label): one other image
+                passes one time in 256.
+            num_workers: Processes that load them (of torch's ``DataLoader``).
 
         Raises:
             TypeError: If it is no map-style data set of (image, label).
@@ -160,14 +180,36 @@ class MaskStore:
         header = self._header
         if len(dataset) != len(self):
             raise ValueError(f"{self.path} has the maps of {len(self)} images, the data set has {len(dataset)}.")
-        shape, fingerprint = sample_of(dataset)
+        shape, fingerprint = sample_of(dataset, header.labels)
         if shape != header.image_shape:
             raise ValueError(f"{self.path} has maps of images {header.image_shape}, the data set's are {shape}.")
         if fingerprint != header.dataset:
             raise ValueError(
                 f"{self.path} was made of another data set: its fingerprint is {header.dataset[:12]}…, that of this one "
-                f"{fingerprint[:12]}…. Give the un-augmented data set of MaskStore.build, in the same order."
+                f"{fingerprint[:12]}…. Give the un-augmented data set of MaskStore.build, in the same order"
+                f"{', with the same labels' if header.labels else ''}."
             )
+        if every:
+            self._check_every(dataset, num_workers)
+
+    def _check_every(self, dataset: Any, num_workers: int) -> None:
+        header = self._header
+        blocks = [header.images_of_block(block) for block in range(header.blocks)]
+        read = loaded(Batches(dataset, blocks, header.image_shape, header.labels), num_workers)
+        others = []
+        for images, (_, _, checks) in zip(blocks, read, strict=True):
+            _, stored = self._read(np.arange(images.start, images.stop))
+            others += [image for image, ours, its in zip(images, stored, checks, strict=True) if ours != its]
+        if others:
+            named = ", ".join(map(str, others[:10])) + (", …" if len(others) > 10 else "")
+            raise ValueError(
+                f"{len(others)} of the data set's {len(self)} images{self._or_label} are not those that the maps in "
+                f"{self.path} were made of: {named}. Give the un-augmented data set of MaskStore.build."
+            )
+
+    @property
+    def _or_label(self) -> str:
+        return " (or its label)" if self._header.labels else ""
 
     def verify(self) -> None:
         """Check the checksum of every block, which otherwise happens as they are read.

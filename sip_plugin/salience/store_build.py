@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import numbers
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from sip_plugin.salience.provenance import differences, provenance
 from sip_plugin.salience.ranks import Ranks
 from sip_plugin.salience.store_file import MAGIC, Header, StoreError, open_whole
 from sip_plugin.salience.store_partial import Partial
+from sip_plugin.salience_source import takes_labels
 
 _logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ class Build:
         try:
             task = self.ranks.first(self._begin)
             if task is not None:
-                self._compute(*task, progress)
+                self._compute(*self._of_these_images(*task), progress)
                 self._check_all_there(task[0])
                 self.ranks.first(self._joined().finish)
         finally:
@@ -66,7 +68,7 @@ class Build:
                 raise FileExistsError(
                     f"{partial.path} is a part of another store ({'; '.join(differs)}). Delete it, or say overwrite=True."
                 )
-        header = Header.new(channels=self.source.channels(), batch_size=self.source.batch_size, **self.wanted)
+        header = self._new_header()
         partial.begin(header)
         return header, list(range(header.chunks))
 
@@ -94,6 +96,44 @@ class Build:
             )
         _logger.info("%s is there already, of these maps and images.", self.path)
         return True
+
+    def _of_these_images(self, header: Header, missing: list[int]) -> tuple[Header, list[int]]:
+        """The header and the chunks that are to be made, after a look at the images of those that are done.
+
+        The fingerprint is of a few images; each image that has a map is read and compared with its check byte.
+        """
+        done = sorted({*range(header.chunks)} - {*missing})
+        mine = done[self.ranks.rank :: self.ranks.size]
+        waiting, found = iter(mine), self.source.checks(header, mine)
+        self.ranks.each_own(self._joined)
+
+        def step() -> list[int]:
+            chunk = next(waiting, None)
+            if chunk is None:
+                return []
+            stored, images = self._joined().checks(header, chunk), header.images_of_chunk(chunk)
+            return [image for image, ours, its in zip(images, stored, next(found), strict=True) if ours != its]
+
+        for _ in range(-(-len(done) // self.ranks.size)):
+            changed = [image for images in self.ranks.each(step) for image in images]
+            if changed:
+                return self.ranks.first(functools.partial(self._anew, changed[0]))
+        return header, missing
+
+    def _anew(self, image: int) -> tuple[Header, list[int]]:
+        """Begin again: what is there was made of other images."""
+        partial = self._joined()
+        if not self.overwrite:
+            raise FileExistsError(
+                f"{partial.path} has maps of other images or labels: item {image} of the data set is not what it was. "
+                "Delete it, or say overwrite=True."
+            )
+        header = self._new_header()
+        partial.begin(header)
+        return header, list(range(header.chunks))
+
+    def _new_header(self) -> Header:
+        return Header.new(channels=self.source.channels(), batch_size=self.source.batch_size, **self.wanted)
 
     def _joined(self) -> Partial:
         if self.partial is None:
@@ -143,12 +183,14 @@ class Build:
 
 def wanted_of(dataset: Any, mask_fn: Any) -> dict[str, Any]:
     """What the header of a store of these maps says of the data set and of what made them."""
-    image_shape, fingerprint = sample_of(dataset)
+    labels = takes_labels(mask_fn)
+    image_shape, fingerprint = sample_of(dataset, labels)
     return {
         "length": len(dataset),
         "image_shape": image_shape,
         "dataset": fingerprint,
         "provenance": provenance(mask_fn),
+        "labels": labels,
     }
 
 

@@ -2,7 +2,8 @@
 
     magic (8) | length of header (4) | CRC-32 of header (4) | header, JSON | a CRC-32 for each block (4 each) | records
 
-A record is an image's map, one bit per element (``numpy.packbits``), and one byte of the image's own checksum. A block is a
+A record is an image's map, one bit per element (``numpy.packbits``), and one byte of the image's own
+checksum (of image and label, where labels were used). A block is a
 few records of about 4 kB together: enough that the checksums are small, and few enough that a block is checked at each read.
 A checksum of 0 marks a block that is not there yet (a block whose own is 0 has 1). Numbers are little-endian. Blocks do not
 cross a chunk, which is what one process computes at a time. No byte of the file is outside a checksum.
@@ -44,6 +45,7 @@ class Header:
         block: Records of a block; the last one of a chunk may have fewer.
         dataset: Fingerprint of the data set.
         provenance: What made the maps.
+        labels: What made them was given labels, so that fingerprint and check bytes are of the labels, too.
     """
 
     length: int
@@ -53,6 +55,7 @@ class Header:
     block: int
     dataset: str
     provenance: dict[str, Any]
+    labels: bool = False
 
     @classmethod
     def new(
@@ -63,15 +66,17 @@ class Header:
         batch_size: int,
         dataset: str,
         provenance: dict[str, Any],
+        labels: bool = False,
     ) -> Header:
         """The header of a store that is built in batches of ``batch_size``."""
         record = cls(length, image_shape, channels, 1, 1, dataset, provenance).record
         block = max(1, _BLOCK_BYTES // record)
-        return cls(length, image_shape, channels, batch_size * max(1, block // batch_size), block, dataset, provenance)
+        chunk = batch_size * max(1, block // batch_size)
+        return cls(length, image_shape, channels, chunk, block, dataset, provenance, labels)
 
     def identity(self) -> dict[str, Any]:
         """What tells this store's maps from other ones."""
-        names = ("length", "image_shape", "dataset", "provenance")
+        names = ("length", "image_shape", "dataset", "provenance", "labels")
         return {name: getattr(self, name) for name in names}
 
     @cached_property

@@ -97,6 +97,14 @@ class Partial:
                         break
         return missing
 
+    def checks(self, header: Header, chunk: int) -> np.ndarray:
+        """The check bytes of a chunk's images."""
+        images = header.images_of_chunk(chunk)
+        with open(self._file, "rb", closefd=False) as file:
+            file.seek(Layout(header).records + images.start * header.record)
+            records = file.read(len(images) * header.record)
+        return np.frombuffer(records, dtype=np.uint8).reshape(len(images), header.record)[:, -1]
+
     def write(self, header: Header, chunk: int, records: np.ndarray) -> None:
         """Write a chunk's records, then their checksums.
 

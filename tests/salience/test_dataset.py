@@ -607,6 +607,16 @@ def test_a_store_of_another_data_set_is_refused(dataset, store, x):
             SalientDataset(other, store)
 
 
+def test_an_item_whose_label_changed_is_found_out_where_maps_were_made_with_labels(tmp_path, x):
+    labels = torch.arange(40)
+    store = MaskStore.build(tmp_path / "m", TensorDataset(x, labels), lambda x, y: x > 0.5, progress=False)
+    data = SalientDataset(TensorDataset(x, labels), store)
+    assert torch.equal(data[5][2], x[5] > 0.5)
+    labels[5] = 7
+    with pytest.raises(ValueError, match=r"Image 5 \(or its label\) is not the one"):
+        data[5]
+
+
 def test_a_data_set_that_augments_behind_its_back_is_found_out(dataset, store, x):
     class AugmentsLater(Dataset):
         later = False

@@ -1,13 +1,17 @@
 """A provenance is the same for the same source of maps, another for another, and plain JSON."""
 
+import argparse
 import copy
+import dataclasses
 import enum
 import functools
 import json
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pytest
@@ -107,6 +111,8 @@ TWINS = {  # the same source made twice, and another that differs in one thing
     "private network": (lambda: Method(network=A).maps, lambda: Method(network=B).maps),
     "captum": (lambda: Captum(small_network()).attribute, lambda: Captum(B).attribute),
     "captum on a bound forward": (lambda: Captum(A.forward).attribute, lambda: Captum(B.forward).attribute),
+    "callable object": (lambda: Callable(), lambda: Callable(0.4)),
+    "layer": (lambda: inside(Scaled()), lambda: inside(Squared())),
     "slots": (lambda: Slots(0.3), lambda: Slots(0.4)),
     "tensor": (lambda: torch.ones(3, 3), lambda: torch.eye(3)),
     "array": (lambda: np.ones((3, 3), bool), lambda: np.eye(3, dtype=bool)),
@@ -158,13 +164,213 @@ def test_what_changes_while_maps_are_made_is_no_part_of_it():
 
 
 def test_what_it_says_of_a_gradients_maps():
-    assert provenance(GradientSalience(A, 0.3)) == {
+    described = provenance(GradientSalience(A, 0.3))
+    assert len(architecture := described["teacher"].pop("architecture")) == 64
+    assert architecture == provenance(B)["architecture"]  # which has other weights
+    assert described == {
         "class": "sip_plugin.salience.gradient.GradientSalience",
         "mass": 0.3,
         "target": "predicted",
         "per_pixel": False,
         "teacher": {"class": "torch.nn.modules.container.Sequential", "weights": weights_hash(A)},
     }
+
+
+class Scaled(nn.Module):
+    """As a user writes one: its settings are attributes, and its code is its own."""
+
+    power = 2
+
+    def __init__(self, scale=1.0, mean=(0.5,), act=torch.relu, persistent=True):
+        super().__init__()
+        self.scale, self.mean, self.act, self._seen = scale, mean, act, 0
+        self.register_buffer("shift", torch.full((3,), float(scale)), persistent=persistent)
+
+    def forward(self, images):
+        self._seen += 1
+        return self.act(images * self.scale) ** self.power
+
+
+class Squared(Scaled):
+    def forward(self, images):
+        return images * images
+
+
+class Renamed(Scaled):
+    pass
+
+
+def inside(layer):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 3, 3), nn.Sequential(layer))
+
+
+def patched():
+    network = inside(Scaled())
+    network[1][0].forward = functools.partial(torch.mul, other=3)
+    return network
+
+
+BEHAVE_OTHERWISE = {  # with the same state_dict
+    "activation": (inside(nn.ReLU()), inside(nn.Tanh())),
+    "its setting": (inside(nn.LeakyReLU(0.1)), inside(nn.LeakyReLU(0.2))),
+    "buffer that is not saved": (inside(Scaled(1.0, persistent=False)), inside(Scaled(2.0, persistent=False))),
+    "number": (inside(Scaled(1.0, persistent=False)), inside(Scaled(1.5, persistent=False))),
+    "tuple": (inside(Scaled()), inside(Scaled(mean=(0.4,)))),
+    "list": (inside(Scaled(mean=[0.5])), inside(Scaled(mean=[0.4]))),
+    "tensor": (inside(Scaled(mean=torch.ones(3))), inside(Scaled(mean=torch.zeros(3)))),
+    "dictionary": (inside(Scaled(mean={"a": 0.5})), inside(Scaled(mean={"a": 0.4}))),
+    "namespace": (inside(Scaled(mean=types.SimpleNamespace(a=1))), inside(Scaled(mean=types.SimpleNamespace(a=2)))),
+    "function": (inside(Scaled()), inside(Scaled(act=torch.tanh))),
+    "class": (inside(Scaled()), inside(Renamed())),
+    "forward": (inside(Renamed()), inside(Squared())),
+    "forward of one object": (inside(Scaled()), patched()),
+}
+
+
+def same_weights(name):
+    torch.manual_seed(0)
+    ours = nn.Conv2d(3, 3, 3, padding=1)
+    theirs = nn.Conv2d(3, 3, 3, padding=2, dilation=2)
+    theirs.load_state_dict(ours.state_dict())
+    return (ours, theirs) if name == "dilation" else BEHAVE_OTHERWISE[name]
+
+
+@pytest.mark.parametrize("name", [*BEHAVE_OTHERWISE, "dilation"])
+def test_a_network_of_the_same_weights_that_behaves_otherwise_is_another_source(name):
+    ours, theirs = same_weights(name)
+    same = nn.DataParallel(copy.deepcopy(ours).train())
+    if name != "number":
+        assert [*ours.state_dict()] == [*theirs.state_dict()]
+    described = provenance(GradientSalience(ours))
+    assert described == provenance(GradientSalience(same))
+    found = differences(described, provenance(GradientSalience(theirs)))
+    assert any(line.startswith("teacher.architecture: ") for line in found)
+
+
+def test_the_code_of_a_class_that_is_edited_between_two_runs_is_part_of_it(monkeypatch):
+    network, source = inside(Scaled()), Method()
+    before = provenance(network), provenance(source.maps), provenance(Method(Squared()).maps)
+    monkeypatch.setattr(Scaled, "forward", lambda self, images: images * self.scale)
+    monkeypatch.setattr(Method, "maps", lambda self, images: images < self.threshold)
+    after = provenance(network), provenance(Method().maps), provenance(Method(Squared()).maps)
+    assert all(ours != theirs for ours, theirs in zip(before, after, strict=True))
+    monkeypatch.undo()
+    monkeypatch.setattr(Scaled, "power", 3)
+    assert provenance(network) != before[0]
+    monkeypatch.undo()
+    assert provenance(network) == before[0]
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda layer: layer.train(), copy.deepcopy])
+def test_wrappers_and_mode_do_not_matter_wherever_they_are(wrap):
+    ours = inside(Scaled())
+    wrapped = inside(Scaled())
+    wrapped[1] = wrap(wrapped[1])
+    assert provenance(wrapped) == provenance(ours)
+    ours(torch.ones(1, 3, 4, 4))  # which counts itself
+    assert provenance(wrapped) == provenance(ours)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_networks_that_torch_has_written_are_told_by_their_code():
+    class Two(nn.Module):
+        def __init__(self, factor):
+            super().__init__()
+            self.factor = factor
+
+        def forward(self, images):
+            return images * self.factor
+
+    for write in (torch.fx.symbolic_trace, lambda network: torch.jit.trace(network, torch.ones(1, 3, 4, 4))):
+        assert provenance(write(Two(2.0))) == provenance(write(Two(2.0)))
+        assert provenance(write(Two(2.0))) != provenance(write(Two(3.0)))
+
+
+@dataclasses.dataclass
+class Config:
+    threshold: float = 0.5
+
+
+SETTINGS = {"threshold": 0.5}
+
+
+def by_settings(images):
+    return images > (SETTINGS.threshold if hasattr(SETTINGS, "threshold") else next(iter(SETTINGS.values())))
+
+
+def by_list(images):
+    return images > max(SETTINGS)
+
+
+def in_a_comprehension(images):
+    return torch.stack([image > THRESHOLD for image in images])
+
+
+@pytest.mark.parametrize(
+    "make", [lambda n: {"threshold": n}, lambda n: argparse.Namespace(threshold=n), Config, lambda n: [n],
+             lambda n: types.SimpleNamespace(threshold=n), lambda n: {"deep": {"list": [n]}}]
+)  # fmt: skip
+def test_the_containers_and_namespaces_that_a_function_names_are_part_of_it(make, monkeypatch):
+    for function in (by_settings, by_list):
+        described = []
+        for threshold in (0.5, 0.5, 0.25):
+            monkeypatch.setattr(sys.modules[__name__], "SETTINGS", make(threshold))
+            described.append(provenance(function))
+        assert described[0] == described[1]
+        assert described[0] != described[2]
+        assert differences(described[0], described[2])[0].startswith("uses.SETTINGS")
+
+
+def test_what_a_function_names_in_a_comprehension_is_part_of_it(monkeypatch):
+    before = provenance(in_a_comprehension)
+    monkeypatch.setattr(sys.modules[__name__], "THRESHOLD", 0.25)
+    assert provenance(in_a_comprehension) != before
+
+
+class Callable:
+    """A source as a user writes it."""
+
+    share = 0.5
+
+    def __init__(self, threshold=0.5, sign=1):
+        self._threshold, self._sign, self._calls, self._cache, self._lock = threshold, {"sign": sign}, [], {}, Lock()
+
+    def __call__(self, images):
+        self._calls.append(len(images))
+        self._cache["last"] = images
+        return self._above(images)
+
+    def _above(self, images):
+        return images > self._threshold * self.share
+
+
+class Below(Callable):
+    def _above(self, images):
+        return images < self._threshold * self.share
+
+
+class LowerShare(Callable):
+    share = 0.25
+
+
+def test_private_and_class_attributes_and_the_code_of_a_callable_object_are_part_of_it():
+    source = Callable()
+    described = provenance(source)
+    source(torch.zeros(1))
+    assert provenance(source) == described == provenance(Callable())
+    assert described["_threshold"] == 0.5
+    assert not {"_calls", "_cache", "_lock"} & {*described}
+    others = [Callable(0.4), Callable(sign=2), Below(), LowerShare()]
+    for other in others:
+        other_described = provenance(other)
+        assert {**other_described, "class": 0} != {**described, "class": 0}
+    Callable.share = 0.75
+    try:
+        assert provenance(source) != described
+    finally:
+        Callable.share = 0.5
+    assert json.loads(json.dumps(described)) == described
 
 
 @pytest.mark.slow

@@ -434,6 +434,46 @@ def test_another_data_set_is_refused(tmp_path, dataset, x, y):
             store.check(other)
 
 
+def by_labels(images, labels):
+    return images > labels[:, None, None, None] / 4
+
+
+def test_other_labels_are_another_data_set_where_maps_were_made_with_labels(tmp_path, dataset, x, y):
+    with_labels = MaskStore.build(tmp_path / "a", dataset, by_labels, progress=False)
+    without = MaskStore.build(tmp_path / "b", dataset, bright, progress=False)
+    relabelled = TensorDataset(x, 3 - y)
+    without.check(relabelled, every=True)
+    with pytest.raises(ValueError, match=r"another data set.*the same labels"):
+        with_labels.check(relabelled)
+    with pytest.raises(FileExistsError, match="dataset: "):
+        MaskStore.build(tmp_path / "a", relabelled, by_labels, progress=False)
+    one_other = y.clone()
+    one_other[11] += 1  # not in the sample
+    with_labels.check(TensorDataset(x, one_other))
+    with pytest.raises(ValueError, match=r"1 of the data set's 53 images \(or its label\).*: 11\."):
+        with_labels.check(TensorDataset(x, one_other), every=True)
+
+
+def test_maps_are_only_given_to_the_labels_that_they_were_made_of(tmp_path, dataset, x, y):
+    store = MaskStore.build(tmp_path / "m", dataset, by_labels, progress=False)
+    for labels in (y[[3, 9]], y[[3, 9]].tolist(), list(y[[3, 9]].numpy())):
+        assert torch.equal(store.maps_of([3, 9], [x[3], x[9]], labels), store[[3, 9]])
+    with pytest.raises(ValueError, match=r"Image 9 \(or its label\) is not the one"):
+        store.maps_of([3, 9], [x[3], x[9]], [y[3], y[9] + 1])
+    with pytest.raises(TypeError, match="made with labels"):
+        store.maps_of([3], [x[3]])
+    with pytest.raises(TypeError, match=r"class indices, that of item 3 is 'cat'"):
+        store.maps_of([3], [x[3]], ["cat"])
+
+
+def test_the_labels_of_a_gradients_true_class_are_part_of_the_data_set(tmp_path, network, digits):
+    images, labels = digits[0][:40], digits[1][:40]
+    source = GradientSalience(network, target="true")
+    MaskStore.build(tmp_path / "m", TensorDataset(images, labels), source, 16, progress=False)
+    with pytest.raises(FileExistsError, match="dataset: "):
+        MaskStore.build(tmp_path / "m", TensorDataset(images, (labels + 1) % 10), source, 16, progress=False)
+
+
 def test_maps_are_only_given_to_the_images_that_they_were_made_of(tmp_path, dataset, x):
     store = MaskStore.build(tmp_path / "m", dataset, bright, progress=False)
     assert torch.equal(store.maps_of([3, 9], [x[3], x[9]]), x[[3, 9]] > 0.5)

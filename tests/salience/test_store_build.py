@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch.utils.data import TensorDataset
 
 from sip_plugin.salience import GradientSalience, MaskStore, store_file, store_partial
+from sip_plugin.salience.store_build import wanted_of
 from sip_plugin.salience.store_partial import Partial
 from tests.conftest import small_network
 
@@ -40,6 +41,9 @@ class Bright:
             raise RuntimeError("no more")
         self._asked.append(labels.tolist())
         return images > self.above
+
+    def provenance(self):
+        return {"above": self.above}
 
     @property
     def asked(self):
@@ -203,6 +207,73 @@ def test_damage_to_what_was_done_is_mended(tmp_path, dataset, whole):
     build(path, dataset, last)
     assert last.asked == [*range(BATCH, 2 * BATCH), *range(5 * BATCH, N)]
     assert path.read_bytes() == whole
+
+
+def changed(dataset, *items, label=False):
+    """The data set, some items of which are others: the images, or the labels alone."""
+    x, y = (tensor.clone() for tensor in dataset.tensors)
+    for item in items:
+        if label:
+            y[item] += 1
+        else:
+            x[item] = 1 - x[item]
+    return TensorDataset(x, y)
+
+
+@pytest.mark.parametrize("label", [False, True])
+def test_a_part_whose_images_were_changed_behind_the_fingerprint_is_not_taken_up(label, tmp_path, dataset, x):
+    path, unsampled = tmp_path / "m", 11  # of 37 images, 32 are in the fingerprint
+    other = changed(dataset, unsampled, label=label)
+    assert wanted_of(other, Bright()) == wanted_of(dataset, Bright())
+    with pytest.raises(RuntimeError):
+        build(path, dataset, Bright(stop_after=5))
+    before = (tmp_path / "m.partial").read_bytes()
+    with pytest.raises(FileExistsError, match=rf"other images or labels: item {unsampled} .*overwrite=True"):
+        build(path, other, Bright(stop_after=0))
+    assert (tmp_path / "m.partial").read_bytes() == before
+    again = Bright()
+    build(path, other, again, overwrite=True, num_workers=0)
+    assert again.asked == sorted(other.tensors[1].tolist())
+    MaskStore(path).check(other, every=True)
+
+
+def test_what_was_changed_where_no_map_is_yet_does_no_harm(tmp_path, dataset):
+    path, other = tmp_path / "m", changed(dataset, 25)
+    assert wanted_of(other, Bright()) == wanted_of(dataset, Bright())
+    with pytest.raises(RuntimeError):
+        build(path, dataset, Bright(stop_after=5))
+    assert torch.equal(build(path, other)[:], other.tensors[0] > 0.5)
+
+
+def test_a_check_of_every_image_finds_two_that_changed_places(tmp_path, dataset, x):
+    store = build(tmp_path / "m", dataset)
+    order = list(range(N))
+    order[11], order[25] = 25, 11
+    swapped = TensorDataset(x[order], torch.arange(N))
+    store.check(swapped)  # not in the sample
+    assert len(build(tmp_path / "m", swapped)) == N
+    for workers in (0, 1):
+        store.check(dataset, every=True, num_workers=workers)
+        with pytest.raises(ValueError, match=r"2 of the data set's 37 images.*: 11, 25\."):
+            store.check(swapped, every=True, num_workers=workers)
+
+
+def test_several_processes_look_at_the_images_of_what_is_done(tmp_path, dataset):
+    with pytest.raises(RuntimeError):
+        build(tmp_path / "m", dataset, Bright(stop_after=5))
+    zero, one = together(2, tmp_path, changed(dataset, 11), resume)
+    assert isinstance(zero, FileExistsError)
+    assert "item 11 of the data set" in str(zero)
+    assert "Process 0 of 2 failed: FileExistsError" in str(one)
+    assert together(2, tmp_path, dataset, resume_of_the_same) == [N, N]
+
+
+def resume(rank, folder, dataset):
+    return len(build(folder / "m", dataset))
+
+
+def resume_of_the_same(rank, folder, dataset):
+    return resume(rank, folder, dataset)
 
 
 @pytest.mark.parametrize("length", [0, 5, 16, 100, 262, 279, 1000, 2000])
@@ -560,6 +631,19 @@ def test_processes_that_want_different_maps_are_refused(tmp_path, dataset):
         assert isinstance(error, ValueError)
         assert "Process 1 builds another store than process 0: provenance.above: 0.25 against 0.5" in str(error)
     assert not list(tmp_path.glob("m*"))
+
+
+def one_has_a_bad_batch_size(rank, folder, dataset):
+    build(folder / "m", dataset, batch_size=4 if rank == 0 else 0)
+
+
+def test_a_bad_argument_in_one_process_is_known_to_all_at_once(tmp_path, dataset):
+    start = time.monotonic()
+    zero, one = together(2, tmp_path, dataset, one_has_a_bad_batch_size)
+    assert time.monotonic() - start < 20
+    assert isinstance(one, ValueError)
+    assert "batch_size must be 1 or more" in str(one)
+    assert str(zero) == f"Process 1 of 2 failed: ValueError: {one}"
 
 
 def find_another_store(rank, folder, dataset):
