@@ -54,7 +54,7 @@ class FactoryStage:
 
         Raises:
             TypeError: If it gives no floating-point images.
-            ValueError: If they are not in [0, 1], or not of the shape it was given.
+            ValueError: If they are not finite, not in [0, 1], or not of the shape it was given.
         """
         seed = derived_seed(batch.seed, int(batch.rows[0]))
         torch.default_generator.manual_seed(seed)
@@ -64,6 +64,8 @@ class FactoryStage:
         random.seed(seed)
         with torch.enable_grad():
             candidates = self._run(self._attack(batch.eps), batch.images.clone(), batch.labels.clone())
+        if candidates.shape == batch.images.shape:  # otherwise the judge says which shape is due
+            self._check_values(candidates, batch.rows)
         return Attempt(*batch.judge(batch.images, batch.labels, candidates), batch.done)
 
     def _attack(self, eps: float) -> Any:
@@ -94,10 +96,20 @@ class FactoryStage:
         if not isinstance(found, Tensor) or not found.is_floating_point():
             given = found.dtype if isinstance(found, Tensor) else type(found).__name__
             raise TypeError(f"Attack {self.name!r} must give floating-point images in [0, 1], got {given}.")
-        low, high = (bound.item() for bound in found.detach().aminmax())
+        return found.to(images.device)
+
+    def _check_values(self, candidates: Tensor, rows: Tensor) -> None:
+        """An attack that failed must not pass for one that found nothing."""
+        failed = rows[~candidates.detach().isfinite().flatten(1).all(1).cpu()].tolist()
+        if failed:
+            raise ValueError(
+                f"Attack {self.name!r} must give finite images, got NaN or infinity in image(s) "
+                f"{', '.join(map(str, failed[:10]))}{', ...' * (len(failed) > 10)} of the data. An image that it does not "
+                "break it must give back unchanged; otherwise its failure would count as robustness."
+            )
+        low, high = (bound.item() for bound in candidates.detach().aminmax())
         if low < -1e-3 or high > 1 + 1e-3:
             raise ValueError(f"Attack {self.name!r} must give images in [0, 1], got values from {low:g} to {high:g}.")
-        return found.to(images.device)
 
 
 def factories(attack: str | AttackFactory | Mapping[str, AttackFactory | str]) -> dict[str, AttackFactory | str]:

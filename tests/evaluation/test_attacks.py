@@ -160,11 +160,31 @@ def test_a_ready_attack_is_an_error_that_says_what_to_do(network, evaluated):
         (lambda model, eps: lambda x, y: x.tolist(), TypeError, "floating-point images"),
         (lambda model, eps: lambda x, y: 255 * x, ValueError, r"images in \[0, 1\], got values from"),
         (lambda model, eps: lambda x, y: x[:1], ValueError, "as many of the same shape"),
+        (lambda model, eps: lambda x, y: x.flatten(), ValueError, "as many of the same shape"),
+        (lambda model, eps: lambda x, y: x[:0], ValueError, "as many of the same shape"),
     ],
 )
 def test_a_wrong_attack_is_an_error(attack, error, match, network, evaluated):
     with pytest.raises(error, match=match):
         evaluate(network, evaluated, attack=attack)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_an_attack_that_fails_on_an_image_is_an_error_that_names_both(value, network, evaluated):
+    """Otherwise the image would count as robust."""
+    failing = evaluated[0][12]
+
+    def diverging(model, eps):
+        def attack(images, labels):
+            images[(images == failing).flatten(1).all(1), 0, 3, 3] = value
+            return images
+
+        return attack
+
+    with pytest.raises(
+        ValueError, match=r"Attack 'diverging' must give finite images, got .* in image\(s\) 12 of the data"
+    ):
+        evaluate(network, evaluated, attack=diverging, batch_size=5)
 
 
 def test_what_an_attack_does_to_the_network_is_undone(network, evaluated):
