@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import numbers
 import os
+import pickle
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -14,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_SETTINGS, _REPORT, _BATCHES = "settings.json", "report.pt", "batches"
+_SETTINGS, _LOGITS, _REPORT, _BATCHES = "settings.json", "logits.pt", "report.pt", "batches"
+_ROUNDING = 2e-3  # of an image's logits, relatively, between devices; TF32 rounds by 5e-4
 
 
 class Journal:
@@ -41,7 +44,7 @@ class Journal:
         settings = json.loads(json.dumps(settings))  # as it will be read again
         path = self.folder / _SETTINGS
         if path.exists():
-            _check_same(self.folder, json.loads(path.read_text(encoding="utf-8")), settings)
+            _check_same(self.folder, _read_settings(path), settings)
             return
         if self.folder.exists() and any(not _is_unfinished(path) for path in self.folder.iterdir()):
             raise ValueError(
@@ -50,19 +53,53 @@ class Journal:
         self.folder.mkdir(parents=True, exist_ok=True)
         _write(path, (json.dumps(settings, indent=2) + "\n").encode())
 
+    def check_logits(self, logits: Tensor | None) -> None:
+        """Make sure that the network still computes what it did; two networks of one fingerprint may differ in their code.
+
+        Args:
+            logits: Of some images, ``(n, classes)``, on the CPU; None if the network is random, so that they say nothing.
+
+        Raises:
+            ValueError: If those of the folder differ by more than rounding.
+        """
+        if self.folder is None:
+            return
+        before = _read(self.folder / _LOGITS, remove=self.folder)
+        if before is None:
+            _write(self.folder / _LOGITS, {"logits": logits})
+        elif before.keys() != {"logits"}:
+            raise ValueError(damaged(self.folder / _LOGITS, self.folder))
+        elif not _same_logits(before["logits"], logits):
+            raise ValueError(
+                f"checkpoint={str(self.folder)!r} belongs to another evaluation: the network has the same weights, but "
+                "gives other logits. Give another folder, or the same network."
+            )
+
     def load(self, name: str) -> dict[str, Any] | None:
         """What was saved under a name, None if nothing was."""
-        return None if self.folder is None else _read(self.folder / _BATCHES / f"{name}.pt")
+        return None if self.folder is None else _read(self.batch(name), remove=self.batch(name))
+
+    def batch(self, name: str) -> Path:
+        """The file of what is saved under a name."""
+        if self.folder is None:
+            raise ValueError("A journal without a folder has no files.")
+        return self.folder / _BATCHES / f"{name}.pt"
 
     def save(self, name: str, values: Mapping[str, Any]) -> None:
         """Save tensors and plain values under a name."""
         if self.folder is not None:
             (self.folder / _BATCHES).mkdir(exist_ok=True)
-            _write(self.folder / _BATCHES / f"{name}.pt", dict(values))
+            _write(self.batch(name), dict(values))
 
     def load_report(self) -> dict[str, Any] | None:
         """The finished report, None if it is not finished."""
-        return None if self.folder is None else _read(self.folder / _REPORT)
+        return None if self.folder is None else _read(self.folder / _REPORT, remove=self.folder)
+
+    def damaged_report(self) -> str:
+        """What to say of a report that was read but is none."""
+        if self.folder is None:
+            raise ValueError("A journal without a folder has no report.")
+        return damaged(self.folder / _REPORT, self.folder)
 
     def finish(self, report: Mapping[str, Any]) -> None:
         """Save the finished report, which makes the batches superfluous."""
@@ -81,11 +118,38 @@ def fingerprint(*tensors: Tensor) -> str:
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """A hash of a network's parameters, buffers and of how it prints."""
+    """A hash of a network's parameters, buffers and of how it prints, and of each module's class and plain attributes.
+
+    Plain are numbers, strings, None, and lists, tuples and dicts of these. What a module keeps otherwise (a tensor that is
+    no buffer, the code of its forward) is seen in its logits: :meth:`Journal.check_logits`.
+    """
     digest = hashlib.blake2b(repr(model).encode(), digest_size=16)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         digest.update(f"{name} {fingerprint(tensor)}".encode())
+    for name, module in model.named_modules():
+        plain = {key: value for key, value in vars(module).items() if key not in _OF_ANY_MODULE and _is_plain(value)}
+        digest.update(f"{name} {type(module).__qualname__} {module.extra_repr()} {sorted(plain.items())}".encode())
     return digest.hexdigest()
+
+
+_OF_ANY_MODULE = frozenset(vars(nn.Module()))  # its mode among them, which an evaluation sets
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(_is_plain(part) for item in value.items() for part in item)
+    return value is None or isinstance(value, (bool, numbers.Number, str))
+
+
+def _same_logits(before: Any, now: Tensor | None) -> bool:
+    if not isinstance(before, Tensor) or now is None:
+        return before is None and now is None
+    if before.shape != now.shape:
+        return False
+    apart, size = (before - now).norm(dim=1), torch.maximum(before.norm(dim=1), now.norm(dim=1))
+    return bool((apart <= _ROUNDING * size).all())
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -98,11 +162,37 @@ def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any])
         )
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ValueError(damaged(path, path.parent)) from error
+    if not isinstance(settings, dict):
+        raise ValueError(damaged(path, path.parent))
+    return settings
+
+
+def _read(path: Path, remove: Path) -> dict[str, Any] | None:
+    """A file's content; ``remove`` is what must go if it is damaged."""
     if not path.exists():
         return None
-    values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(damaged(path, remove)) from error
+    if not isinstance(values, dict):
+        raise ValueError(damaged(path, remove))
     return values
+
+
+def damaged(path: Path, remove: Path) -> str:
+    """What to say of a file that is not what this module wrote."""
+    what = "the folder" if remove != path else "this file"
+    lost = "the evaluation begins anew" if remove != path else "the batch is evaluated again"
+    return (
+        f"The checkpoint's file {str(path)!r} is damaged, or was not written by this library. Remove {what} "
+        f"({str(remove)!r}), and {lost}."
+    )
 
 
 def _is_unfinished(path: Path) -> bool:

@@ -12,9 +12,9 @@ from importlib import metadata
 from typing import Any, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sip_plugin.checks import Norm, check_eps
+from sip_plugin.checks import Norm, check_eps, check_logits
 from sip_plugin.evaluation import sanity
 from sip_plugin.evaluation.attacks import AttackFactory, FactoryStage, factories
 from sip_plugin.evaluation.autoattack import (
@@ -131,10 +131,11 @@ def evaluate_robustness(
         }
         processes.agree(**identity)
         journal = Journal(checkpoint)
-        processes.first(lambda: journal.open(identity))
+        some = images[: min(settings["batch_size"], _LOOKED_AT)]
+        processes.first(lambda: _open(journal, identity, model, some))
         finished = processes.first(journal.load_report)
         if finished is not None:
-            return RobustnessReport(**finished)
+            return _finished(finished, journal)
         sweep = Sweep(
             model=model,
             images=images,
@@ -155,6 +156,24 @@ def evaluate_robustness(
         report = sweep.report(settings, warnings, time.perf_counter() - began)
         processes.first(lambda: journal.finish({f.name: getattr(report, f.name) for f in dataclasses.fields(report)}))
     return report
+
+
+def _open(journal: Journal, identity: Mapping[str, Any], model: nn.Module, some: Tensor) -> None:
+    """Go on with a checkpoint, after making sure that it is of this evaluation."""
+    journal.open(identity)
+    if journal.folder is None:
+        return
+    with torch.no_grad():
+        some = some.to(device_of(model))
+        first, second = (check_logits(model(some), len(some)).double().cpu() for _ in range(2))
+    journal.check_logits(None if sanity.differ(first, second) else first)
+
+
+def _finished(fields: dict[str, Any], journal: Journal) -> RobustnessReport:
+    try:
+        return RobustnessReport(**fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(journal.damaged_report()) from error
 
 
 def _run(

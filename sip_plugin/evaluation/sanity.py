@@ -91,10 +91,10 @@ def network_warnings(model: nn.Module, images: Tensor, *, dynamic: bool, randomn
             "and an adaptive attack may break more."
         )
     with torch.no_grad():
-        first, second = _normalised(model(images)), _normalised(model(images))
+        first, second = model(images), model(images)
         pair = torch.cat([images[:1], 1 - images[:1]])
         alone = _normalised(model(pair))[0], _normalised(model(pair[[0, 0]]))[0]
-    if float((first - second).norm(dim=1).max()) > _DIFFERENT:
+    if differ(first, second):
         if not randomness_expected:
             found.append(
                 "The network is randomised: two passes of the same images differ. Attacks that do not average over the "
@@ -108,6 +108,11 @@ def network_warnings(model: nn.Module, images: Tensor, *, dynamic: bool, randomn
     if torch.is_autocast_enabled(images.device.type):
         found.append("The evaluation ran under autocast: gradients of small size may have been rounded to zero.")
     return found
+
+
+def differ(first: Tensor, second: Tensor) -> bool:
+    """Whether two passes of the same images, ``(N, classes)`` each, differ: the network is randomised."""
+    return float((_normalised(first) - _normalised(second)).norm(dim=1).max()) > _DIFFERENT
 
 
 def is_dynamic(model: nn.Module, images: Tensor) -> bool:

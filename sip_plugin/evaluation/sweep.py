@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,16 @@ from sip_plugin.evaluation import sanity
 from sip_plugin.evaluation.autoattack import BLACK_BOX
 from sip_plugin.evaluation.codes import ASSUMED
 from sip_plugin.evaluation.findings import PENDING, Findings
-from sip_plugin.evaluation.journal import Journal
+from sip_plugin.evaluation.journal import Journal, damaged
 from sip_plugin.evaluation.processes import Processes
 from sip_plugin.evaluation.progress import Progress
 from sip_plugin.evaluation.report import RobustnessReport
 from sip_plugin.evaluation.stages import Attempt, Batch, Judge, Stage, derived_seed
 
 _PROBED = 64  # images for each of the two probes of reliability, a percent or two of an evaluation
+
+
+_Result = TypeVar("_Result", sanity.Clean, Attempt)
 
 
 @dataclasses.dataclass
@@ -71,11 +74,10 @@ class Sweep:
         """Classify all clean images; the first thing to do."""
 
         def look(place: int, rows: Tensor) -> sanity.Clean:
-            def now() -> dict[str, Any]:
-                images, labels = self._on_device(rows)
-                return dataclasses.asdict(sanity.look_at_clean(self.model, images, labels))
+            def now() -> sanity.Clean:
+                return sanity.look_at_clean(self.model, *self._on_device(rows))
 
-            return sanity.Clean(**self._remembered(f"clean-{place}", rows, now))
+            return self._remembered(f"clean-{place}", rows, sanity.Clean, now)
 
         batches = self._batches(torch.arange(len(self.images)))
         self.clean = self.processes.map(list(enumerate(batches)), lambda task: look(*task))
@@ -136,8 +138,7 @@ class Sweep:
 
     def _attack(self, ball: int, number: int, batches: list[Tensor], name: str) -> None:
         def attack(place: int, rows: Tensor) -> Attempt:
-            found = self._remembered(f"{name}-{place}", rows, lambda: vars(self._attack_batch(ball, number, rows)))
-            attempt = Attempt(**found)
+            attempt = self._remembered(f"{name}-{place}", rows, Attempt, lambda: self._attack_batch(ball, number, rows))
             self.progress.advance(len(rows) * self.stages[number].cost * self.processes.count)
             return attempt
 
@@ -171,27 +172,33 @@ class Sweep:
             return
         probed = (outcome[0] == 0).nonzero().flatten()[:_PROBED]
 
-        def attack(place: int, rows: Tensor) -> dict[str, Any]:
-            return self._remembered(f"probe-{place}", rows, lambda: vars(self._attack_batch(last, 0, rows)))
+        def attack(place: int, rows: Tensor) -> Attempt:
+            return self._remembered(f"probe-{place}", rows, Attempt, lambda: self._attack_batch(last, 0, rows))
 
         attempts = self.processes.map(list(enumerate(self._batches(probed))), lambda task: attack(*task))
-        withstood = sum(int((attempt["norms"] > self.radii[last]).sum()) for attempt in attempts)
+        withstood = sum(int((attempt.norms > self.radii[last]).sum()) for attempt in attempts)
         self._probe_warnings += sanity.larger_ball_warning(name, self.radii, len(probed), withstood)
 
-    def _remembered(self, name: str, rows: Tensor, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def _remembered(self, name: str, rows: Tensor, kind: type[_Result], run: Callable[[], _Result]) -> _Result:
         """A batch's result: from the journal, or found now and written there."""
         known = self.journal.load(name)
         if known is not None:
+            path = self.journal.batch(name)
+            if not isinstance(known.get("rows"), Tensor):
+                raise ValueError(damaged(path, path))
             if not torch.equal(known["rows"], rows):
                 raise ValueError(
                     f"checkpoint={str(self.journal.folder)!r} does not fit together: batch {name} is of other images. It "
                     "was written by another version of this library, or changed; begin anew in an empty folder."
                 )
+            if not _is_whole(known, kind):
+                raise ValueError(damaged(path, path))
             self.remembered_seconds += known["seconds"]
-            return dict(known["result"])
+            return kind(**known["result"])
         began = time.perf_counter()
         result = run()
-        self.journal.save(name, {"rows": rows.clone(), "result": result, "seconds": time.perf_counter() - began})
+        seconds = time.perf_counter() - began
+        self.journal.save(name, {"rows": rows.clone(), "result": dict(vars(result)), "seconds": seconds})
         return result
 
     def _passes_left(self, ball: int, number: int) -> float:
@@ -211,3 +218,19 @@ class Sweep:
         """As few batches as the batch size allows, of equal size but for one image."""
         count = -(-len(rows) // self.batch_size)
         return list(rows.tensor_split(count)) if count else []
+
+
+def _is_whole(known: dict[str, Any], kind: type) -> bool:
+    """Whether a file of the journal holds a result of that kind for each of its rows."""
+    if known.keys() != {"rows", "result", "seconds"}:
+        return False
+    result, fields = known["result"], {each.name: each.type for each in dataclasses.fields(kind)}
+    if not isinstance(known["seconds"], float) or not isinstance(result, dict) or result.keys() != fields.keys():
+        return False
+    count = len(known["rows"])
+    return all(
+        (isinstance(result[name], Tensor) and (len(result[name]) == count or name == "examples"))
+        if annotation == "Tensor"
+        else isinstance(result[name], int)
+        for name, annotation in fields.items()
+    )

@@ -117,7 +117,7 @@ def test_a_finished_evaluation_gives_its_report_at_once(quick, network, evaluate
     report = evaluate(network, evaluated, checkpoint=tmp_path, **OPTIONS)
     with Counter(network) as counter:
         again = evaluate(network, evaluated, checkpoint=str(tmp_path), **OPTIONS)
-    assert counter.passes == 0
+    assert counter.passes == 2  # a look whether it is the same network
     same(again, report)
     assert again.seconds == report.seconds
     assert again.settings == report.settings
@@ -153,6 +153,92 @@ def test_a_folder_of_another_evaluation_is_refused(quick, network, evaluated, tm
         network[0].bias[0] += 1e-6
     with pytest.raises(ValueError, match="network: there"):
         evaluate(network, evaluated, **options)
+
+
+class Switched(torch.nn.Module):
+    """A network whose forward depends on a plain attribute, as its author pleases."""
+
+    def __init__(self, network, attribute):
+        super().__init__()
+        self.network, self.attribute = network, attribute
+
+    def forward(self, x):
+        value = self.attribute
+        value = value[0] if isinstance(value, list) else value() if callable(value) else value
+        return self.network(x) * (1 + value)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "complaint"),
+    [
+        (0, 1, "network: there"),
+        ([0.25, "a"], [0.25, "b"], "network: there"),  # not seen in the logits
+        (torch.tensor(0.0), torch.tensor(0.1), "other logits"),
+        (lambda: 0, lambda: 1, "other logits"),
+    ],
+)
+def test_a_network_of_equal_weights_that_computes_something_else_is_refused(
+    first, second, complaint, network, evaluated, tmp_path
+):
+    options = {"attack": lambda model, eps: lambda x, y: x, "checkpoint": tmp_path}
+    evaluate(Switched(network, first), evaluated, **options)
+    evaluate(Switched(network, first), evaluated, **options)
+    with pytest.raises(ValueError, match=f"belongs to another evaluation.*{complaint}"):
+        evaluate(Switched(network, second), evaluated, **options)
+
+
+def test_rounding_of_a_network_makes_no_other_network(network, evaluated, tmp_path):
+    options = {"attack": lambda model, eps: lambda x, y: x, "checkpoint": tmp_path}
+    for rounding in (0.0, 1e-4):
+        evaluate(Switched(network, lambda rounding=rounding: rounding), evaluated, **options)
+
+
+def test_the_randomness_of_a_network_makes_no_other_network(network, evaluated, tmp_path):
+    options = {"attack": lambda model, eps: lambda x, y: x, "checkpoint": tmp_path}
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        evaluate(Switched(network, lambda: torch.rand(10)), evaluated, **options)
+    with pytest.raises(ValueError, match="other logits"):
+        evaluate(Switched(network, lambda: 0), evaluated, **options)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04 no archive", b"{", "truncated", ["a"], {"rows": torch.arange(3)}]
+)
+@pytest.mark.parametrize("name", ["settings.json", "logits.pt", "report.pt"])
+def test_a_damaged_file_is_an_error_that_says_what_to_remove(name, content, network, evaluated, tmp_path):
+    options = {"attack": lambda model, eps: lambda x, y: x, "checkpoint": tmp_path / "folder"}
+    evaluate(network, evaluated, **options)
+    damage(tmp_path / "folder" / name, content)
+    with pytest.raises(ValueError, match=rf"{name}' is damaged.*Remove the folder"):
+        evaluate(network, evaluated, **options)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK\x03\x04 no archive", b"{", "truncated", ["a"], {"rows": None}, {"seconds": "one"}]
+)
+@pytest.mark.parametrize("name", ["clean-1", "0-0-0"])
+def test_a_damaged_batch_is_an_error_until_it_is_removed(name, content, quick, network, evaluated, tmp_path):
+    options = {"batch_size": 8, "version": ["apgd-ce", "fab-t"], "checkpoint": tmp_path}
+    with Counter(network, stop=200), pytest.raises(Interrupt):
+        evaluate(network, evaluated, **options)
+    path = tmp_path / "batches" / f"{name}.pt"
+    damage(path, torch.load(path) | content if isinstance(content, dict) and "seconds" in content else content)
+    with pytest.raises(ValueError, match=rf"{name}\.pt' is damaged.*Remove this file"):
+        evaluate(network, evaluated, **options)
+    path.unlink()
+    with Counter(network, stop=150), pytest.raises(Interrupt):
+        evaluate(network, evaluated, **options)
+    assert path.exists()
+
+
+def damage(path, content):
+    if content == "truncated":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
 
 
 def test_a_folder_whose_batches_are_of_other_images_is_refused(quick, network, evaluated, tmp_path):
