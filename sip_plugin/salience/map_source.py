@@ -33,7 +33,7 @@ class MapSource:
 
     Raises:
         TypeError: If ``mask_fn`` can never give a map.
-        ValueError: If it is a map of several images.
+        ValueError: If it is a map of several images, or ``device`` cannot be used here.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class MapSource:
     ) -> None:
         self.dataset, self.mask_fn = dataset, _checked(mask_fn)
         self.image_shape, self.batch_size, self.labels = image_shape, batch_size, takes_labels(mask_fn)
-        self.device = _device_of(mask_fn) if device is None else torch.device(device)
+        self.device = _device_of(mask_fn) if device is None else _usable(device)
         self.num_workers = num_workers
         self._first: tuple[range, Tensor, np.ndarray] | None = None
 
@@ -175,6 +175,14 @@ def _checked(mask_fn: MaskSource) -> MaskSource:
             "needed, give them to SalientDataset. A ready map must hold for every image: (H, W) or (1, C, H, W)."
         )
     return mask_fn
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError, TypeError) as error:  # AssertionError: torch was built without CUDA
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"The device {str(device)!r} cannot be used here: {reason}") from error
 
 
 def _device_of(mask_fn: Any) -> torch.device:

@@ -40,6 +40,7 @@ class MaskStore:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        IsADirectoryError: If it is a folder.
         ValueError: If it is no mask store, half-built, cut off, or its header is damaged.
 
     Example:
@@ -98,9 +99,11 @@ class MaskStore:
 
         Raises:
             TypeError: If an argument, an item of the data set or a map is of the wrong type.
-            ValueError: If images or maps have the wrong shape or values, or the data set gives another image each time.
+            ValueError: If images or maps have the wrong shape or values, the data set gives another image each time, or
+                ``device`` cannot be used here.
             FileExistsError: If another store is at ``path``, or a part of another one beside it.
-            OSError: If the file cannot be written (folder missing or read-only, disk full), or another process builds it.
+            OSError: If the file cannot be written (``path`` is a folder, its folder is missing or read-only, the disk is
+                full), or another process builds it.
             RuntimeError: If another process of this group failed.
         """
         ranks = Ranks()

@@ -14,7 +14,7 @@ from sip_plugin.salience.images import sample_of
 from sip_plugin.salience.map_source import MapSource
 from sip_plugin.salience.provenance import differences, provenance
 from sip_plugin.salience.ranks import Ranks
-from sip_plugin.salience.store_file import MAGIC, Header, StoreError, open_whole
+from sip_plugin.salience.store_file import MAGIC, Header, StoreError, check_no_folder, open_whole
 from sip_plugin.salience.store_partial import Partial
 from sip_plugin.salience_source import takes_labels
 
@@ -73,6 +73,7 @@ class Build:
         return header, list(range(header.chunks))
 
     def _is_there(self) -> bool:
+        check_no_folder(self.path)
         if not self.path.exists():
             return False
         with self.path.open("rb") as file:

@@ -12,6 +12,7 @@ cross a chunk, which is what one process computes at a time. No byte of the file
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -155,8 +156,29 @@ class Header:
         text = file.read(length) if length <= _LARGEST_HEADER else b""
         if len(text) < length or zlib.crc32(text) != checksum:
             raise StoreError(f"The header of {path} is damaged or cut off. Delete the file and build it again.")
-        values = json.loads(text)
-        return cls(**{**values, "image_shape": tuple(values["image_shape"])})
+        try:
+            values = json.loads(text)
+            header = cls(**{**values, "image_shape": tuple(values["image_shape"])})
+            header.check()
+        except (TypeError, ValueError, KeyError) as error:
+            raise StoreError(
+                f"The header of {path} is not one of this version ({error}). Delete the file and build it again."
+            ) from error
+        return header
+
+    def check(self) -> None:
+        """Refuse values that no header has.
+
+        Raises:
+            ValueError: If there are some.
+        """
+        numbers = (self.length, self.channels, self.chunk, self.block, *self.image_shape)
+        if len(self.image_shape) != 3 or any(type(number) is not int or number < 1 for number in numbers):
+            raise ValueError(f"the numbers {numbers} must be integers from 1")
+        if self.channels not in (1, self.image_shape[0]):
+            raise ValueError(f"maps of {self.channels} channels for images of {self.image_shape[0]}")
+        if not isinstance(self.dataset, str) or not isinstance(self.provenance, dict):
+            raise ValueError("dataset must be a string, and provenance a dictionary")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,8 +225,10 @@ def open_whole(path: Path) -> tuple[BinaryIO, Layout, np.ndarray]:
 
     Raises:
         FileNotFoundError: If there is none.
+        IsADirectoryError: If it is a folder.
         StoreError: If it is no store, damaged, cut off or half-built.
     """
+    check_no_folder(path)
     file = path.open("rb")
     try:
         layout = Layout(Header.read(file, path))
@@ -220,6 +244,16 @@ def open_whole(path: Path) -> tuple[BinaryIO, Layout, np.ndarray]:
         file.close()
         raise
     return file, layout, table
+
+
+def check_no_folder(path: Path) -> None:
+    """Refuse a folder where a store is to be.
+
+    Raises:
+        IsADirectoryError: If it is one.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "A store is one file, and this is a folder; name a file in it", str(path))
 
 
 def check_size(file: BinaryIO, layout: Layout, path: Path) -> None:

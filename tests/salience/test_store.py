@@ -2,10 +2,13 @@
 
 import copy
 import io
+import json
 import multiprocessing
 import pickle
+import struct
 import sys
 import threading
+import zlib
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from sip_plugin.salience import GradientSalience, MaskStore
-from sip_plugin.salience.store_file import Header, Layout
+from sip_plugin.salience.store_file import Header, Layout, StoreError
 from tests.adapters.test_contract import everything, same
 
 N, SHAPE = 53, (3, 7, 5)  # 105 bits: the last byte of a map is not full
@@ -404,6 +407,54 @@ def test_a_file_that_is_cut_off_while_it_is_open_is_an_error(tmp_path, dataset):
         file.truncate(100)
     with pytest.raises(ValueError, match="while it was open"):
         store[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: {},
+        lambda values: [],
+        lambda values: values | {"chunk": 0},
+        lambda values: values | {"block": -1},
+        lambda values: values | {"length": "53"},
+        lambda values: values | {"length": True},
+        lambda values: values | {"image_shape": [3, 7]},
+        lambda values: values | {"image_shape": 3},
+        lambda values: values | {"image_shape": [3, 7, 0]},
+        lambda values: values | {"channels": 2},
+        lambda values: values | {"dataset": None},
+        lambda values: values | {"provenance": "by hand"},
+        lambda values: values | {"later": 1},
+        lambda values: {name: value for name, value in values.items() if name != "block"},
+    ],
+)
+def test_a_header_that_says_what_no_store_says_is_refused(change, tmp_path, dataset):
+    path = tmp_path / "m"
+    MaskStore.build(path, dataset, bright, progress=False).close()
+    whole = path.read_bytes()
+    magic, length, _ = struct.unpack("<8sII", whole[:16])
+    text = json.dumps(change(json.loads(whole[16 : 16 + length]))).encode()
+    path.write_bytes(struct.pack("<8sII", magic, len(text), zlib.crc32(text)) + text + whole[16 + length :])
+    with pytest.raises(StoreError, match=r"The header of .*m is not one of this version"):
+        MaskStore(path)
+    with pytest.raises(FileExistsError, match="not one of this version"):
+        MaskStore.build(path, dataset, bright, progress=False)
+
+
+@pytest.mark.parametrize("name", ["", ".", "folder"])
+def test_a_folder_is_no_path_of_a_store(name, tmp_path, dataset, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for call in (lambda: MaskStore(name), lambda: MaskStore.build(name, dataset, bright, overwrite=True)):
+        with pytest.raises(IsADirectoryError, match="A store is one file, and this is a folder"):
+            call()
+
+
+def test_a_device_that_is_not_there_is_a_value_error(tmp_path, dataset):
+    for device in ("cuda:99", "mps:7", "no such device"):
+        with pytest.raises(ValueError, match=f"The device '{device}' cannot be used here"):
+            MaskStore.build(tmp_path / "m", dataset, bright, device=device)
+    assert not list(tmp_path.iterdir())
 
 
 def test_other_files_are_refused(tmp_path):
