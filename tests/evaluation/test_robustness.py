@@ -193,12 +193,12 @@ def test_a_version_that_is_no_name_is_an_error(version, quick, network, evaluate
         evaluate(network, evaluated, version=version)
 
 
-@pytest.mark.parametrize("digits", [-1, 1.5, True])
-def test_a_number_of_decimals_that_is_none_is_an_error(digits, report):
+@pytest.mark.parametrize("decimals", [-1, 1.5, True])
+def test_a_number_of_decimals_that_is_none_is_an_error(decimals, report):
     with pytest.raises(ValueError, match="digits must be a whole number from 0"):
-        report.to_text(digits=digits)
+        report.to_text(digits=decimals)
     with pytest.raises(ValueError, match="digits must be a whole number from 0"):
-        RobustnessReport.compare([report, report]).to_text(digits=digits)
+        RobustnessReport.compare([report, report]).to_text(digits=decimals)
 
 
 def test_a_loader_is_as_good_as_tensors(quick, network, evaluated):
