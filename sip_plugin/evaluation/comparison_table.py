@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from sip_plugin.evaluation.conditions import conditions_of, survivors_of
+from sip_plugin.evaluation.conditions import UNCHECKED, conditions_of, is_unchecked, survivors_of
 from sip_plugin.evaluation.radii import eps_labels
 from sip_plugin.evaluation.tables import Cell, Parting, Row, Table, per_cent
 
@@ -120,7 +120,8 @@ def _notes(comparison: RobustnessComparison) -> Iterator[str]:
     yield from remarks_of(rows)
     warned: dict[str, dict[str, None]] = {}
     for row in rows:
-        for warning in (warning for report in row.reports for warning in report.warnings):
+        unchecked = [f"{UNCHECKED}."] if any(map(is_unchecked, row.reports)) else []
+        for warning in [*unchecked, *(warning for report in row.reports for warning in report.warnings)]:
             warned.setdefault(warning, {})[f"{row.group} {row.name}".strip()] = None
     for warning, names in warned.items():
         yield f"Warning ({', '.join(names)}): {warning}"

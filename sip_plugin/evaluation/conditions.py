@@ -62,6 +62,14 @@ def survivors_of(report: RobustnessReport) -> str:
     return "Survivors were not assumed: each was attacked at the smaller ε too (assume_survivors=False)."
 
 
+def is_unchecked(report: RobustnessReport) -> bool:
+    """Whether the settings say that nobody looked for signs of overestimated robustness."""
+    return report.settings.get("sanity_checks", True) is False
+
+
+UNCHECKED = "not checked for signs of overestimated robustness (sanity_checks=False)"
+
+
 def differences(report: RobustnessReport, other: RobustnessReport) -> Iterator[Difference]:
     """In what the conditions of a report differ from another's."""
     if report.norm != other.norm:

@@ -20,14 +20,12 @@ def collect(data: Data, max_images: int | None = None) -> tuple[Tensor, Tensor]:
     Args:
         data: A pair ``(images, labels)``, or an iterable of batches ``(images, labels, ...)`` whose further parts (salience
             maps) are left out: an evaluation is never restricted.
-        max_images: Take the first so many.
+        max_images: Take the first so many, one or more.
 
     Raises:
         TypeError: If ``data`` is neither, or a part is of the wrong type.
         ValueError: If there are no images, or a batch's shapes or values do not fit.
     """
-    if max_images is not None and (isinstance(max_images, bool) or not isinstance(max_images, int) or max_images < 1):
-        raise ValueError(f"max_images must be a whole number from 1, or None for all images, got {max_images!r}.")
     if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         images, labels = _checked(data[0], data[1], "images", "labels")
         return images[:max_images], labels[:max_images]

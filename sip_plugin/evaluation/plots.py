@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sip_plugin.evaluation.comparison_table import labels_of, remarks_of, runs_of
-from sip_plugin.evaluation.conditions import NORMS, conditions_of
+from sip_plugin.evaluation.conditions import NORMS, UNCHECKED, conditions_of, is_unchecked
 from sip_plugin.evaluation.files import replacing
 from sip_plugin.evaluation.radii import in_255ths
 from sip_plugin.evaluation.statistics import wilson_interval
@@ -110,7 +110,8 @@ def _conditions(reports: Sequence[RobustnessReport]) -> list[str]:
     assumed = ", survivors of larger ε assumed" if first.assume_survivors else ""
     warned = len({warning for report in reports for warning in report.warnings})
     warnings = [f"{warned} warning{'s' * (warned > 1)}: print the report."] if warned else []
-    return [f"{conditions_of(first)}{assumed}.", *warnings]
+    unchecked = [f"{UNCHECKED}."] if any(map(is_unchecked, reports)) else []
+    return [f"{conditions_of(first)}{assumed}.", *unchecked, *warnings]
 
 
 def _scale(eps: Sequence[float]) -> float:

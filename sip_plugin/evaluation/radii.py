@@ -17,6 +17,15 @@ def same_eps(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=_RELATIVE)
 
 
+def distinct(radii: Iterable[float]) -> tuple[float, ...]:
+    """The radii, ascending, without those that are the same as the one before."""
+    found: list[float] = []
+    for radius in sorted(radii):
+        if not found or not same_eps(found[-1], radius):
+            found.append(radius)
+    return tuple(found)
+
+
 class PerEps(dict[float, Value]):
     """A dict from ε to a value that also finds an ε which was computed another way, such as ``np.float32(8 / 255)``.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sip_plugin.evaluation.conditions import conditions_of, survivors_of
+from sip_plugin.evaluation.conditions import UNCHECKED, conditions_of, is_unchecked, survivors_of
 from sip_plugin.evaluation.radii import eps_labels
 from sip_plugin.evaluation.tables import Cell, Row, Table, per_cent
 
@@ -42,6 +42,7 @@ def report_table(report: RobustnessReport, digits: int = 1) -> Table:
             "that were left. Cumulative, so not the robust accuracy under that attack alone.",
             survivors_of(report),
             *([f"Seed {report.settings['seed']}."] if "seed" in report.settings else []),
+            *([f"Warning: {UNCHECKED}."] if is_unchecked(report) else []),
             *(f"Warning: {warning}" for warning in report.warnings),
         ),
     )

@@ -11,6 +11,7 @@ from contextlib import closing
 from importlib import metadata
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ from sip_plugin.evaluation.data import Data, collect
 from sip_plugin.evaluation.journal import Journal, fingerprint, model_fingerprint
 from sip_plugin.evaluation.processes import Processes, bare_network
 from sip_plugin.evaluation.progress import Progress
+from sip_plugin.evaluation.radii import distinct
 from sip_plugin.evaluation.report import RobustnessReport
 from sip_plugin.evaluation.stages import Stage
 from sip_plugin.evaluation.surroundings import device_of, frozen, left_as_found
@@ -109,7 +111,10 @@ def evaluate_robustness(
         RuntimeError: If another process failed.
     """
     began = time.perf_counter()
-    version = version if isinstance(version, str) else tuple(version)
+    version = _attack_list(version)
+    if checkpoint is not None and not os.fspath(checkpoint):
+        raise ValueError('checkpoint must name a folder, got an empty string. For the current one: checkpoint=".".')
+    first = None if max_images is None else _whole(max_images, "max_images", 1)
     processes = Processes(together=distributed)
     model = bare_network(model, processes.count)
     attacks = factories(attack)
@@ -120,15 +125,16 @@ def evaluate_robustness(
         "assume_survivors": assume_survivors,
         "seed": _whole(seed, "seed", 0),
         "batch_size": _whole(batch_size, "batch_size", 1),
+        "sanity_checks": bool(sanity_checks),
     }
     with torch.inference_mode(False), left_as_found(model):
-        images, labels = processes.each(lambda: collect(data, max_images))
-        settings |= {"images": len(images), "data": fingerprint(images, labels)}
-        identity = settings | {
-            "return_adversarial": return_adversarial,
-            "sanity_checks": sanity_checks,
+        images, labels = processes.each(lambda: collect(data, first))
+        settings |= {
+            "images": len(images),
+            "data": fingerprint(images, labels),
             "network": model_fingerprint(model),
         }
+        identity = settings | {"return_adversarial": return_adversarial}
         processes.agree(**identity)
         journal = Journal(checkpoint)
         some = images[: min(settings["batch_size"], _LOOKED_AT)]
@@ -223,13 +229,26 @@ def _check_black_box(stages: Sequence[Stage]) -> None:
 def _radii(eps: float | Iterable[float], norm: Norm) -> tuple[float, ...]:
     if norm not in get_args(Norm):
         raise ValueError(f"norm must be one of {', '.join(get_args(Norm))}, got {norm!r}.")
-    given = list(eps) if isinstance(eps, Iterable) else [eps]
-    radii = tuple(sorted({check_eps(radius, norm) for radius in given}))
+    eps = _number(eps)
+    given = [_number(radius) for radius in eps] if isinstance(eps, Iterable) else [eps]
+    radii = distinct(check_eps(radius, norm) for radius in given)
     if not radii or radii[0] == 0:
         raise ValueError(
             f"eps must hold one radius or more, all above 0 (clean accuracy is always reported), got {given}."
         )
     return radii
+
+
+def _number(value: Any) -> Any:
+    """What a tensor or an array holds, as Python numbers: one, or a list of them."""
+    return value.tolist() if isinstance(value, (Tensor, np.ndarray)) else value
+
+
+def _attack_list(version: Any) -> str | tuple[str, ...]:
+    given = version if isinstance(version, str) or not isinstance(version, Iterable) else tuple(version)
+    if isinstance(given, str) or (isinstance(given, tuple) and all(isinstance(name, str) for name in given)):
+        return given
+    raise TypeError(f'version must be a name such as "standard", or a list of names of attacks, got {given!r}.')
 
 
 def _whole(value: Any, name: str, least: int) -> int:

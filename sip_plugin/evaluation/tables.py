@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import re
 import textwrap
 from dataclasses import dataclass
@@ -104,7 +105,13 @@ class Table:
 
 
 def per_cent(share: float, digits: int) -> str:
-    """A share in per cent, without the sign."""
+    """A share in per cent, without the sign.
+
+    Raises:
+        ValueError: If the number of decimals is none.
+    """
+    if isinstance(digits, bool) or not isinstance(digits, numbers.Integral) or digits < 0:
+        raise ValueError(f"digits must be a whole number from 0, got {digits!r}.")
     return f"{100 * share:.{digits}f}"
 
 

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from sip_plugin.evaluation import RobustnessReport, evaluate_robustness
 from sip_plugin.evaluation.balls import perturbation_norms
 from sip_plugin.evaluation.codes import ASSUMED, CARRIED, MISCLASSIFIED, ROBUST
+from sip_plugin.evaluation.journal import model_fingerprint
 from tests.evaluation.conftest import EPS, same
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -160,6 +161,46 @@ def test_eps_may_come_in_any_order_more_than_once_or_alone(quick, network, evalu
     assert evaluate(network, few, eps=0.05, version=["apgd-ce"]).eps == (0.05,)
 
 
+def test_radii_that_a_report_calls_the_same_are_one(quick, network, evaluated):
+    few = [part[:4] for part in evaluated]
+    report = evaluate(network, few, eps=[np.float32(0.1), 0.1, 0.05], version=["apgd-ce"])
+    assert report.eps == (0.05, 0.1)
+
+
+@pytest.mark.parametrize("eps", [torch.tensor([0.05]), torch.tensor(0.05), np.array(0.05), [torch.tensor(0.05)]])
+def test_eps_may_be_a_tensor_or_an_array_of_any_kind(eps, quick, network, evaluated):
+    report = evaluate(network, evaluated, eps=eps, max_images=np.int64(3), version=["apgd-ce"])
+    assert report.eps == pytest.approx((0.05,))
+    assert len(report) == 3
+
+
+def test_the_settings_say_which_network_it_was_and_whether_it_was_checked(network, evaluated):
+    options = {"attack": lambda model, eps: lambda x, y: x}
+    checked, unchecked = (evaluate(network, evaluated, sanity_checks=check, **options) for check in (True, False))
+    assert checked.settings["network"] == unchecked.settings["network"] == model_fingerprint(network)
+    assert (checked.settings["sanity_checks"], unchecked.settings["sanity_checks"]) == (True, False)
+    said = "not checked for signs of overestimated robustness"
+    assert said in " ".join(str(unchecked).split())
+    assert said not in " ".join(str(checked).split())
+    text = RobustnessReport.compare({"A": checked, "B": unchecked}).to_text()
+    assert f"Warning (B): {said}" in " ".join(text.split())
+    assert "Warning (A" not in text
+
+
+@pytest.mark.parametrize("version", [None, 3, ["apgd-ce", None], [["apgd-ce"]]])
+def test_a_version_that_is_no_name_is_an_error(version, quick, network, evaluated):
+    with pytest.raises(TypeError, match="version must be a name such as"):
+        evaluate(network, evaluated, version=version)
+
+
+@pytest.mark.parametrize("decimals", [-1, 1.5, True])
+def test_a_number_of_decimals_that_is_none_is_an_error(decimals, report):
+    with pytest.raises(ValueError, match="digits must be a whole number from 0"):
+        report.to_text(digits=decimals)
+    with pytest.raises(ValueError, match="digits must be a whole number from 0"):
+        RobustnessReport.compare([report, report]).to_text(digits=decimals)
+
+
 def test_a_loader_is_as_good_as_tensors(quick, network, evaluated):
     options = {"version": ["apgd-ce", "fab-t"]}
     pair = evaluate(network, evaluated, **options)
@@ -277,6 +318,7 @@ def test_images_that_are_all_wrong_need_no_attack(quick, network, evaluated):
         ({"batch_size": 0}, "batch_size must be a whole number from 1, got 0"),
         ({"seed": 0.5}, "seed must be a whole number"),
         ({"max_images": 0}, "max_images"),
+        ({"checkpoint": ""}, "checkpoint must name a folder"),
         ({"version": "hard"}, "standard, plus, rand"),
         ({"attack": "pgd"}, '"autoattack" or a factory'),
         ({"attack": {}}, "empty mapping"),
