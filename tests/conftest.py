@@ -80,16 +80,17 @@ def digits() -> tuple[torch.Tensor, torch.Tensor]:
 def trained(digits: tuple[torch.Tensor, torch.Tensor]) -> nn.Sequential:
     """A network that classifies the digits (the last 297 are not trained on)."""
     x, y = digits[0][:1500], digits[1][:1500]
+    # In double precision: in single, the rounding of one kind of processor or another makes another network of it.
     torch.manual_seed(0)
-    model = small_network()
+    model = small_network().double()
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for _ in range(6):
         for rows in torch.randperm(len(x)).split(50):
             optimizer.zero_grad()
-            F.cross_entropy(model(x[rows]), y[rows]).backward()
+            F.cross_entropy(model(x[rows].double()), y[rows]).backward()
             optimizer.step()
-    model.eval()
+    model.float().eval()
     for parameter in model.parameters():
         parameter.grad = None
     with torch.no_grad():
