@@ -246,8 +246,8 @@ TABLE = [
         {
             "norm": "2",
             "ball": "wasserstein",
-            "eps": 0.3,
-            "eps_step": 0.1,
+            "eps": 1.5,
+            "eps_step": 0.5,
             "eps_iter": 2,
             "max_iter": 3,
             "conjugate_sinkhorn_max_iter": 5,

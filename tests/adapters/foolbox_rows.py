@@ -163,7 +163,7 @@ TABLE = [
     FoolboxRow("L1BrendelBethgeAttack", {**INVERTED, "steps": 3}, **L1),
     FoolboxRow("L2BrendelBethgeAttack", {**INVERTED, "steps": 3}, **L2),
     FoolboxRow("LinfinityBrendelBethgeAttack", {**INVERTED, "steps": 3}, **LINF),
-    FoolboxRow("L0FMNAttack", {"steps": 8}),
+    FoolboxRow("L0FMNAttack", {"steps": 30}),
     FoolboxRow("L1FMNAttack", {"steps": 8}, **L1),
     FoolboxRow("L2FMNAttack", {"steps": 8}, **L2),
     FoolboxRow("LInfFMNAttack", {"steps": 8}, **LINF),
