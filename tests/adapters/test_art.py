@@ -658,8 +658,9 @@ def test_rows_of_starting_points_go_with_their_images_and_are_not_written_into(n
     assert np.array_equal(adversarial[salient], x[salient])
     again = SIPWrapper(attack, salient).generate(x, y, x_adv_init=adversarial, resume=True)
     assert attack.curr_iter == 2  # each image went on from the first call's end
-    first, second = (np.sqrt(np.square(z - x).sum((1, 2, 3))) for z in (adversarial, again))  # it minimises L2
-    assert (second <= first + 0.1).all()
+    # It minimises L2, and may end a step farther away; another image's start would be much farther.
+    first, second = (np.sqrt(np.square(z - x).sum((1, 2, 3))) for z in (adversarial, again))
+    assert (second <= 1.5 * first).all()
 
 
 # --- ART's trainers -------------------------------------------------------------------------------------------------------
