@@ -9,19 +9,43 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sip_plugin.salience.alignment import displacement, is_seen, texture
 from sip_plugin.salience.images import as_tensor
-from sip_plugin.salience.known_transforms import MIXES_CHANNELS, PER_ELEMENT, REFUSED, check_transform
 
 # What a map's elements are while a transform has them: values that no transform would fill an area with, so that whatever is
 # neither of them was brought in from outside the image, and is not salient. Exact in float32.
 _REST = 1_000_002.0
 _SALIENT = _REST + 1
-_LARGEST_EXACT = 1 << 24
-_SEARCHES = ((1, 6), (4, 8))  # for shifts of up to 6 pixels, and up to 32; a mark shows larger ones
 
+_V2 = "torchvision.transforms.v2"
+_CONTAINERS = ("Compose", "RandomApply", "RandomChoice", "RandomOrder")
+_MOVE_BOTH = (
+    "CenterCrop ElasticTransform Pad RandomAffine RandomCrop RandomHorizontalFlip RandomPerspective RandomResize "
+    "RandomResizedCrop RandomRotation RandomShortestSize RandomVerticalFlip RandomZoomOut Resize ScaleJitter"
+)
+_MOVE_NOTHING = (
+    "ColorJitter ConvertImageDtype GaussianBlur GaussianNoise Grayscale Identity JPEG Normalize PILToTensor RGB "
+    "RandomAdjustSharpness RandomAutocontrast RandomChannelPermutation RandomEqualize RandomErasing RandomGrayscale "
+    "RandomInvert RandomPhotometricDistort RandomPosterize RandomSolarize ToDtype ToImage ToTensor"
+)
+_KNOWN = frozenset((*_CONTAINERS, *_MOVE_BOTH.split(), *_MOVE_NOTHING.split()))
+_NO_FILL_FOR_A_MAP = ("Pad", "RandomCrop", "RandomZoomOut")
+_MOVES_ONLY_THE_IMAGE = (
+    "moves the image and not the map. Use the single transforms (v2.RandomRotation, v2.ColorJitter, …)"
+)
+_MIXES_CHANNELS = "moves values between channels, and these maps differ from channel to channel. Use per-pixel maps"
+_REFUSED = {
+    **dict.fromkeys(("AutoAugment", "RandAugment", "TrivialAugmentWide", "AugMix"), _MOVES_ONLY_THE_IMAGE),
+    **dict.fromkeys(("FiveCrop", "TenCrop"), "makes several images of one. Use v2.RandomCrop"),
+    **dict.fromkeys(("CutMix", "MixUp"), "mixes the images of a batch, and there is no map of a mixture"),
+    "LinearTransformation": "mixes all elements of an image, after which they have no position",
+    "RandomIoUCrop": "needs bounding boxes. Use v2.RandomResizedCrop",
+    "ToPureTensor": "takes away by what later ones know image and map. Leave it out: SalientDataset gives plain tensors",
+    "ToPILImage": "makes the image one that Pillow moves, whose rounding differs from that of the map. Leave it a tensor",
+    "UniformTemporalSubsample": "is for videos",
+}
+_PER_ELEMENT = dict.fromkeys(("RandomChannelPermutation", "RandomPhotometricDistort"), _MIXES_CHANNELS)
 _ADVICE = (
     "Each part of it must take and give (image, map) as tv_tensors, as those of torchvision.transforms.v2 do; arithmetic "
     "gives plain tensors, which tv_tensors.wrap(result, like=given) makes one again."
@@ -47,7 +71,7 @@ class Together:
             raise ImportError("A transform needs torchvision: pip install 'sip-plugin[vision]'.") from error
         self.transform = transform
         self._image, self._mask = tv_tensors.Image, tv_tensors.Mask
-        self.known = check_transform(transform, REFUSED)
+        self.known = _check(transform, _REFUSED)
         self._per_element = False
 
     def check_per_element(self) -> None:
@@ -57,7 +81,7 @@ class Together:
             TypeError: If there is such a transform.
         """
         if not self._per_element:
-            check_transform(self.transform, PER_ELEMENT)
+            _check(self.transform, _PER_ELEMENT)
         self._per_element = True
 
     def __call__(self, image: Tensor, salience: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,17 +97,8 @@ class Together:
         """
         if len(salience) > 1:
             self.check_per_element()
-        moved, coded = self._both(image, salience.to(torch.float32).add_(_REST))
-        if len(salience) > 1 and len(coded) != len(moved):
-            raise ValueError(
-                f"The map differs from channel to channel, and the transform made the image one of {len(moved)} channels "
-                f"where it had {len(image)}. Use per-pixel maps."
-            )
-        return moved, coded[: len(salience)] == _SALIENT
-
-    def _both(self, image: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
         # As many channels as the image has: a fill of one value a channel holds for the map too.
-        coded = coded.expand(len(image), -1, -1)
+        coded = salience.to(torch.float32).add_(_REST).expand(len(image), -1, -1)
         if not self.known:
             coded = coded.contiguous()  # which one's own may write to
         given = self.transform(self._image(image.clone()), self._mask(coded))  # the data set keeps its own
@@ -103,14 +118,15 @@ class Together:
                 f"After the transform the image is {tuple(moved.shape)} and its map {tuple(coded.shape)}: it did not move "
                 f"both. {_ADVICE}"
             )
-        return moved, coded
+        if len(salience) > 1 and len(coded) != len(moved):
+            raise ValueError(
+                f"The map differs from channel to channel, and the transform made the image one of {len(moved)} channels "
+                f"where it had {len(image)}. Use per-pixel maps."
+            )
+        return moved, coded[: len(salience)] == _SALIENT
 
     def probe(self, image: Tensor, draws: int = 16) -> None:
         """Try the transform on images with a single mark, and see whether map and mark arrive at the same place.
-
-        Then on images of a random texture, with maps that carry coordinates: that shows a shift of a pixel, wherever it is
-        (where the texture is still to be seen: not behind a strong blur, and to half a pixel of a smaller image). If maps
-        differ from channel to channel, also whether a channel's texture shows in another one.
 
         For what torchvision does not vouch for: lambdas, transforms of one's own. Draws from the global random generators,
         which are put back; a transform that draws from one of its own cannot be tried.
@@ -120,7 +136,7 @@ class Together:
             draws: How often.
 
         Raises:
-            ValueError: If a mark arrives where the map is not, or in another channel.
+            ValueError: If a mark arrives where the map is not.
         """
         if min(image.shape[1:]) < 8:  # too small for a mark to have a place
             return
@@ -132,63 +148,12 @@ class Together:
                 if one[0].shape != again[0].shape or not torch.equal(one[0], again[0]):
                     return  # it does not draw from the global generators
                 self._check_place(one, other)
-            for draw in range(draws):
-                for grain, radius in _SEARCHES:
-                    self._check_texture(draw, image, grain, radius, places)
-            for draw in range(draws if self._per_element else 0):
-                for channel in range(len(image)):
-                    self._check_channel(draw, image, channel, places)
 
     def _drawn(self, seed: int, image: Tensor, salience: Tensor) -> tuple[Tensor, Tensor]:
-        _seed_all(seed)
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)
         return self(image, salience)
-
-    def _check_texture(self, seed: int, image: Tensor, grain: int, radius: int, generator: torch.Generator) -> None:
-        pattern = texture(image.shape[1], image.shape[2], grain, generator)
-        arrived = self._arrived(seed, image, pattern, slice(None))
-        if arrived is None:
-            return
-        difference, places = arrived
-        clearest = difference[int(difference.abs().mean((1, 2)).argmax())]
-        shift = displacement(clearest, places, pattern, grain, radius)
-        if shift is not None:
-            raise ValueError(
-                f"The transform moved an image and not its map: {shift[0]} rows and {shift[1]} columns lie between a map's "
-                f"place and its image's. {_ADVICE} The transform: {self.transform}"
-            )
-
-    def _check_channel(self, seed: int, image: Tensor, channel: int, generator: torch.Generator) -> None:
-        pattern = texture(image.shape[1], image.shape[2], 1, generator)
-        arrived = self._arrived(seed, image, pattern, slice(channel, channel + 1))
-        if arrived is None:
-            return
-        difference, places = arrived
-        strength = difference.abs().mean((1, 2))
-        for other, values in enumerate(difference):
-            if other != channel and strength[other] > 0.05 * strength.max() and is_seen(values, places, pattern):
-                raise ValueError(
-                    f"The transform {MIXES_CHANNELS}: what was in channel {channel} arrived in channel {other}. The "
-                    f"transform: {self.transform}"
-                )
-
-    def _arrived(self, seed: int, image: Tensor, pattern: Tensor, channels: slice) -> tuple[Tensor, Tensor] | None:
-        """The difference that a texture makes in some channels, and where each pixel comes from; None if unclear."""
-        grey = torch.full(image.shape, 0.5)
-        pair, coordinates = [], torch.arange(pattern.numel()).view(1, *pattern.shape) + int(_SALIENT) + 1
-        if int(coordinates.max()) > _LARGEST_EXACT:
-            return None
-        for sign in (1, -1):
-            textured = grey.clone()
-            textured[channels] += sign * 0.4 * pattern
-            form = textured.mul(255).round() if image.dtype == torch.uint8 else textured
-            _seed_all(seed)
-            pair.append(self._both(form.to(image.dtype), coordinates.to(torch.float32)))
-        (one, places), (other, places_again) = pair
-        if one.shape != other.shape or not torch.equal(places, places_again):
-            return None  # it goes by the contents, or does not draw from the global generators
-        difference, index = one.float() - other.float(), places[0].double() - int(_SALIENT) - 1
-        inside = (index >= 0) & (index < pattern.numel()) & (index == index.round())
-        return (difference, index.where(inside, -1).long()) if bool(difference.isfinite().all()) else None
 
     def _check_place(self, one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> None:
         if one[0].shape != other[0].shape:
@@ -204,12 +169,6 @@ class Together:
                 f"The transform moved an image and not its map: a mark arrived at row {row}, column {column}, its map did "
                 f"not. {_ADVICE} The transform: {self.transform}"
             )
-
-
-def _seed_all(seed: int) -> None:
-    torch.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed)
 
 
 def _marked(image: Tensor, places: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -234,6 +193,39 @@ def _random_state_kept() -> Iterator[None]:
         torch.set_rng_state(state[0])
         random.setstate(state[1])
         np.random.set_state(state[2])
+
+
+def _check(transform: Any, refused: dict[str, str]) -> bool:
+    """Whether all parts are known to move image and map alike; refuse those that cannot."""
+    kinds = [(kind.__module__, kind.__name__) for kind in type(transform).__mro__]
+    if any(module.startswith("torchvision.transforms.") and not module.startswith(_V2) for module, _ in kinds):
+        raise TypeError(
+            f"{type(transform).__name__} is of the old torchvision.transforms, which move images alone; take "
+            f"torchvision.transforms.v2.{type(transform).__name__}, which moves image and map together."
+        )
+    if isinstance(transform, nn.Sequential):
+        raise TypeError("nn.Sequential hands on one thing, not image and map together; take v2.Compose.")
+    module, name = kinds[0]
+    own = module.startswith(_V2)
+    for base_module, base in kinds:
+        if base_module.startswith(_V2) and base in refused:
+            raise TypeError(f"v2.{base} {refused[base]}.")
+        if base_module.startswith(_V2) and base in _NO_FILL_FOR_A_MAP:
+            _check_fill(transform, base)
+    known = own and name in _KNOWN
+    parts = getattr(transform, "transforms", None)
+    if isinstance(parts, (list, tuple, nn.ModuleList)):
+        unknown = [part for part in parts if not _check(part, refused)]
+        known = known and not unknown
+    return known
+
+
+def _check_fill(transform: Any, name: str) -> None:
+    if isinstance(getattr(transform, "fill", None), (list, tuple)):
+        raise TypeError(
+            f"v2.{name} cannot fill a map with {transform.fill}. Write fill={{tv_tensors.Image: {transform.fill}, "
+            "tv_tensors.Mask: 0}."
+        )
 
 
 def _kinds(given: Any) -> str:
