@@ -35,7 +35,9 @@ _MARKS = (
     "_is_fsdp",
     "_fsdp",
     "_ddp",
-)  # that torch's wrappers leave on a network
+    "_compile_kwargs",  # lightning.fabric, once imported, by its own torch.compile
+    "_is_accelerate_prepared",
+)  # that wrappers leave on a network
 
 
 def provenance(source: Any) -> dict[str, Any]:

@@ -272,6 +272,23 @@ def test_wrappers_and_mode_do_not_matter_wherever_they_are(wrap):
     assert provenance(wrapped) == provenance(ours)
 
 
+def accelerated(layer):
+    return pytest.importorskip("accelerate").Accelerator(cpu=True).prepare(layer)
+
+
+def compiled_where_lightning_is_imported(layer):
+    pytest.importorskip("lightning.fabric")  # which puts a function of its own in place of torch.compile
+    return torch.compile(layer, dynamic=True)
+
+
+@pytest.mark.parametrize("wrap", [compiled_where_lightning_is_imported, accelerated])
+def test_training_libraries_leave_nothing_that_matters(wrap):
+    source, network = GradientSalience(copy.deepcopy(A)), copy.deepcopy(A)
+    wrapped = wrap(network)
+    assert {*vars(network)} > {*vars(A)}  # what they leave
+    assert provenance(GradientSalience(wrapped)) == provenance(source) == provenance(GradientSalience(network))
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_networks_that_torch_has_written_are_told_by_their_code():
     class Two(nn.Module):
