@@ -36,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.command == "page":
-        from benchmarks.paper.report import write_page
+        from benchmarks.paper.report import write_pages
 
-        write_page()
+        write_pages()
         return 0
     preset = PRESETS[options.preset or options.dataset]
     if options.dataset not in (None, preset.dataset):
@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="table and curves from the results there are")
     report.add_argument("--preset", choices=PRESETS, required=True)
     report.add_argument("--results", type=Path)
-    commands.add_parser("page", help="fill the tables of PAPER.md in again, from the committed results")
+    commands.add_parser("page", help="fill the tables of PAPER.md and README.md in again, from the committed results")
     report.set_defaults(work=None, dataset=None)
     table.set_defaults(dataset=None)
     return parser

@@ -1,11 +1,11 @@
-"""Tables and curves from the result files, and PAPER.md: the paper's tables with ours beside them."""
+"""Tables and curves from the result files; PAPER.md, which has the paper's tables with ours beside them, and README.md."""
 
 from __future__ import annotations
 
 import json
 import re
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from benchmarks.paper.settings import differences
 from benchmarks.record import write_text
 from sip_plugin.evaluation import RobustnessReport
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+PAGES = (HERE / "PAPER.md", HERE.parents[1] / "README.md")
 RESULTS = HERE.parent / "results" / "paper"
 PUBLISHED: dict[str, Any] = json.loads((HERE / "published.json").read_text(encoding="utf-8"))
 NETWORK_NAMES = {
@@ -26,11 +27,11 @@ NETWORK_NAMES = {
     "densenet121": "DenseNet-121",
 }
 REFERENCE = METHODS["standard"].label
-Runs = dict[str, dict[str, list[RobustnessReport]]]
+Runs = dict[str, dict[str, dict[int, RobustnessReport]]]
 
 
 def read_results(preset: Preset, folder: Path) -> Runs:
-    """Network -> method -> the reports of its seeds, for all cells of a preset's data set that have a result.
+    """Network -> method -> seed -> report, for all cells of a preset's data set that have a result.
 
     Raises:
         ValueError: If there is none, or cells do not belong in one table: other settings, data or teachers.
@@ -46,7 +47,7 @@ def read_results(preset: Preset, folder: Path) -> Runs:
     for path, result in sorted(results.items(), key=lambda item: item[1]["cell"]["seed"]):
         cell = result["cell"]
         report = RobustnessReport.from_json(path.with_suffix(".report.json"))
-        runs.setdefault(cell["arch"], {}).setdefault(cell["method"], []).append(report)
+        runs.setdefault(cell["arch"], {}).setdefault(cell["method"], {})[cell["seed"]] = report
     return {arch: {m: runs[arch][m] for m in METHODS if m in runs[arch]} for arch in archs if arch in runs}
 
 
@@ -80,7 +81,9 @@ def write_report(preset: Preset, folder: Path) -> None:
     runs = read_results(preset, folder)
     comparison = RobustnessReport.compare(
         {
-            NETWORK_NAMES.get(arch, arch): {METHODS[method].label: reports for method, reports in rows.items()}
+            NETWORK_NAMES.get(arch, arch): {
+                METHODS[method].label: list(seeds.values()) for method, seeds in rows.items()
+            }
             for arch, rows in runs.items()
         },
         references=[REFERENCE] if any("standard" in rows for rows in runs.values()) else [],
@@ -100,27 +103,44 @@ def published_table(dataset: str, arch: str) -> str:
         label = METHODS[method].label
         lines.append(_row([label, "paper", *(f"{mean:.2f} ± {std:.2f}" for mean, std in figures)]))
         if method in ours:
-            lines.append(_row([label, f"ours ({len(ours[method])})", *map(_spread, _figures(ours[method]))]))
+            columns = zip(*map(_figures, ours[method].values()), strict=True)
+            lines.append(_row([label, f"ours ({len(ours[method])})", *map(_spread, columns)]))
     return "\n".join(lines)
 
 
 def differences_table(ours: str, dataset: str) -> str:
-    """What each method gains over Madry, in points: in the paper's table of a data set, and in a preset of ours."""
+    """What each method gains over Madry, in points: in the paper's table of a data set, and in a preset of ours.
+
+    Ours are means, with standard deviation, of the differences between two networks of one seed.
+    """
     lines = _head(["Method", "", "Clean", *(f"ε = {name}" for name in PUBLISHED["columns"][1:])])
-    sources = [
-        (f"paper, {NETWORK_NAMES[arch]}", {method: [mean for mean, _ in row] for method, row in rows.items()})
-        for arch, rows in PUBLISHED["tables"][dataset].items()
-    ]
-    for arch, reports in _results_so_far(ours).items():
-        means = {method: [statistics.mean(values) for values in _figures(runs)] for method, runs in reports.items()}
-        sources.append((f"ours, {arch}", means))
-    methods = [m for m in METHODS if m not in ("standard", "madry") and any(m in rows for _, rows in sources)]
-    for method in methods:
-        for name, rows in sources:
-            if method in rows and "madry" in rows:
-                gains = [a - b for a, b in zip(rows[method], rows["madry"], strict=True)]
-                lines.append(_row([METHODS[method].label, name, *(f"{round(gain, 1) + 0:+.1f}" for gain in gains)]))
+    sources: list[tuple[str, dict[str, list[str]]]] = []
+    for arch, published in PUBLISHED["tables"][dataset].items():
+        means = {method: [mean for mean, _ in row] for method, row in published.items()}
+        gains = {method: _gains([row], [means["madry"]]) for method, row in means.items()}
+        sources.append((f"paper, {NETWORK_NAMES[arch]}", gains))
+    for arch, rows in _results_so_far(ours).items():
+        madry = rows.get("madry", {})
+        gains = {}
+        for method, seeds in rows.items():
+            shared = [seed for seed in seeds if seed in madry]
+            if shared:
+                gains[method] = _gains(*([_figures(runs[seed]) for seed in shared] for runs in (seeds, madry)))
+        sources.append((f"ours, {arch}", gains))
+    for method in METHODS:
+        if method not in ("standard", "madry"):
+            lines += [_row([METHODS[method].label, name, *gains[method]]) for name, gains in sources if method in gains]
     return "\n".join(lines)
+
+
+def _gains(rows: list[list[float]], others: list[list[float]]) -> list[str]:
+    """The difference of each figure: the mean over the runs, and the standard deviation if there are several."""
+    texts = []
+    for mine, theirs in zip(zip(*rows, strict=True), zip(*others, strict=True), strict=True):
+        differences = [a - b for a, b in zip(mine, theirs, strict=True)]
+        deviation = f" ± {statistics.stdev(differences):.1f}" if len(differences) > 1 else ""
+        texts.append(f"{round(statistics.mean(differences), 1) + 0:+.1f}{deviation}")
+    return texts
 
 
 def _results_so_far(preset: str) -> Runs:
@@ -129,20 +149,19 @@ def _results_so_far(preset: str) -> Runs:
 
 
 def own_table(preset: str) -> str:
-    """The table of a preset of ours, as its committed file has it, and its curves."""
-    if not (RESULTS / preset / "table.md").exists():
-        return "*Not run yet.*"
-    table = (RESULTS / preset / "table.md").read_text(encoding="utf-8").strip()
-    return f"{table}\n\n![Accuracy against ε](../results/paper/{preset}/curves.png)"
+    """The table of a preset of ours, as its committed file has it."""
+    file = RESULTS / preset / "table.md"
+    return file.read_text(encoding="utf-8").strip() if file.exists() else "*Not run yet.*"
 
 
-def write_page(path: Path = HERE / "PAPER.md") -> None:
-    """Fill the tables of PAPER.md in again; what stands between them is left alone."""
-    write_text(path, filled(path.read_text(encoding="utf-8")))
+def write_pages() -> None:
+    """Fill the tables of PAPER.md and README.md in again; what stands between them is left alone."""
+    for path in PAGES:
+        write_text(path, filled(path.read_text(encoding="utf-8")))
 
 
 def filled(page: str) -> str:
-    """The page with its tables, each between two comments that name it, made anew."""
+    """A page with its tables, each between two comments that name it, made anew."""
     makers = {"published": published_table, "differences": differences_table, "own": own_table}
 
     def made(match: re.Match[str]) -> str:
@@ -152,14 +171,12 @@ def filled(page: str) -> str:
     return re.sub(r"<!-- table: (?P<name>[^>]*?) -->.*?<!-- end -->", made, page, flags=re.DOTALL)
 
 
-def _figures(reports: list[RobustnessReport]) -> list[list[float]]:
-    """Clean and robust accuracies in per cent, each over the runs."""
-    clean = [100 * report.clean_accuracy for report in reports]
-    robust = [[100 * report.robust_accuracy[eps] for report in reports] for eps in reports[0].eps]
-    return [clean, *robust]
+def _figures(report: RobustnessReport) -> list[float]:
+    """Clean and robust accuracies in per cent."""
+    return [100 * report.clean_accuracy, *(100 * accuracy for accuracy in report.robust_accuracy.values())]
 
 
-def _spread(values: list[float]) -> str:
+def _spread(values: Sequence[float]) -> str:
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{deviation}"
 
