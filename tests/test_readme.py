@@ -114,6 +114,19 @@ def test_the_training_steps_are_the_committed_results():
     assert ours <= 1.05 * theirs
 
 
+def test_what_is_said_of_the_papers_comparison_is_in_its_results():
+    section = README.partition("### The paper's comparison")[2].partition("\n### ")[0]
+    cells = sorted((ROOT / "benchmarks" / "results" / "paper" / "cifar10-cpu" / "cells").glob("*-seed[0-9].json"))
+    results = [json.loads(path.read_text()) for path in cells]
+    assert {f"{result['data']['training_images']:,}" for result in results} == {"7,502"}
+    assert {f"{result['network']['parameters']:,}" for result in results} == {"81,010"}
+    shares = {f"{100 * result['teacher']['salient_share']:.1f} %" for result in results if result["teacher"]}
+    assert shares == {"12.4 %"}
+    assert all(figure in section for figure in ("7,502", "81,010", "12.4 %"))
+    counts = {method: sum(result["cell"]["method"] == method for result in results) for method in ("madry", "sip-s")}
+    assert set(counts.values()) == {2 if "two of the preset's three seeds so far" in section else 3}
+
+
 def test_the_table_of_maps_is_the_committed_result():
     folder = ROOT / "benchmarks" / "results" / "salience_maps"
     assert (folder / "table.md").read_text().strip() in README
