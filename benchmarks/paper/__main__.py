@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "report":
             from benchmarks.paper.report import write_report
 
-            write_report(preset, options.results)
+            write_report(preset, options.results, options.seeds)
             return 0
         return _run(_cells(options, preset), options)
     except (OSError, ValueError, ImportError, FloatingPointError) as error:
@@ -143,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="table and curves from the results there are")
     report.add_argument("--preset", choices=PRESETS, required=True)
     report.add_argument("--results", type=Path)
+    report.add_argument("--seeds", nargs="+", type=int, help="leave out the cells of other seeds")
     commands.add_parser("page", help="fill the tables of PAPER.md and README.md in again, from the committed results")
     report.set_defaults(work=None, dataset=None)
     table.set_defaults(dataset=None)

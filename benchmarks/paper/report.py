@@ -76,9 +76,23 @@ def _check_one_table(results: dict[Path, dict[str, Any]]) -> None:
             )
 
 
-def write_report(preset: Preset, folder: Path) -> None:
-    """Write ``table.md``, ``table.tex`` and ``curves.png`` beside the results, and print the table."""
+def write_report(preset: Preset, folder: Path, seeds: Sequence[int] | None = None) -> None:
+    """Write ``table.md``, ``table.tex`` and ``curves.png`` beside the results, and print the table.
+
+    Args:
+        preset: Whose networks and methods.
+        folder: Of the results.
+        seeds: Leave out the cells of other seeds, for instance of one that has not all its cells yet.
+
+    Raises:
+        ValueError: If there is nothing to report, or cells do not belong in one table.
+    """
     runs = read_results(preset, folder)
+    if seeds is not None:
+        runs = {arch: {m: _of_seeds(row, seeds) for m, row in rows.items()} for arch, rows in runs.items()}
+        runs = {arch: {m: row for m, row in rows.items() if row} for arch, rows in runs.items() if any(rows.values())}
+        if not runs:
+            raise ValueError(f"There are no results of seed {', '.join(map(str, seeds))} under {folder}/cells.")
     comparison = RobustnessReport.compare(
         {
             NETWORK_NAMES.get(arch, arch): {
@@ -93,6 +107,10 @@ def write_report(preset: Preset, folder: Path) -> None:
     comparison.to_latex(folder / "table.tex")
     comparison.plot(folder / "curves.png")
     print(f"\ntable.md, table.tex, curves.png: {folder}/")
+
+
+def _of_seeds(row: dict[int, RobustnessReport], seeds: Sequence[int]) -> dict[int, RobustnessReport]:
+    return {seed: report for seed, report in row.items() if seed in seeds}
 
 
 def published_table(dataset: str, arch: str) -> str:

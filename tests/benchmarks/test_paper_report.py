@@ -63,6 +63,18 @@ def test_a_report_is_written_from_the_cells_that_there_are(results):
     assert report.own_table("cifar10-cpu") == table.strip()
 
 
+def test_a_report_of_some_seeds_leaves_out_the_others(results):
+    folder = results / "cifar10-cpu"
+    report.write_report(PRESETS["cifar10-cpu"], folder, [1])
+    table = (folder / "table.md").read_text()
+    assert "52.0" in next(line for line in table.splitlines() if "Madry" in line)
+    next((folder / "cells").glob("*-sip-s-seed1.json")).unlink()
+    report.write_report(PRESETS["cifar10-cpu"], folder, [1])
+    assert "SIP-S" not in (folder / "table.md").read_text()
+    with pytest.raises(ValueError, match="no results of seed 5, 6"):
+        report.write_report(PRESETS["cifar10-cpu"], folder, [5, 6])
+
+
 def test_the_differences_are_between_networks_of_one_seed(results):
     def ours():
         lines = report.differences_table("cifar10-cpu", "cifar10").splitlines()
