@@ -30,8 +30,13 @@ REFERENCE = METHODS["standard"].label
 Runs = dict[str, dict[str, dict[int, RobustnessReport]]]
 
 
-def read_results(preset: Preset, folder: Path) -> Runs:
+def read_results(preset: Preset, folder: Path, seeds: Sequence[int] | None = None) -> Runs:
     """Network -> method -> seed -> report, for all cells of a preset's data set that have a result.
+
+    Args:
+        preset: Whose networks come first, in its order.
+        folder: Of the results.
+        seeds: Leave out the cells of other seeds, for instance of one that has not all its cells yet.
 
     Raises:
         ValueError: If there is none, or cells do not belong in one table: other settings, data or teachers.
@@ -41,6 +46,10 @@ def read_results(preset: Preset, folder: Path) -> Runs:
     if not results:
         raise ValueError(f"There are no results under {folder}/cells: make some with the command `table`.")
     _check_one_table(results)
+    if seeds is not None:
+        results = {path: result for path, result in results.items() if result["cell"]["seed"] in seeds}
+        if not results:
+            raise ValueError(f"There are no results of seed {', '.join(map(str, seeds))} under {folder}/cells.")
     runs: Runs = {}
     # The preset's networks and methods in its order, then whatever else there is.
     archs = [*preset.archs, *(arch for arch in NETWORKS if arch not in preset.archs)]
@@ -77,26 +86,12 @@ def _check_one_table(results: dict[Path, dict[str, Any]]) -> None:
 
 
 def write_report(preset: Preset, folder: Path, seeds: Sequence[int] | None = None) -> None:
-    """Write ``table.md``, ``table.tex`` and ``curves.png`` beside the results, and print the table.
-
-    Args:
-        preset: Whose networks and methods.
-        folder: Of the results.
-        seeds: Leave out the cells of other seeds, for instance of one that has not all its cells yet.
-
-    Raises:
-        ValueError: If there is nothing to report, or cells do not belong in one table.
-    """
-    runs = read_results(preset, folder)
-    if seeds is not None:
-        runs = {arch: {m: _of_seeds(row, seeds) for m, row in rows.items()} for arch, rows in runs.items()}
-        runs = {arch: {m: row for m, row in rows.items() if row} for arch, rows in runs.items() if any(rows.values())}
-        if not runs:
-            raise ValueError(f"There are no results of seed {', '.join(map(str, seeds))} under {folder}/cells.")
+    """Write ``table.md``, ``table.tex`` and ``curves.png`` beside the results, and print the table; see `read_results`."""
+    runs = read_results(preset, folder, seeds)
     comparison = RobustnessReport.compare(
         {
             NETWORK_NAMES.get(arch, arch): {
-                METHODS[method].label: list(seeds.values()) for method, seeds in rows.items()
+                METHODS[method].label: list(reports.values()) for method, reports in rows.items()
             }
             for arch, rows in runs.items()
         },
@@ -107,10 +102,6 @@ def write_report(preset: Preset, folder: Path, seeds: Sequence[int] | None = Non
     comparison.to_latex(folder / "table.tex")
     comparison.plot(folder / "curves.png")
     print(f"\ntable.md, table.tex, curves.png: {folder}/")
-
-
-def _of_seeds(row: dict[int, RobustnessReport], seeds: Sequence[int]) -> dict[int, RobustnessReport]:
-    return {seed: report for seed, report in row.items() if seed in seeds}
 
 
 def published_table(dataset: str, arch: str) -> str:
@@ -155,9 +146,9 @@ def _gains(rows: list[list[float]], others: list[list[float]]) -> list[str]:
     """The difference of each figure: the mean over the runs, and the standard deviation if there are several."""
     texts = []
     for mine, theirs in zip(zip(*rows, strict=True), zip(*others, strict=True), strict=True):
-        differences = [a - b for a, b in zip(mine, theirs, strict=True)]
-        deviation = f" ± {statistics.stdev(differences):.1f}" if len(differences) > 1 else ""
-        texts.append(f"{round(statistics.mean(differences), 1) + 0:+.1f}{deviation}")
+        gains = [a - b for a, b in zip(mine, theirs, strict=True)]
+        deviation = f" ± {statistics.stdev(gains):.1f}" if len(gains) > 1 else ""
+        texts.append(f"{round(statistics.mean(gains), 1) + 0:+.1f}{deviation}")
     return texts
 
 
