@@ -1,11 +1,23 @@
-"""The network inside what distributes or compiles it."""
+"""The network inside what distributes or compiles it, and what of it is its own."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+_MARKS = (
+    "_compiled_call",
+    "_is_torch_compile",
+    "_is_fsdp",
+    "_fsdp",
+    "_ddp",
+    "_compile_kwargs",  # lightning.fabric, once imported, by its own torch.compile
+    "_is_accelerate_prepared",
+)  # that wrappers leave on a network
 
 
 class PastFabric(nn.Module):
@@ -39,12 +51,39 @@ def without_reducer(model: nn.Module) -> nn.Module:
 
 def innermost(model: nn.Module) -> nn.Module:
     """The network as its author wrote it: hooks put on a compiled or replicated one are not called."""
-    while True:
-        if isinstance(model, (DataParallel, DistributedDataParallel)):
-            model = model.module
-        elif isinstance(model, PastFabric):
-            model = model.network
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
+    inside = _inside(model)
+    return model if inside is None else innermost(inside)
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    """What DataParallel, DistributedDataParallel, torch.compile or :class:`PastFabric` has been put around."""
+    if isinstance(model, (DataParallel, DistributedDataParallel)):
+        inside: object = model.module
+    elif isinstance(model, PastFabric):
+        inside = model.network
+    else:
+        inside = getattr(model, "_orig_mod", None)
+    return inside if isinstance(inside, nn.Module) else None
+
+
+def plain_names(model: nn.Module) -> Callable[[str], str]:
+    """Gives the name that a weight of the network would have without wrappers around the network's parts."""
+    wrapped = [f"{name}." for name, module in model.named_modules() if _inside(module) is not None]
+    wrapped.sort(key=len, reverse=True)  # from the inside out: the outer names hold until then
+
+    def plain(name: str) -> str:
+        for prefix in wrapped:
+            if name.startswith(prefix):
+                name = prefix + name[len(prefix) :].partition(".")[2]
+        return name
+
+    return plain
+
+
+def own_attributes(module: nn.Module) -> dict[str, Any]:
+    """A module's attributes without those that every module has (its mode among them), and without the marks of wrappers."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name not in _OF_EVERY_MODULE and not name.startswith(_MARKS)
+    }

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sip_plugin.networks import innermost, own_attributes, plain_names
+
 _SETTINGS, _LOGITS, _REPORT, _BATCHES = "settings.json", "logits.pt", "report.pt", "batches"
 _ROUNDING = 2e-3  # of an image's logits, relatively, between devices; TF32 rounds by 5e-4
 
@@ -118,21 +120,25 @@ def fingerprint(*tensors: Tensor) -> str:
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """A hash of a network's parameters, buffers and of how it prints, and of each module's class and plain attributes.
+    """A hash of a network's parameters, buffers, and of each module's class, how it prints, and its plain attributes.
 
     Plain are numbers, strings, None, and lists, tuples and dicts of these. What a module keeps otherwise (a tensor that is
-    no buffer, the code of its forward) is seen in its logits: :meth:`Journal.check_logits`.
+    no buffer, the code of its forward) is seen in its logits: :meth:`Journal.check_logits`. A network that was compiled or
+    replicated, or parts of it, is still the same one.
     """
-    digest = hashlib.blake2b(repr(model).encode(), digest_size=16)
+    model = innermost(model)
+    plain_name = plain_names(model)
+    digest = hashlib.blake2b(digest_size=16)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        digest.update(f"{name} {fingerprint(tensor)}".encode())
-    for name, module in model.named_modules():
-        plain = {key: value for key, value in vars(module).items() if key not in _OF_ANY_MODULE and _is_plain(value)}
-        digest.update(f"{name} {type(module).__qualname__} {module.extra_repr()} {sorted(plain.items())}".encode())
+        digest.update(f"{plain_name(name)} {fingerprint(tensor)}".encode())
+    for name, wrapped in model.named_modules(remove_duplicate=False):
+        module = innermost(wrapped)
+        if module is not wrapped:
+            continue  # its turn comes, under a longer name
+        plain = {key: value for key, value in own_attributes(module).items() if _is_plain(value)}
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        digest.update(f"{plain_name(f'{name}.')} {kind} {module.extra_repr()} {sorted(plain.items())}".encode())
     return digest.hexdigest()
-
-
-_OF_ANY_MODULE = frozenset(vars(nn.Module()))  # its mode among them, which an evaluation sets
 
 
 def _is_plain(value: Any) -> bool:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from importlib import metadata
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -36,6 +36,16 @@ from sip_plugin.evaluation.surroundings import device_of, frozen, left_as_found
 from sip_plugin.evaluation.sweep import Sweep
 
 _LOOKED_AT = 16  # images for the checks of the network itself
+
+
+class _Understood(NamedTuple):
+    """The arguments of an evaluation, checked."""
+
+    model: nn.Module
+    attacks: dict[str, AttackFactory | str]
+    version: str | Sequence[str]
+    first: int | None
+    settings: dict[str, Any]
 
 
 def evaluate_robustness(
@@ -111,22 +121,25 @@ def evaluate_robustness(
         RuntimeError: If another process failed.
     """
     began = time.perf_counter()
-    version = _attack_list(version)
-    if checkpoint is not None and not os.fspath(checkpoint):
-        raise ValueError('checkpoint must name a folder, got an empty string. For the current one: checkpoint=".".')
-    first = None if max_images is None else _whole(max_images, "max_images", 1)
     processes = Processes(together=distributed)
-    model = bare_network(model, processes.count)
-    attacks = factories(attack)
-    settings: dict[str, Any] = {
-        "eps": list(_radii(eps, norm)),
-        "norm": norm,
-        "attack": _described(attacks, version),
-        "assume_survivors": assume_survivors,
-        "seed": _whole(seed, "seed", 0),
-        "batch_size": _whole(batch_size, "batch_size", 1),
-        "sanity_checks": bool(sanity_checks),
-    }
+
+    def understood() -> _Understood:
+        if checkpoint is not None and not os.fspath(checkpoint):
+            raise ValueError('checkpoint must name a folder, got an empty string. For the current one: checkpoint=".".')
+        attacks, stages = factories(attack), _attack_list(version)
+        settings = {
+            "eps": list(_radii(eps, norm)),
+            "norm": norm,
+            "attack": _described(attacks, stages),
+            "assume_survivors": assume_survivors,
+            "seed": _whole(seed, "seed", 0),
+            "batch_size": _whole(batch_size, "batch_size", 1),
+            "sanity_checks": bool(sanity_checks),
+        }
+        first = None if max_images is None else _whole(max_images, "max_images", 1)
+        return _Understood(bare_network(model, processes.count), attacks, stages, first, settings)
+
+    model, attacks, version, first, settings = processes.each(understood)
     with torch.inference_mode(False), left_as_found(model):
         images, labels = processes.each(lambda: collect(data, first))
         settings |= {

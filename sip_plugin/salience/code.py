@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import functools
 import hashlib
+import re
 import sys
 import sysconfig
 import types
@@ -12,12 +13,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 _OWN = __name__.partition(".")[0]
 _INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
 _WRITERS = "add append appendleft clear discard extend insert pop popitem popleft remove reverse setdefault sort update"
 _WRITES = frozenset(_WRITERS.split())
 _LOADS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF", "LOAD_ATTR", "LOAD_METHOD")
 _STORES = ("STORE_GLOBAL", "STORE_DEREF", "STORE_ATTR")
+_PLACES_AND_NUMBERS = re.compile(r" # .*|___torch_mangle_\d+\.")  # in the code of torch.jit
 
 
 def code_hash(code: types.CodeType) -> str:
@@ -25,6 +30,15 @@ def code_hash(code: types.CodeType) -> str:
     constants = [code_hash(c) if isinstance(c, types.CodeType) else _constant(c) for c in code.co_consts]
     parts = [code.co_code.hex(), *constants, *code.co_names]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def generated_code(model: nn.Module) -> str | None:
+    """The code that torch.fx and torch.jit have made of a network."""
+    if isinstance(model, torch.fx.GraphModule):
+        return str(model.code)
+    if isinstance(model, torch.jit.ScriptModule) and hasattr(model, "forward"):
+        return _PLACES_AND_NUMBERS.sub("", str(model.inlined_graph))
+    return None
 
 
 def captured(function: types.FunctionType) -> dict[str, Any]:

@@ -20,24 +20,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sip_plugin.salience.code import captured, code_hash, is_installed, methods, state_of_call, users_classes, written
-from sip_plugin.salience.unwrapped import generated_code, plain_names, unwrapped
+from sip_plugin.networks import innermost, own_attributes, plain_names
+from sip_plugin.salience.code import (
+    captured,
+    code_hash,
+    generated_code,
+    is_installed,
+    methods,
+    state_of_call,
+    users_classes,
+    written,
+)
 
 _LONGEST = 64  # a longer list is told by its hash
 _MOST_LOOKED_AT = 1000  # objects, in looking for a network
 _PLAIN = (bool, int, float, str, bytes, enum.Enum, PurePath, torch.dtype, Tensor, np.ndarray, np.generic)
 _CONTAINERS = (tuple, list, set, frozenset, dict)
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-_MARKS = (
-    "_compiled_call",
-    "_is_torch_compile",
-    "_is_fsdp",
-    "_fsdp",
-    "_ddp",
-    "_compile_kwargs",  # lightning.fabric, once imported, by its own torch.compile
-    "_is_accelerate_prepared",
-)  # that wrappers leave on a network
 
 
 def provenance(source: Any) -> dict[str, Any]:
@@ -66,7 +65,7 @@ def provenance(source: Any) -> dict[str, Any]:
 def weights_hash(model: nn.Module) -> str:
     """SHA-256 of a network's parameters and buffers: names, dtypes, shapes and values, wherever they are."""
     digest = hashlib.sha256()
-    model = unwrapped(model)
+    model = innermost(model)
     names = plain_names(model)
     values = {names(name): value for name, value in model.state_dict().items()}
     for name, value in sorted(values.items()):
@@ -137,7 +136,7 @@ class _Description:
 
     def _of_object(self, value: Any) -> Any:
         if isinstance(value, nn.Module):
-            value = unwrapped(value)
+            value = innermost(value)
         own = getattr(value, "provenance", None)
         if callable(own) and not isinstance(value, type):
             return _checked(own(), value)
@@ -225,12 +224,12 @@ class _Description:
 
     def _of_modules(self, model: nn.Module, name: str = "") -> list[Any]:
         """Each submodule: what it is, and what it has beside weights."""
-        model = unwrapped(model)
+        model = innermost(model)
         kind, state = type(model), state_of_call(type(model), "forward")
         attributes = {
             key: entry
-            for key, entry in sorted(vars(model).items())
-            if key not in _OF_EVERY_MODULE | state and not key.startswith(_MARKS) and _is_parameter(entry)
+            for key, entry in sorted(own_attributes(model).items())
+            if key not in state and _is_parameter(entry)
         }
         attributes |= {key: model._buffers.get(key) for key in sorted(model._non_persistent_buffers_set)}
         described: list[Any] = [name, _name(kind), _ADDRESS.sub("", model.extra_repr()), self._of_class(kind)]

@@ -1,5 +1,6 @@
 """An evaluation that was killed goes on where it was, and gives the report of one that was not."""
 
+import copy
 import json
 import os
 import signal
@@ -187,6 +188,26 @@ def test_a_network_of_equal_weights_that_computes_something_else_is_refused(
         evaluate(Switched(network, second), evaluated, **options)
 
 
+def marked(network):
+    network._compile_kwargs = {"backend": "eager"}  # as Lightning Fabric does, once imported
+    network[0]._ddp_params_and_buffers_to_ignore = []
+    return network
+
+
+def compiled_in_part(network):
+    network[0] = torch.compile(network[0], backend="eager")
+    return network
+
+
+@pytest.mark.parametrize(
+    "wrap", [torch.nn.DataParallel, lambda net: torch.compile(net, backend="eager"), compiled_in_part, marked]
+)
+def test_a_network_that_was_wrapped_since_is_still_the_same_one(wrap, network, evaluated, tmp_path):
+    options = {"attack": lambda model, eps: lambda x, y: x, "checkpoint": tmp_path}
+    report = evaluate(network, evaluated, **options)
+    same(evaluate(wrap(copy.deepcopy(network)), evaluated, **options), report)
+
+
 def test_rounding_of_a_network_makes_no_other_network(network, evaluated, tmp_path):
     options = {"attack": lambda model, eps: lambda x, y: x, "checkpoint": tmp_path}
     for rounding in (0.0, 1e-4):
@@ -312,3 +333,5 @@ def test_networks_with_equal_weights_but_other_layers_are_told_apart():
     twin = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.ReLU())
     twin.load_state_dict(relu.state_dict())
     assert model_fingerprint(relu) == model_fingerprint(twin)
+    again = torch.nn.Sequential(*relu, relu[1])  # a layer that is there twice
+    assert model_fingerprint(relu) != model_fingerprint(again)

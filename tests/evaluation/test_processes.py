@@ -56,6 +56,7 @@ def cases(rank, folder, network, data):
 
     yield "data missing", lambda: evaluate(network, no_data(), **OPTIONS)
     yield "failing", lambda: evaluate(network, data, attack=broken, batch_size=4)
+    yield "one wrong argument", lambda: evaluate(network, data, **OPTIONS | {"batch_size": rank})
 
 
 def process(rank, folder):
@@ -145,6 +146,8 @@ def test_a_failure_in_one_process_is_an_error_in_all(ranks):
     assert "Process 1 of the evaluation failed with KeyError: 'lost'" in str(ranks[0]["failing"])
     assert isinstance(ranks[0]["data missing"], OSError)
     assert "Process 0 of the evaluation failed with OSError: no such file" in str(ranks[1]["data missing"])
+    assert "batch_size must be a whole number from 1, got 0" in str(ranks[0]["one wrong argument"])
+    assert "Process 0 of the evaluation failed with ValueError: batch_size" in str(ranks[1]["one wrong argument"])
 
 
 def test_one_process_maps_by_itself():
