@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from benchmarks.paper.presets import PRESETS, Preset
 from benchmarks.paper.settings import differences
 from benchmarks.record import write_text
 from sip_plugin.evaluation import RobustnessReport
+from sip_plugin.evaluation.comparison import Spread
 
 HERE = Path(__file__).resolve().parent
 PAGES = (HERE / "PAPER.md", HERE.parents[1] / "README.md")
@@ -86,7 +86,10 @@ def _check_one_table(results: dict[Path, dict[str, Any]]) -> None:
 
 
 def write_report(preset: Preset, folder: Path, seeds: Sequence[int] | None = None) -> None:
-    """Write ``table.md``, ``table.tex`` and ``curves.png`` beside the results, and print the table; see `read_results`."""
+    """Write ``table.md``, ``table.tex`` and the curves beside the results, and print the table; see `read_results`.
+
+    ``curves.png`` has the accuracies, ``gains.png`` the differences to Madry where every row has Madry's seeds.
+    """
     runs = read_results(preset, folder, seeds)
     comparison = RobustnessReport.compare(
         {
@@ -101,7 +104,14 @@ def write_report(preset: Preset, folder: Path, seeds: Sequence[int] | None = Non
     comparison.to_markdown(folder / "table.md")
     comparison.to_latex(folder / "table.tex")
     comparison.plot(folder / "curves.png")
-    print(f"\ntable.md, table.tex, curves.png: {folder}/")
+    written = "table.md, table.tex, curves.png"
+    if all(list(reports) == list(rows.get("madry", ())) for rows in runs.values() for reports in rows.values()):
+        comparison.plot(folder / "gains.png", relative_to=METHODS["madry"].label)
+        written += ", gains.png"
+    else:
+        (folder / "gains.png").unlink(missing_ok=True)  # of other cells
+        print("\nNo gains.png: not every row has the seeds of a row of Madry's.")
+    print(f"\n{written}: {folder}/")
 
 
 def published_table(dataset: str, arch: str) -> str:
@@ -112,8 +122,8 @@ def published_table(dataset: str, arch: str) -> str:
         label = METHODS[method].label
         lines.append(_row([label, "paper", *(f"{mean:.2f} ± {std:.2f}" for mean, std in figures)]))
         if method in ours:
-            columns = zip(*map(_figures, ours[method].values()), strict=True)
-            lines.append(_row([label, f"ours ({len(ours[method])})", *map(_spread, columns)]))
+            (row,) = RobustnessReport.compare({method: list(ours[method].values())}).rows
+            lines.append(_row([label, f"ours ({len(row.reports)})", *map(_per_cent, row.figures.values())]))
     return "\n".join(lines)
 
 
@@ -125,31 +135,26 @@ def differences_table(ours: str, dataset: str) -> str:
     lines = _head(["Method", "", "Clean", *(f"ε = {name}" for name in PUBLISHED["columns"][1:])])
     sources: list[tuple[str, dict[str, list[str]]]] = []
     for arch, published in PUBLISHED["tables"][dataset].items():
-        means = {method: [mean for mean, _ in row] for method, row in published.items()}
-        gains = {method: _gains([row], [means["madry"]]) for method, row in means.items()}
+        madry = [mean for mean, _ in published["madry"]]
+        gains = {
+            method: [_points(mean - base) for (mean, _), base in zip(row, madry, strict=True)]
+            for method, row in published.items()
+        }
         sources.append((f"paper, {NETWORK_NAMES[arch]}", gains))
     for arch, rows in _results_so_far(ours).items():
-        madry = rows.get("madry", {})
         gains = {}
-        for method, seeds in rows.items():
-            shared = [seed for seed in seeds if seed in madry]
-            if shared:
-                gains[method] = _gains(*([_figures(runs[seed]) for seed in shared] for runs in (seeds, madry)))
+        for method, reports in rows.items():
+            shared = [seed for seed in reports if seed in rows.get("madry", {})]
+            if shared and method != "madry":
+                row, base = RobustnessReport.compare(
+                    {name: [rows[name][seed] for seed in shared] for name in (method, "madry")}
+                ).rows
+                gains[method] = [_points(100 * gain.mean, gain.std) for gain in row.gains_over(base).values()]
         sources.append((f"ours, {arch}", gains))
     for method in METHODS:
         if method not in ("standard", "madry"):
             lines += [_row([METHODS[method].label, name, *gains[method]]) for name, gains in sources if method in gains]
     return "\n".join(lines)
-
-
-def _gains(rows: list[list[float]], others: list[list[float]]) -> list[str]:
-    """The difference of each figure: the mean over the runs, and the standard deviation if there are several."""
-    texts = []
-    for mine, theirs in zip(zip(*rows, strict=True), zip(*others, strict=True), strict=True):
-        gains = [a - b for a, b in zip(mine, theirs, strict=True)]
-        deviation = f" ± {statistics.stdev(gains):.1f}" if len(gains) > 1 else ""
-        texts.append(f"{round(statistics.mean(gains), 1) + 0:+.1f}{deviation}")
-    return texts
 
 
 def _results_so_far(preset: str) -> Runs:
@@ -180,14 +185,13 @@ def filled(page: str) -> str:
     return re.sub(r"<!-- table: (?P<name>[^>]*?) -->.*?<!-- end -->", made, page, flags=re.DOTALL)
 
 
-def _figures(report: RobustnessReport) -> list[float]:
-    """Clean and robust accuracies in per cent."""
-    return [100 * report.clean_accuracy, *(100 * accuracy for accuracy in report.robust_accuracy.values())]
+def _per_cent(figure: Spread) -> str:
+    return f"{100 * figure.mean:.2f}" + ("" if figure.std is None else f" ± {100 * figure.std:.2f}")
 
 
-def _spread(values: Sequence[float]) -> str:
-    deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{deviation}"
+def _points(gain: float, deviation: float | None = None) -> str:
+    """A difference in points, with the standard deviation over several runs as a share."""
+    return f"{round(gain, 1) + 0:+.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
 
 
 def _head(columns: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sip_plugin.evaluation.comparison_table import comparison_table
 from sip_plugin.evaluation.conditions import differences
-from sip_plugin.evaluation.plots import plot_comparison
+from sip_plugin.evaluation.plots import plot_comparison, plot_gains
 from sip_plugin.evaluation.radii import PerEps
 from sip_plugin.evaluation.report import RobustnessReport
 from sip_plugin.evaluation.tables import Table
@@ -64,6 +64,33 @@ class ComparisonRow:
         common = [eps for eps in first if all(eps in other for other in others)]
         return PerEps({eps: _spread(accuracy[eps] for accuracy in (first, *others)) for eps in common})
 
+    @property
+    def figures(self) -> PerEps[Spread]:
+        """The accuracies at each ε, that on the clean images at 0."""
+        return PerEps({0.0: self.clean, **self.robust})
+
+    def gains_over(self, other: ComparisonRow) -> PerEps[Spread]:
+        """What this row has more than another at each ε (0: clean images), run by run: the first run against its first, ….
+
+        Runs that share a seed share much of their luck, which falls out of the differences.
+
+        Raises:
+            ValueError: If the rows have not the same number of runs.
+        """
+        if len(self.reports) != len(other.reports):
+            raise ValueError(
+                f"Rows are compared run by run, but {self.name!r} has {len(self.reports)} and {other.name!r} has "
+                f"{len(other.reports)}. Give the same seeds in both, in the same order."
+            )
+        theirs = other.figures
+        return PerEps(
+            {
+                eps: _spread(a - b for a, b in zip(mine.values, theirs[eps].values, strict=True))
+                for eps, mine in self.figures.items()
+                if eps in theirs
+            }
+        )
+
 
 @dataclass(frozen=True)
 class RobustnessComparison(Tabular):
@@ -87,19 +114,22 @@ class RobustnessComparison(Tabular):
         """The paper's layout: a row for each method, a column for the clean accuracy and each ε."""
         return comparison_table(self, digits)
 
-    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+    def plot(self, path: str | os.PathLike[str] | None = None, *, relative_to: str | None = None) -> Figure:
         """Accuracy against ε, a line for each row with a band of ± one standard deviation over its runs.
 
         Args:
             path: Where to save the picture, whole or not at all; the suffix says in which format.
+            relative_to: Name of a row: draw what each row gains over it (:meth:`ComparisonRow.gains_over`), which tells
+                lines apart that lie close together. References are left out.
 
         Returns:
             The figure. It is not registered with ``matplotlib.pyplot``.
 
         Raises:
             ImportError: If matplotlib is not installed.
+            ValueError: If a group has no row ``relative_to``, or one with another number of runs.
         """
-        return plot_comparison(self, path)
+        return plot_comparison(self, path) if relative_to is None else plot_gains(self, relative_to, path)
 
 
 def compare(

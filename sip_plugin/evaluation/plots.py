@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from sip_plugin.evaluation.comparison import ComparisonRow, RobustnessComparison
+    from sip_plugin.evaluation.comparison import ComparisonRow, RobustnessComparison, Spread
     from sip_plugin.evaluation.report import RobustnessReport
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
@@ -52,23 +52,52 @@ def plot_report(report: RobustnessReport, path: str | os.PathLike[str] | None = 
 
 def plot_comparison(comparison: RobustnessComparison, path: str | os.PathLike[str] | None = None) -> Figure:
     """See :meth:`RobustnessComparison.plot`."""
-    rows = comparison.rows
-    names = list(dict.fromkeys(row.name for row in rows))
+    shares = [row.figures for row in comparison.rows]
+    return _plotted_rows(comparison, comparison.rows, shares, [runs_of(comparison.rows)], path, within=(0.0, 1.0))
+
+
+def plot_gains(comparison: RobustnessComparison, reference: str, path: str | os.PathLike[str] | None = None) -> Figure:
+    """See :meth:`RobustnessComparison.plot`, its ``relative_to``."""
+    theirs = {row.group: row for row in comparison.rows if row.name == reference}
+    rows = [row for row in comparison.rows if not row.reference or row.name == reference]
+    for row in rows:
+        if row.group not in theirs:
+            where = f" in the group {row.group!r}" if row.group else ""
+            names = ", ".join(each.name for each in comparison.rows if each.group == row.group)
+            raise ValueError(f"relative_to must be the name of a row{where} ({names}), got {reference!r}.")
+    gains = [row.gains_over(theirs[row.group]) for row in rows]
+    note = f"{runs_of(rows)} Differences are taken run by run." if len(rows[0].reports) > 1 else runs_of(rows)
+    return _plotted_rows(comparison, rows, gains, [note], path, label=f"Accuracy minus that of {reference} (points)")
+
+
+def _plotted_rows(
+    comparison: RobustnessComparison,
+    rows: Sequence[ComparisonRow],
+    figures: Sequence[Mapping[float, Spread]],
+    notes: Sequence[str],
+    path: str | os.PathLike[str] | None,
+    *,
+    within: tuple[float, float] = (-1.0, 1.0),
+    label: str = "Accuracy (%)",
+) -> Figure:
+    """Some rows of a comparison, each as it looks among all of them; a panel for each group."""
+    names = list(dict.fromkeys(row.name for row in comparison.rows))
+    labels = dict(zip(comparison.rows, labels_of(comparison), strict=True))
     panels: dict[str, list[Curve]] = {}
-    for row, label in zip(rows, labels_of(comparison), strict=True):
-        panels.setdefault(row.group, []).append(_curve(row, label, names.index(row.name)))
+    for row, spreads in zip(rows, figures, strict=True):
+        panels.setdefault(row.group, []).append(_curve(labels[row], spreads, names.index(row.name), within))
     reports = [report for row in rows for report in row.reports]
-    return _plotted(panels, (0.0, *comparison.eps), reports, [runs_of(rows), *remarks_of(rows)], path)
+    radii = (0.0, *comparison.eps)
+    return _plotted(panels, radii, reports, [*notes, *remarks_of(rows)], path, label=label)
 
 
-def _curve(row: ComparisonRow, label: str, style: int) -> Curve:
-    figures = (row.clean, *row.robust.values())
-    means = tuple(figure.mean for figure in figures)
+def _curve(label: str, figures: Mapping[float, Spread], style: int, within: tuple[float, float]) -> Curve:
+    means = tuple(figure.mean for figure in figures.values())
     low = high = None
-    if row.clean.std is not None:
-        low = tuple(max(0.0, figure.mean - (figure.std or 0)) for figure in figures)
-        high = tuple(min(1.0, figure.mean + (figure.std or 0)) for figure in figures)
-    return Curve(label, (0.0, *row.robust), means, low, high, style)
+    if figures[0.0].std is not None:
+        low = tuple(max(within[0], figure.mean - (figure.std or 0)) for figure in figures.values())
+        high = tuple(min(within[1], figure.mean + (figure.std or 0)) for figure in figures.values())
+    return Curve(label, tuple(figures), means, low, high, style)
 
 
 def _plotted(
@@ -77,6 +106,8 @@ def _plotted(
     reports: Sequence[RobustnessReport],
     notes: Sequence[str],
     path: str | os.PathLike[str] | None,
+    *,
+    label: str = "Accuracy (%)",
 ) -> Figure:
     try:
         from matplotlib.figure import Figure  # not pyplot, which keeps every figure and picks a screen
@@ -89,15 +120,16 @@ def _plotted(
     figure = Figure((width, axes_height + 0.7 + len(text) * 1.25 * _FONT / 72), layout="constrained")
     figure.suptitle("\n".join(text), fontsize=_FONT, color="0.35", x=0.01, ha="left", parse_math=False)
     top = max(0.01, *(max(curve.high or curve.accuracy) for curve in curves))
+    bottom = min(0.0, *(min(curve.low or curve.accuracy) for curve in curves))
     side_by_side = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, (group, drawn) in zip(side_by_side, panels.items(), strict=True):
         axes.set_title(group, fontsize=_FONT + 1, loc="left", parse_math=False)
-        axes.set_ylim(0, 105 * top)
+        axes.set_ylim(105 * bottom, 105 * top)
         _set_radii(axes, radii, reports[0])
         for curve in drawn:
             _draw(axes, curve, _scale(radii), alpha=0.18 if len(drawn) < 5 else 0.1)
         _label(axes, drawn, _scale(radii), _LABEL / 72 / axes_height)
-    figure.axes[0].set_ylabel("Accuracy (%)", fontsize=_FONT + 1)
+    figure.axes[0].set_ylabel(label, fontsize=_FONT + 1, parse_math=False)
     if path is not None:
         with replacing(path) as file:
             figure.savefig(file, dpi=200, format=Path(path).suffix[1:] or "png")

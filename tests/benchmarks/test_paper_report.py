@@ -60,7 +60,17 @@ def test_a_report_is_written_from_the_cells_that_there_are(results):
     assert "51.0 ± 1.4" in madry
     assert "21.0 ± 1.4" in madry
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert (folder / "gains.png").read_bytes()[:4] == b"\x89PNG"
     assert report.own_table("cifar10-cpu") == table.strip()
+
+
+def test_no_picture_of_gains_is_left_where_a_row_lacks_a_seed(results, capsys):
+    folder = results / "cifar10-cpu"
+    report.write_report(PRESETS["cifar10-cpu"], folder)
+    next((folder / "cells").glob("*-sip-s-seed1.json")).unlink()
+    report.write_report(PRESETS["cifar10-cpu"], folder)
+    assert not (folder / "gains.png").exists()
+    assert "No gains.png" in capsys.readouterr().out
 
 
 def test_a_report_of_some_seeds_leaves_out_the_others(results):

@@ -69,6 +69,26 @@ def test_means_and_deviations_are_numpys(runs, seed, digits):
                 assert figures[1] == pytest.approx(100 * np.std(values, ddof=1), abs=0.5001 * 10**-digits)
 
 
+def test_gains_are_differences_of_the_runs_of_one_seed():
+    madry = [with_accuracies((700, 500, 300)), with_accuracies((720, 520, 300))]
+    sip = [with_accuracies((800, 520, 280)), with_accuracies((840, 540, 240))]
+    ours, theirs = RobustnessReport.compare({"SIP-AT": sip, "Madry": madry}).rows
+    gains = ours.gains_over(theirs)
+    assert gains[0].values == pytest.approx((0.1, 0.12))
+    assert (gains[0].mean, gains[0].std) == pytest.approx((0.11, np.std([0.1, 0.12], ddof=1)))
+    assert gains[4 / 255].values == pytest.approx((0.02, 0.02))
+    assert gains[np.float32(8 / 255)].values == pytest.approx((-0.02, -0.06))
+    single = RobustnessReport.compare({"SIP-AT": sip[0], "Madry": madry[0]}).rows
+    assert single[0].gains_over(single[1])[0].std is None
+
+
+def test_gains_of_rows_with_other_numbers_of_runs_are_refused():
+    rows = {"SIP-AT": [random_report(1), random_report(2)], "Madry": random_report(3)}
+    ours, theirs = RobustnessReport.compare(rows).rows
+    with pytest.raises(ValueError, match=r"'SIP-AT' has 2 and 'Madry' has 1\. Give the same seeds"):
+        ours.gains_over(theirs)
+
+
 def test_the_table_in_markdown():
     comparison = RobustnessReport.compare(
         {

@@ -16,9 +16,10 @@ PAGE = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 
 
 def test_the_snippets_run_one_after_the_other(tmp_path, monkeypatch, capsys):
-    def evaluate(model, data, *, eps):
+    def evaluate(model, data, *, eps=LINF, checkpoint=None):
         """In the place of an evaluation, which would take minutes."""
         assert data == "the images"
+        assert checkpoint in (None, "evaluation")
         return random_report(model, 100, eps=eps)
 
     monkeypatch.chdir(tmp_path)
@@ -27,13 +28,22 @@ def test_the_snippets_run_one_after_the_other(tmp_path, monkeypatch, capsys):
     for row, method in enumerate(("standard", "madry", "sip")):
         names[f"{method}_reports"] = [random_report(10 * row + seed) for seed in range(3)]
     snippets = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(snippets) == 4
+    assert len(snippets) == 5
     for snippet in snippets:
         exec(snippet, names)
     assert capsys.readouterr().out == f"{random_report(1, 100)}\n{names['comparison']}\n"
     assert names["report"].to_json() == random_report(1, 100).to_json()
     assert sum(names["pair"][:4]) == 100
-    expected = {"table.md", "table.tex", "curves.pdf", "report.json", "report.md", "report.tex", "report.png"}
+    expected = {
+        "table.md",
+        "table.tex",
+        "curves.pdf",
+        "gains.pdf",
+        "report.json",
+        "report.md",
+        "report.tex",
+        "report.png",
+    }
     assert {path.name for path in tmp_path.iterdir()} == expected
     assert all(path.stat().st_size > 300 for path in tmp_path.iterdir())
 

@@ -76,6 +76,38 @@ def test_single_runs_have_no_band():
     assert bands(axes) == []
 
 
+def test_the_lines_relative_to_a_row_are_differences_run_by_run():
+    comparison = RobustnessReport.compare(nine(), references=["Standard"])
+    figure = comparison.plot(relative_to="Madry")
+    (axes,) = figure.axes
+    assert [line.get_label() for line in lines(axes)] == list(METHODS[1:])
+    madry = comparison.rows[1]
+    for row, line, band in zip(comparison.rows[1:], lines(axes), bands(axes), strict=True):
+        gains = 100 * np.array(
+            [np.subtract(row.figures[eps].values, madry.figures[eps].values) for eps in (0, *comparison.eps)]
+        )
+        assert line.get_ydata() == pytest.approx(gains.mean(1))
+        assert np.mean(band, axis=1) == pytest.approx(gains.mean(1))
+        assert np.ptp(band, axis=1) == pytest.approx(2 * gains.std(1, ddof=1))
+        assert axes.get_ylim()[0] <= np.min(band)
+        assert axes.get_ylim()[1] >= np.max(band)
+    assert (lines(axes)[0].get_ydata() == 0).all()
+    assert axes.get_ylabel() == "Accuracy minus that of Madry (points)"
+    (plain,) = comparison.plot().axes
+    looks = [[(line.get_color(), line.get_marker()) for line in lines(each)] for each in (axes, plain)]
+    assert looks[0] == looks[1][1:]
+
+
+def test_lines_relative_to_a_row_that_is_not_there_are_refused():
+    rows = {"Madry": random_report(1), "SIP-AT": random_report(2)}
+    with pytest.raises(ValueError, match=r"name of a row \(Madry, SIP-AT\), got 'Maddry'"):
+        RobustnessReport.compare(rows).plot(relative_to="Maddry")
+    grouped = RobustnessReport.compare({"ResNet-18": rows, "WideResNet": {"SIP-AT": random_report(3)}})
+    with pytest.raises(ValueError, match=r"in the group 'WideResNet' \(SIP-AT\), got 'Madry'"):
+        grouped.plot(relative_to="Madry")
+    assert len(grouped.plot(relative_to="SIP-AT").axes) == 2
+
+
 def test_no_two_methods_look_alike():
     (axes,) = RobustnessReport.compare({f"Method {n}": random_report(n) for n in range(40)}).plot().axes
     looks = {(to_hex(line.get_color()), line.get_marker(), line.get_linestyle()) for line in lines(axes)}
