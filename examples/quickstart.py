@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import logging
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,12 +27,12 @@ import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 import torchattacks
-from pyautoattack import AutoAttack
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks.record import run_record, write_json, write_text
 from sip_plugin import AdversarialTrainer, SIPWrapper
+from sip_plugin.evaluation import evaluate_robustness
 from sip_plugin.salience import GradientSalience
 
 METHODS = ("standard", "madry", "sip-at")
@@ -217,52 +215,6 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, device: str) -> f
     return torch.cat(right).mean().item()
 
 
-class _Stage(logging.Handler):
-    """Shows in the progress bar which of AutoAttack's stages is running, which it tells its logger only."""
-
-    def __init__(self, bar: tqdm[Any]) -> None:
-        super().__init__()
-        self.bar = bar
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.getMessage().startswith("running "):
-            self.bar.set_postfix_str(record.getMessage().removeprefix("running "), refresh=sys.stderr.isatty())
-
-
-def autoattack(
-    model: nn.Module, images: Tensor, labels: Tensor, settings: Settings, *, device: str, seed: int, title: str
-) -> dict[float, float]:
-    """Robust accuracy at each ε under AutoAttack's standard version, which may change every element.
-
-    The balls are nested: an image broken at a small ε is broken at every larger one, and is not attacked again.
-    """
-    robust = torch.ones(len(images), dtype=torch.bool)
-    result = {}
-    logger = logging.getLogger("auto-attack")
-    logger.setLevel(logging.DEBUG)
-    logger.propagate = False
-    with ExitStack() as stack:
-        bar = stack.enter_context(
-            progress(total=len(settings.test_eps) * len(images), desc=f"attack {title}", unit="image")
-        )
-        stack.callback(logger.removeHandler, stage := _Stage(bar))
-        logger.addHandler(stage)
-        with torch.no_grad():
-            robust &= model(images.to(device)).argmax(1).cpu() == labels
-        for eps in settings.test_eps:
-            for rows in torch.arange(len(images)).split(128):
-                left = rows[robust[rows]]
-                if len(left):
-                    attack = AutoAttack(model, norm="Linf", eps=eps, seed=seed, device=device)
-                    x, y = images[left].to(device), labels[left].to(device)
-                    adversarial, _ = attack.run_standard_evaluation(x, y, batch_size=128)
-                    with torch.no_grad():
-                        robust[left] = model(adversarial).argmax(1).cpu() == labels[left]
-                bar.update(len(rows))
-            result[eps] = robust.float().mean().item()
-    return result
-
-
 def table(results: dict[str, dict[str, Any]], settings: Settings) -> str:
     """Clean and robust accuracy in per cent, as Markdown."""
     head = [
@@ -351,7 +303,7 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
-    """Run the whole job; the result is also in the output folder as JSON, Markdown and PNG."""
+    """Run the whole job; the result is also in the output folder as JSON, Markdown and PNG, with each network's report."""
     options, settings = parse(arguments)
     began = time.perf_counter()
     if options.dataset == "digits":
@@ -381,14 +333,16 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         losses = train(criterion, data, settings, device=device, bf16=options.bf16, title=method)
         trained = time.perf_counter()
         model.to(memory_format=torch.contiguous_format)
-        robust = autoattack(model, *attacked, settings, device=device, seed=options.seed, title=method)
+        report = evaluate_robustness(model, attacked, eps=settings.test_eps, seed=options.seed)
+        report.to_json(options.out / f"{method}.report.json")
         results[method] = {
             "clean_all": accuracy(model, *data.test, device),
-            "clean_attacked": accuracy(model, *attacked, device),
-            "robust": {shown(eps): value for eps, value in robust.items()},
+            "clean_attacked": report.clean_accuracy,
+            "robust": {shown(eps): value for eps, value in report.robust_accuracy.items()},
+            "warnings": list(report.warnings),
             "training_loss_per_epoch": losses,
             "training_seconds": trained - start,
-            "attack_seconds": time.perf_counter() - trained,
+            "attack_seconds": report.seconds,
         }
     picture(options.out / "picture.png", models["standard"], GradientSalience(models["madry"]), data, settings)
     text = table(results, settings)
@@ -398,7 +352,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "train_images": len(data.train[0]),
         "test_images": len(data.test[0]),
         "settings": dataclasses.asdict(settings) | {"bf16": options.bf16, "device": device},
-        "evaluation": "AutoAttack (pyautoattack), standard version, Linf, unrestricted; examples carried to larger eps",
+        "evaluation": report.settings["attack"] | {"norm": report.norm, "restricted_by_maps": False},
         "parameters": sum(p.numel() for p in models["madry"].parameters()),
         "results": results,
         "seconds": time.perf_counter() - began,
@@ -409,6 +363,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         f"\nAccuracy in per cent; AutoAttack on {settings.attacked} test images; trained at ε = {shown(settings.eps)}.\n"
     )
     print(text)
+    for method, found in results.items():
+        for warning in found["warnings"]:
+            print(f"Warning ({LABELS[method]}): {warning}")
     print(f"{result['seconds']:.0f} s. Table, raw result and picture: {options.out}/")
     return result
 
