@@ -125,6 +125,8 @@ def factories(attack: str | AttackFactory | Mapping[str, AttackFactory | str]) -
             'attack must name one attack or more, got an empty mapping. For AutoAttack: attack="autoattack".'
         )
     for name, factory in named.items():
+        if not isinstance(name, str):
+            raise TypeError(f"The names of attacks must be strings, got {name!r}.")
         if isinstance(factory, str):
             if factory != "autoattack":
                 raise ValueError(f'attack must be "autoattack" or a factory (model, eps) -> attack, got {factory!r}.')

@@ -177,7 +177,7 @@ class FABTargeted(AutoAttackStage):
         member = self._member(self._autoattack(batch.eps))
         member.seed = 0  # nothing is drawn
         done, examples = batch.done.clone(), batch.images.cpu().clone()
-        norms = torch.full((len(done),), torch.inf, dtype=torch.float64)
+        norms, nan = torch.full((len(done),), torch.inf, dtype=torch.float64), torch.zeros(len(done), dtype=torch.bool)
         for target in range(self.parts):
             rows = ((done == target) & (norms > batch.eps)).nonzero().flatten()
             if not len(rows):
@@ -186,11 +186,12 @@ class FABTargeted(AutoAttackStage):
             images, labels = batch.images[rows.to(self.device)], batch.labels[rows.to(self.device)]
             with torch.no_grad():
                 candidates = member.attack_single_run(images, labels, use_rand_start=False, is_targeted=True)
-            found, clipped = batch.judge(images, labels, candidates)
-            better = found < norms[rows]
-            norms[rows[better]], examples[rows[better]] = found[better], clipped[better]
+            found = batch.judge(images, labels, candidates)
+            better = found.norms < norms[rows]
+            for kept, new in zip((norms, examples, nan), found, strict=True):
+                kept[rows[better]] = new[better]
             done[rows] += 1
-        return Attempt(norms, examples, done)
+        return Attempt(norms, examples, nan, done)
 
 
 def _start_by_image(member: Any, seed: int, norm: Norm) -> None:

@@ -142,6 +142,9 @@ def compare(
     rows = [(group, name, _runs(runs, name)) for group, name, runs in _named(reports, names)]
     if not rows:
         raise ValueError("compare needs at least one report.")
+    for name in (name for row in rows for name in row[:2]):
+        if not isinstance(name, str):
+            raise TypeError(f"The names of rows and groups must be strings, got {name!r}.")
     unknown = set(references) - {name for _, name, _ in rows}
     if isinstance(references, str) or unknown:
         raise ValueError(
@@ -177,6 +180,8 @@ def _named(reports: Rows, names: Sequence[str] | None) -> list[tuple[str, str, R
             else:
                 rows.append(("", key, value))
         return rows
+    if not isinstance(reports, Sequence):
+        raise TypeError(f"compare takes a list of reports or a mapping from names to reports, got {reports!r}.")
     if names is None:
         return [("", f"Report {number}", runs) for number, runs in enumerate(reports, 1)]
     if isinstance(names, str) or len(names) != len(reports):

@@ -6,7 +6,6 @@ import hashlib
 import json
 import numbers
 import os
-import pickle
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -45,10 +44,13 @@ class Journal:
             return
         settings = json.loads(json.dumps(settings))  # as it will be read again
         path = self.folder / _SETTINGS
+        if file := next((place for place in (self.folder, *self.folder.parents) if place.is_file()), None):
+            raise ValueError(f"checkpoint={str(self.folder)!r} must be a folder, but {str(file)!r} is a file.")
         if path.exists():
             _check_same(self.folder, _read_settings(path), settings)
             return
-        if self.folder.exists() and any(not _is_unfinished(path) for path in self.folder.iterdir()):
+        # Hidden files are a system's, or what a process left that was killed while it wrote.
+        if self.folder.exists() and any(path.name[0] != "." for path in self.folder.iterdir()):
             raise ValueError(
                 f"checkpoint={str(self.folder)!r} holds files but no evaluation. Give a new or empty folder."
             )
@@ -184,7 +186,9 @@ def _read(path: Path, remove: Path) -> dict[str, Any] | None:
         return None
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # of many kinds, in a file of other bytes
         raise ValueError(damaged(path, remove)) from error
     if not isinstance(values, dict):
         raise ValueError(damaged(path, remove))
@@ -199,11 +203,6 @@ def damaged(path: Path, remove: Path) -> str:
         f"The checkpoint's file {str(path)!r} is damaged, or was not written by this library. Remove {what} "
         f"({str(remove)!r}), and {lost}."
     )
-
-
-def _is_unfinished(path: Path) -> bool:
-    """Whether a file is what a process left that was killed while it wrote."""
-    return path.name.startswith(f".{_SETTINGS}.")
 
 
 def _write(path: Path, content: bytes | dict[str, Any]) -> None:

@@ -95,12 +95,17 @@ def bare_network(model: nn.Module, processes: int) -> nn.Module:
 
     Raises:
         TypeError: If it is no network.
-        ValueError: If it cannot do without.
+        ValueError: If it cannot do without, or was made under ``torch.inference_mode()``.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"model must be a torch.nn.Module, got {type(model).__name__}. A function goes into the forward of one, so that "
             "its networks can be put into eval mode."
+        )
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError(
+            "The network was made under torch.inference_mode(), so no gradient passes through its parameters. Make it "
+            "outside, or evaluate copy.deepcopy(model), made outside."
         )
     if processes == 1:
         return model

@@ -6,8 +6,8 @@ import dataclasses
 import numbers
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from importlib import metadata
 from typing import Any, NamedTuple, get_args
 
@@ -45,6 +45,7 @@ class _Understood(NamedTuple):
     attacks: dict[str, AttackFactory | str]
     version: str | Sequence[str]
     first: int | None
+    keep_examples: bool
     settings: dict[str, Any]
 
 
@@ -131,15 +132,16 @@ def evaluate_robustness(
             "eps": list(_radii(eps, norm)),
             "norm": norm,
             "attack": _described(attacks, stages),
-            "assume_survivors": assume_survivors,
+            "assume_survivors": _flag(assume_survivors, "assume_survivors"),
             "seed": _whole(seed, "seed", 0),
             "batch_size": _whole(batch_size, "batch_size", 1),
-            "sanity_checks": bool(sanity_checks),
+            "sanity_checks": _flag(sanity_checks, "sanity_checks"),
         }
+        keep_examples = _flag(return_adversarial, "return_adversarial")
         first = None if max_images is None else _whole(max_images, "max_images", 1)
-        return _Understood(bare_network(model, processes.count), attacks, stages, first, settings)
+        return _Understood(bare_network(model, processes.count), attacks, stages, first, keep_examples, settings)
 
-    model, attacks, version, first, settings = processes.each(understood)
+    model, attacks, version, first, keep_examples, settings = processes.each(understood)
     with torch.inference_mode(False), left_as_found(model):
         images, labels = processes.each(lambda: collect(data, first))
         settings |= {
@@ -147,7 +149,7 @@ def evaluate_robustness(
             "data": fingerprint(images, labels),
             "network": model_fingerprint(model),
         }
-        identity = settings | {"return_adversarial": return_adversarial}
+        identity = settings | {"return_adversarial": keep_examples}
         processes.agree(**identity)
         journal = Journal(checkpoint)
         some = images[: min(settings["batch_size"], _LOOKED_AT)]
@@ -164,8 +166,8 @@ def evaluate_robustness(
             device=device_of(model),
             batch_size=settings["batch_size"],
             seed=settings["seed"],
-            assume_survivors=assume_survivors,
-            keep_examples=return_adversarial,
+            assume_survivors=settings["assume_survivors"],
+            keep_examples=keep_examples,
             journal=journal,
             processes=processes,
             progress=Progress(show=progress and processes.rank == 0),
@@ -182,10 +184,25 @@ def _open(journal: Journal, identity: Mapping[str, Any], model: nn.Module, some:
     journal.open(identity)
     if journal.folder is None:
         return
-    with torch.no_grad():
+    with torch.no_grad(), _told_of_types(model, some):
         some = some.to(device_of(model))
         first, second = (check_logits(model(some), len(some)).double().cpu() for _ in range(2))
     journal.check_logits(None if sanity.differ(first, second) else first)
+
+
+@contextmanager
+def _told_of_types(model: nn.Module, images: Tensor) -> Iterator[None]:
+    """Say it in words if a network cannot work on the images because of their type."""
+    try:
+        yield
+    except RuntimeError as error:
+        types = sorted({str(p.dtype) for p in model.parameters() if p.is_floating_point() and p.dtype != images.dtype})
+        if not types:
+            raise
+        raise TypeError(
+            f"The network failed on images of {images.dtype} and has parameters of {', '.join(types)}. Evaluate "
+            "model.float(), or a module whose forward converts the images and the logits."
+        ) from error
 
 
 def _finished(fields: dict[str, Any], journal: Journal) -> RobustnessReport:
@@ -200,7 +217,8 @@ def _run(
 ) -> list[str]:
     """Attack everything; give what a reader should be warned of."""
     model, some = sweep.model, sweep.images[: min(sweep.batch_size, _LOOKED_AT)].to(sweep.device)
-    dynamic = sweep.processes.first(lambda: sanity.is_dynamic(model, some))
+    with _told_of_types(model, some):
+        dynamic = sweep.processes.first(lambda: sanity.is_dynamic(model, some))
     with frozen(model, unless=dynamic):
         clean = sweep.look_at_clean()
         stages = sweep.processes.each(lambda: _stages(sweep, attacks, version))
@@ -260,6 +278,7 @@ def _number(value: Any) -> Any:
 def _attack_list(version: Any) -> str | tuple[str, ...]:
     given = version if isinstance(version, str) or not isinstance(version, Iterable) else tuple(version)
     if isinstance(given, str) or (isinstance(given, tuple) and all(isinstance(name, str) for name in given)):
+        attack_names(given)  # raises if there is no such version or attack
         return given
     raise TypeError(f'version must be a name such as "standard", or a list of names of attacks, got {given!r}.')
 
@@ -268,6 +287,12 @@ def _whole(value: Any, name: str, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(f"{name} must be a whole number from {least}, got {value!r}.")
     return int(value)
+
+
+def _flag(value: Any, name: str) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be True or False, got {value!r}.")
+    return bool(value)
 
 
 def _described(attacks: Mapping[str, AttackFactory | str], version: str | Sequence[str]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def look_at_clean(model: nn.Module, images: Tensor, labels: Tensor) -> Clean:
         logits.requires_grad,
         _zero_gradient(margin.sum(), images),
         _zero_gradient(cross_entropy, images),
-        ((rows >= -_PROBABILITY).all(1) & ((rows.sum(1) - 1).abs() <= _PROBABILITY)).cpu(),
+        _are_probabilities(rows).cpu(),
     )
 
 
@@ -206,6 +206,11 @@ def _zero_gradient(value: Tensor, images: Tensor) -> Tensor:
     if gradient is None:
         return torch.ones(len(images), dtype=torch.bool)
     return (gradient.flatten(1) == 0).all(1).cpu()
+
+
+def _are_probabilities(rows: Tensor) -> Tensor:
+    rounding = max(_PROBABILITY, rows.shape[1] * torch.finfo(rows.dtype).eps)
+    return (rows >= -_PROBABILITY).all(1) & ((rows.float().sum(1) - 1).abs() <= rounding)
 
 
 def _normalised(logits: Tensor) -> Tensor:

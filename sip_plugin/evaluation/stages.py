@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,14 @@ def derived_seed(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
 
 
+class Verdict(NamedTuple):
+    """What candidates are worth: :class:`Attempt`'s first fields."""
+
+    norms: Tensor
+    examples: Tensor
+    nan: Tensor
+
+
 @dataclass(frozen=True)
 class Judge:
     """Verifies by the network's own forward pass what an attack calls an adversarial example."""
@@ -27,10 +35,11 @@ class Judge:
     radii: Sequence[float]
     norm: Norm
 
-    def __call__(self, images: Tensor, labels: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, images: Tensor, labels: Tensor, candidates: Tensor) -> Verdict:
         """The norm of each candidate's perturbation, infinite where the network is not fooled, and the candidate.
 
-        Candidates are clipped to ``[0, 1]``, and where only rounding put one outside a ball, to that ball.
+        Candidates are clipped to ``[0, 1]``, and where only rounding put one outside a ball, to that ball. A network that
+        gives NaN for one is fooled by it.
 
         Args:
             images: Clean images on the network's device, ``(N, C, H, W)``.
@@ -38,7 +47,7 @@ class Judge:
             candidates: What the attack gave, ``(N, C, H, W)``.
 
         Returns:
-            Norms ``(N,)`` in float64 and examples ``(N, C, H, W)``, both on the CPU.
+            All on the CPU.
 
         Raises:
             ValueError: If the attack gave something of another shape.
@@ -53,9 +62,11 @@ class Judge:
         examples = torch.where(examples.isnan(), clean, examples).clamp(0, 1)
         examples = into_nearest_ball(examples, clean, self.radii, self.norm)
         with torch.no_grad():
-            fooled = (self.model(examples.to(images.device)).argmax(1) != labels).cpu()
+            logits = self.model(examples.to(images.device))
+        nan = logits.isnan().any(1)
+        fooled = (nan | (logits.argmax(1) != labels)).cpu()
         norms = perturbation_norms(examples, clean, self.norm)
-        return torch.where(fooled & (norms > 0), norms, torch.inf), examples
+        return Verdict(torch.where(fooled & (norms > 0), norms, torch.inf), examples, nan.cpu())
 
 
 @dataclass(frozen=True)
@@ -88,11 +99,13 @@ class Attempt:
     Attributes:
         norms: Norm of the example found for each image, infinite where there is none, ``(N,)`` float64.
         examples: ``(N, C, H, W)``.
+        nan: Whether the network gave NaN for the example, ``(N,)`` bool.
         done: How many of the attack's parts each image has had now, ``(N,)``.
     """
 
     norms: Tensor
     examples: Tensor
+    nan: Tensor
     done: Tensor
 
 

@@ -21,7 +21,7 @@ from sip_plugin.evaluation.progress import Progress
 from sip_plugin.evaluation.report import RobustnessReport
 from sip_plugin.evaluation.stages import Attempt, Batch, Judge, Stage, derived_seed
 
-_PROBED = 64  # images for each of the two probes of reliability, a percent or two of an evaluation
+_PROBED = 64  # images for each probe of reliability, together a percent or two of an evaluation
 
 
 _Result = TypeVar("_Result", sanity.Clean, Attempt)
@@ -68,6 +68,7 @@ class Sweep:
         self.judge = Judge(self.model, self.radii, self.norm)
         self.remembered_seconds = 0.0
         self._outside: dict[str, int] = {}
+        self._nan: dict[str, int] = {}
         self._probe_warnings: list[str] = []
 
     def look_at_clean(self) -> list[sanity.Clean]:
@@ -120,6 +121,11 @@ class Sweep:
             "balls that hold them."
             for name, count in self._outside.items()
         ]
+        found += [
+            f"The network gave NaN for {count} adversarial example(s) of {name}, which count as broken: it fails there, "
+            "and an attack that follows its gradients may be blind."
+            for name, count in self._nan.items()
+        ]
         black = [number for number, stage in enumerate(self.stages) if stage.name in BLACK_BOX]
         if black and black[0] > 0:
             by = torch.isin(self.findings.outcome, torch.tensor(black)).any(0)
@@ -147,6 +153,8 @@ class Sweep:
         for rows, attempt in zip(batches, attempts, strict=True):
             self._done[number][rows] = attempt.done
             self.findings.record(ball, number, rows, attempt.norms, attempt.examples if self.keep_examples else None)
+            if nan := int((attempt.nan & attempt.norms.isfinite()).sum()):
+                self._nan[stage.name] = self._nan.get(stage.name, 0) + nan
             outside = int((attempt.norms.isfinite() & (attempt.norms > self.radii[ball])).sum())
             if outside and not stage.parts:
                 self._outside[stage.name] = self._outside.get(stage.name, 0) + outside
@@ -159,24 +167,29 @@ class Sweep:
         return attempt if self.keep_examples else dataclasses.replace(attempt, examples=torch.empty(0))
 
     def _probe(self) -> None:
-        """Two cheap tests of the first attack: does it also succeed at a larger ε, do assumed survivors survive it."""
-        outcome, name = self.findings.outcome, self.stages[0].name
-        last = len(self.radii) - 1
-        if self.stages[0].parts:
-            return  # its findings do not depend on ε
-        if self.assume_survivors:
+        """Cheap tests: do assumed survivors survive the first attack, does each attack also succeed at a larger ε."""
+        if not self.assume_survivors:
+            for number, stage in enumerate(self.stages):
+                if not stage.parts:  # otherwise its findings do not depend on ε
+                    self._probe_larger_ball(number)
+        elif not self.stages[0].parts:
             probed = (self.findings.outcome[0] == ASSUMED).nonzero().flatten()[:_PROBED]
             self._attack(0, 0, self._batches(probed), "probe")
             broken = int(self.findings.broken(0)[probed].sum())
-            self._probe_warnings += sanity.assumption_warning(name, self.radii, len(probed), broken)
-            return
-        probed = (outcome[0] == 0).nonzero().flatten()[:_PROBED]
+            self._probe_warnings += sanity.assumption_warning(self.stages[0].name, self.radii, len(probed), broken)
+
+    def _probe_larger_ball(self, number: int) -> None:
+        """Run an attack at the largest ε on images that it broke at the smallest, which carrying spared it."""
+        last = len(self.radii) - 1
+        probed = (self.findings.outcome[0] == number).nonzero().flatten()[:_PROBED]
 
         def attack(place: int, rows: Tensor) -> Attempt:
-            return self._remembered(f"probe-{place}", rows, Attempt, lambda: self._attack_batch(last, 0, rows))
+            name = f"probe-{number}-{place}"
+            return self._remembered(name, rows, Attempt, lambda: self._attack_batch(last, number, rows))
 
         attempts = self.processes.map(list(enumerate(self._batches(probed))), lambda task: attack(*task))
         withstood = sum(int((attempt.norms > self.radii[last]).sum()) for attempt in attempts)
+        name = self.stages[number].name
         self._probe_warnings += sanity.larger_ball_warning(name, self.radii, len(probed), withstood)
 
     def _remembered(self, name: str, rows: Tensor, kind: type[_Result], run: Callable[[], _Result]) -> _Result:

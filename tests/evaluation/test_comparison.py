@@ -89,6 +89,20 @@ def test_gains_of_rows_with_other_numbers_of_runs_are_refused():
         ours.gains_over(theirs)
 
 
+@pytest.mark.parametrize(
+    ("rows", "match"),
+    [
+        ({0: random_report(1), 1: random_report(2)}, "names of rows and groups must be strings, got 0"),
+        ({0: {"Madry": random_report(1)}}, "must be strings, got 0"),
+        (None, "takes a list of reports or a mapping"),
+        ((report for report in [random_report(1)]), "takes a list of reports or a mapping"),
+    ],
+)
+def test_rows_without_proper_names_are_errors(rows, match):
+    with pytest.raises(TypeError, match=match):
+        RobustnessReport.compare(rows)
+
+
 def test_the_table_in_markdown():
     comparison = RobustnessReport.compare(
         {

@@ -223,6 +223,21 @@ def test_the_randomness_of_a_network_makes_no_other_network(network, evaluated, 
         evaluate(Switched(network, lambda: 0), evaluated, **options)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_file_of_any_other_bytes_is_damaged(seed, tmp_path):
+    torch.manual_seed(seed)
+    journal = Journal(tmp_path)
+    journal.open({})
+    journal.save("one", {"x": torch.arange(3)})
+    whole = journal.batch("one").read_bytes()
+    for _ in range(100):
+        place, length = torch.randint(len(whole) // 2, ()).item(), torch.randint(1, 40, ()).item()
+        garbage = bytes(torch.randint(256, (length,)).tolist())
+        journal.batch("one").write_bytes(garbage if place % 3 == 0 else whole[:place] + garbage)
+        with pytest.raises(ValueError, match="is damaged"):
+            journal.load("one")
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"PK\x03\x04 no archive", b"{", "truncated", ["a"], {"rows": torch.arange(3)}]
 )
@@ -276,6 +291,18 @@ def test_a_folder_with_other_files_is_refused(quick, network, evaluated, tmp_pat
     with pytest.raises(ValueError, match="holds files but no evaluation"):
         evaluate(network, evaluated, checkpoint=tmp_path, version=["apgd-ce"])
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_hidden_files_are_in_nobodys_way_but_a_file_for_a_folder_is(network, evaluated, tmp_path):
+    options = {"attack": lambda model, eps: lambda x, y: x}
+    (tmp_path / ".DS_Store").write_text("")
+    evaluate(network, evaluated, checkpoint=tmp_path, **options)
+    file = tmp_path / "report.txt"
+    file.write_text("precious")
+    for path in (file, file / "below" / "it"):
+        with pytest.raises(ValueError, match=r"must be a folder, but .*report\.txt' is a file"):
+            evaluate(network, evaluated, checkpoint=path, **options)
+    assert file.read_text() == "precious"
 
 
 def test_what_is_written_is_whole_and_nothing_else_is_left(tmp_path, monkeypatch):

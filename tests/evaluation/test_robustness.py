@@ -322,11 +322,34 @@ def test_images_that_are_all_wrong_need_no_attack(quick, network, evaluated):
         ({"version": "hard"}, "standard, plus, rand"),
         ({"attack": "pgd"}, '"autoattack" or a factory'),
         ({"attack": {}}, "empty mapping"),
+        ({"attack": lambda model, eps: lambda x, y: x, "version": "hard"}, "standard, plus, rand"),
     ],
 )
 def test_illegal_settings_are_errors(options, match, quick, network, evaluated):
     with pytest.raises(ValueError, match=match):
         evaluate(network, evaluated, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"assume_survivors": "no"}, "assume_survivors must be True or False, got 'no'"),
+        ({"sanity_checks": 1}, "sanity_checks must be True or False"),
+        ({"return_adversarial": None}, "return_adversarial must be True or False"),
+        ({"attack": {3: lambda model, eps: lambda x, y: x}}, "names of attacks must be strings, got 3"),
+    ],
+)
+def test_settings_of_another_type_are_errors_before_the_work(options, match, network, evaluated):
+    network.register_forward_pre_hook(lambda *_: pytest.fail("the network was used"))
+    with pytest.raises(TypeError, match=match):
+        evaluate(network, evaluated, **options)
+
+
+def test_numpys_truth_will_do(network, evaluated, tmp_path):
+    attack = {"attack": lambda model, eps: lambda x, y: x}
+    flags = dict.fromkeys(("assume_survivors", "return_adversarial", "sanity_checks"), np.True_)
+    report = evaluate(network, evaluated, **attack, **flags, checkpoint=tmp_path)
+    assert report.settings["assume_survivors"] is True
 
 
 def test_illegal_data_are_errors_that_say_where(quick, network, evaluated):
@@ -365,3 +388,24 @@ def test_illegal_networks_are_errors(quick, evaluated):
 
     with pytest.raises(ValueError, match="NaN"):
         evaluate(NaN(), evaluated)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_a_network_of_another_type_is_an_error_that_says_so(checkpoint, network, evaluated, tmp_path):
+    options = {"attack": lambda model, eps: lambda x, y: x} | ({"checkpoint": tmp_path} if checkpoint else {})
+    with pytest.raises(
+        TypeError, match=r"images of torch\.float32 and has parameters of torch\.float64.*model\.float\(\)"
+    ):
+        evaluate(copy.deepcopy(network).double(), evaluated, **options)
+    options |= {"checkpoint": tmp_path / "other"} if checkpoint else {}
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):  # something else is as it was
+        evaluate(nn.Sequential(nn.Flatten(), nn.Linear(3, 10)), evaluated, **options)
+
+
+def test_a_network_made_in_inference_mode_is_an_error_that_says_what_to_do(network, evaluated):
+    options = {"attack": lambda model, eps: lambda x, y: x}
+    with torch.inference_mode():
+        made_inside = copy.deepcopy(network)
+    with pytest.raises(ValueError, match=r"under torch\.inference_mode\(\).*copy\.deepcopy"):
+        evaluate(made_inside, evaluated, **options)
+    same(evaluate(copy.deepcopy(made_inside), evaluated, **options), evaluate(network, evaluated, **options))

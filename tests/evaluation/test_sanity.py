@@ -132,6 +132,51 @@ def test_an_attack_that_fails_at_a_larger_eps(network, evaluated):
     assert counts[1] <= counts[0]
 
 
+def test_a_later_attack_that_fails_at_a_larger_eps(network, evaluated):
+    """What is broken at a small ε is carried upward, so nobody else would notice."""
+
+    def only_small(model, eps):
+        def attack(images, labels):
+            images = images.clone().requires_grad_()
+            F.cross_entropy(model(images), labels).backward()
+            step = images.grad.sign() if eps < 0.1 else torch.zeros_like(images)
+            return (images + eps * step).clamp(0, 1).detach()
+
+        return attack
+
+    attacks = {"nothing": lambda model, eps: lambda images, labels: images, "only small": only_small}
+    report = evaluate(network, evaluated, attack=attacks, eps=(0.08, 0.2))
+    assert warned(report, "images that only small broke at eps = 0.08")
+    assert not warned(report, "nothing broke")
+
+
+def test_nan_under_attack_is_broken_whatever_the_class(network, evaluated):
+    class NaNElsewhere(nn.Module):
+        """As it was on clean images, and NaN for all others."""
+
+        def forward(self, x):
+            clean = (x[:, None] == evaluated[0]).flatten(2).all(2).any(1)
+            return network(x).masked_fill(~clean[:, None], torch.nan)
+
+    def shifted(model, eps):
+        return lambda images, labels: (images + eps * torch.linspace(-1, 1, 256).view(1, 16, 16)).clamp(0, 1)
+
+    report = evaluate(NaNElsewhere(), evaluated, attack=shifted, eps=0.05)
+    assert report.clean_accuracy > 0.8
+    assert report.robust_accuracy[0.05] == 0
+    broken = int(report.correct_clean.sum())
+    assert warned(report, f"gave NaN for {broken} adversarial example(s) of shifted, which count as broken")
+
+
+def test_probabilities_in_half_precision(quick, network, evaluated):
+    report = evaluate(
+        Around(network, after=lambda logits: logits.softmax(1).bfloat16()),
+        evaluated,
+        attack=lambda m, e: lambda x, y: x,
+    )
+    assert warned(report, "look like probabilities")
+
+
 def test_an_assumption_that_does_not_hold(network, evaluated):
     def only_small(model, eps):
         def attack(images, labels):
