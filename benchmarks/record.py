@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -28,10 +30,14 @@ _PACKAGES = (
 
 
 def run_record(seed: int | None) -> dict[str, Any]:
-    """The conditions of this run, as plain JSON values. Paths are cut to their last part."""
+    """The conditions of this run, as plain JSON values. Paths are cut to their last part.
+
+    ``commit`` is the checkout's, ``-dirty`` if tracked files differ from it, and None where there is no checkout.
+    """
     command = ["python", *(Path(part).name if Path(part).is_absolute() else part for part in sys.orig_argv[1:])]
     return {
         "command": " ".join(command),
+        "commit": _commit(),
         "seed": seed,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "hardware": {
@@ -60,6 +66,19 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
     """Write a result file whole or not at all."""
     write_text(path, json.dumps(result, indent=2) + "\n")
+
+
+@functools.cache
+def _commit() -> str | None:
+    """Of the files that this process began with: asked for once."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _version(package: str) -> str | None:

@@ -19,14 +19,17 @@ import sys
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from benchmarks.paper.methods import METHODS
 from benchmarks.paper.networks import NETWORKS
 from benchmarks.paper.presets import PRESETS, Preset
-from benchmarks.paper.protocols import Cell, Evaluation, Training
+from benchmarks.paper.protocols import Cell, Evaluation, Precision, Training
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 _SAME = {"sip-at": "sip-s"}  # the paper's name of the method and of its rows
 
@@ -57,12 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(cells: list[Cell], options: argparse.Namespace) -> int:
-    from lightning.fabric import Fabric
-
     from benchmarks.paper.cell import Place, run_cell
     from benchmarks.paper.data import Source
 
     if options.threads is not None:
+        if options.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {options.threads}.")
         torch.set_num_threads(options.threads)
     place = Place(
         Source(options.data_dir, options.download, options.unofficial_data),
@@ -74,12 +77,7 @@ def _run(cells: list[Cell], options: argparse.Namespace) -> int:
     )
     left = []
     for number, cell in enumerate(cells):
-        fabric = Fabric(
-            accelerator=options.accelerator,
-            devices=int(os.environ.get("LOCAL_WORLD_SIZE", options.devices)),
-            num_nodes=options.nodes,
-            precision=cell.training.precision,
-        )
+        fabric = _fabric(options, cell.training.precision)
         fabric.launch()
         if fabric.global_rank == 0:
             print(f"[{number + 1}/{len(cells)}] {cell.name}", flush=True)
@@ -88,6 +86,24 @@ def _run(cells: list[Cell], options: argparse.Namespace) -> int:
     if left:
         print(f"Another process is at: {', '.join(left)}.")
     return 0
+
+
+def _fabric(options: argparse.Namespace, precision: Precision) -> Fabric:
+    from lightning.fabric import Fabric
+
+    devices = int(os.environ.get("LOCAL_WORLD_SIZE", options.devices))
+    try:
+        fabric = Fabric(accelerator=options.accelerator, devices=devices, num_nodes=options.nodes, precision=precision)
+    except Exception as error:  # Lightning's are of several kinds
+        raise ValueError(
+            f"Lightning Fabric does not do --accelerator {options.accelerator} with {devices} device(s) and --nodes "
+            f"{options.nodes} here: {error}"
+        ) from error
+    if fabric.strategy.precision.precision != precision:  # it took another one, with a warning
+        raise ValueError(
+            f"There is no --precision {precision} on this device: try {fabric.strategy.precision.precision}."
+        )
+    return fabric
 
 
 def _cells(options: argparse.Namespace, preset: Preset) -> list[Cell]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,11 +73,10 @@ def run_cell(cell: Cell, place: Place, fabric: Fabric, *, train_only: bool = Fal
         if not mine:
             return False
         maps, teacher = _maps(cell, splits, place, fabric)
-        key = cell.training_key(splits.content, None if teacher is None else teacher["weights_sha256"])
+        key = cell.training_key(splits.content, None if teacher is None else maps_source(teacher))
         network, history = trained(cell, key, splits, maps, place, fabric)
         if train_only:
             return True
-        began = time.perf_counter()
         report, folding = _evaluated(cell, key, network, splits, place, fabric)
         if fabric.global_rank == 0:
             # The result is the last to be written: where it is, the cell is done.
@@ -106,7 +104,7 @@ def run_cell(cell: Cell, place: Place, fabric: Fabric, *, train_only: bool = Fal
                     "batchnorm_folding": folding,
                     "clean_accuracy": report.clean_accuracy,
                     "robust_accuracy": {f"{255 * eps:g}/255": value for eps, value in report.robust_accuracy.items()},
-                    "evaluation_seconds": time.perf_counter() - began,
+                    "evaluation_seconds": report.seconds,
                     "warnings": list(report.warnings),
                 },
             )
@@ -122,8 +120,10 @@ def _finished(cell: Cell, splits: Splits, place: Place) -> bool:
     differing = differences(known["cell"], cell.as_dict())
     if known["data"]["content"] != splits.content:
         differing.append(f"data: {known['data']['origin']}, other images or labels")
-    teacher = known["teacher"] or {}
-    if METHODS[cell.method].salience not in (None, "human"):
+    teacher, salience = known["teacher"] or {}, METHODS[cell.method].salience
+    if salience == "human" and splits.human_maps is not None and maps_source(teacher) != splits.human_maps.content():
+        differing.append("maps: other annotations")
+    elif salience not in (None, "human"):
         if place.teacher is None and "file" in teacher:
             differing.append(f"teacher: that of --teacher {teacher['file']}")
         if place.teacher is not None and teacher["weights_sha256"] != weights_hash(_given_teacher(cell, splits, place)):
@@ -134,6 +134,12 @@ def _finished(cell: Cell, splits: Splits, place: Place) -> bool:
             f"--work {place.work} networks that are trained already are used again), or remove the file."
         )
     return True
+
+
+def maps_source(teacher: dict[str, Any]) -> str:
+    """Hash of what a cell's maps come from, as its result says it: the teacher's weights, or the annotations."""
+    found: str = teacher["weights_sha256"] or teacher["annotations_sha256"]
+    return found
 
 
 def trained(
@@ -162,8 +168,17 @@ def _maps(cell: Cell, splits: Splits, place: Place, fabric: Fabric) -> tuple[Map
         return None, None
     if kind == "human":
         if splits.human_maps is None:
-            raise ValueError(f"There are no human annotations for {cell.dataset}: {cell.method} is for cub.")
-        return splits.human_maps, {"salience": "human annotations", "weights_sha256": None}
+            why = (
+                "their archive, segmentations.tgz, is not unpacked in --data-dir"
+                if cell.dataset == "cub"
+                else f"{cell.method} is for cub"
+            )
+            raise ValueError(f"There are no human annotations for {cell.dataset}: {why}.")
+        return splits.human_maps, {
+            "salience": "human annotations",
+            "weights_sha256": None,
+            "annotations_sha256": splits.human_maps.content(),
+        }
     teacher, note = _teacher(cell, splits, place, fabric)
     source = GradientSalience(teacher)
     least = kind == "least"
@@ -235,7 +250,7 @@ def fold_batchnorm(network: nn.Module, images: Tensor) -> tuple[nn.Module, dict[
     """The network in eval mode with BatchNorm folded into the convolutions, and how much its logits differ on the images.
 
     Raises:
-        RuntimeError: If a prediction differs on an image whose two best logits are more than rounding apart.
+        ValueError: If logits differ by more than rounding.
     """
     from torch.fx.experimental.optimization import fuse
 
@@ -250,9 +265,7 @@ def fold_batchnorm(network: nn.Module, images: Tensor) -> tuple[nn.Module, dict[
             largest = max(largest, (ours - theirs).abs().max().item())
             differing += int((ours.argmax(1) != theirs.argmax(1)).sum())
     if largest > 1e-3:
-        raise RuntimeError(
-            f"Folding BatchNorm changes logits by up to {largest:g}: leave it out (--no-fold-batchnorm)."
-        )
+        raise ValueError(f"Folding BatchNorm changes logits by up to {largest:g}: leave it out (--no-fold-batchnorm).")
     return folded, {"largest_logit_difference": largest, "predictions_that_differ": differing}
 
 

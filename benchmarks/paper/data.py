@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
+from sip_plugin.salience import CUB200, FolderMasks
+
 _CUB_SIZE = [224, 224]
 Images = Dataset[tuple[Tensor, int]]
 
@@ -22,6 +24,13 @@ class Maps(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Tensor: ...
+
+
+class HumanMaps(Maps, Protocol):
+    """Maps that people drew."""
+
+    def content(self) -> str:
+        """Hash of the files that they are read from."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class Splits:
     origin: str
     split: str
     content: str
-    human_maps: Maps | None = None
+    human_maps: HumanMaps | None = None
 
 
 def load_splits(name: str, source: Source, validation_share: float, seed: int) -> Splits:
@@ -94,19 +103,8 @@ def load_splits(name: str, source: Source, validation_share: float, seed: int) -
         origin=origin,
         split=split,
         content=hashlib.sha256(f"{train.content()} {test.content()} {split}".encode()).hexdigest()[:16],
-        human_maps=None if maps is None else _Rows(maps, kept),
+        human_maps=None if maps is None else _ResizedMaps(maps, kept),
     )
-
-
-class _Rows:
-    def __init__(self, maps: Maps, rows: list[int]) -> None:
-        self.maps, self.rows = maps, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.maps[self.rows[index]]
 
 
 class _InMemory(TensorDataset):
@@ -163,10 +161,8 @@ def _cifar(name: str, source: Source) -> tuple[Any, Any, int, int, str, None]:
     return tensors(True), tensors(False), 10 if name == "cifar10" else 100, 3, f"{name}, {kind}", None
 
 
-def _cub(name: str, source: Source) -> tuple[Any, Any, int, int, str, Maps | None]:
+def _cub(name: str, source: Source) -> tuple[Any, Any, int, int, str, FolderMasks | None]:
     """CUB-200-2011 in its archive's layout, 224×224, with a majority of the annotators' segmentations as maps."""
-    from sip_plugin.salience import CUB200
-
     assert source.folder is not None  # load_splits has asked for it
     if source.download or source.unofficial is not None:
         raise ValueError(
@@ -174,7 +170,7 @@ def _cub(name: str, source: Source) -> tuple[Any, Any, int, int, str, Maps | Non
         )
     train, test = CUB200(source.folder, train=True), CUB200(source.folder, train=False)
     try:
-        maps: Maps | None = _ResizedMaps(train.masks())
+        maps: FolderMasks | None = train.masks()
     except FileNotFoundError as error:
         # Only SIP-H needs them, and it says so.
         warnings.warn(f"No human maps: {error}", RuntimeWarning, stacklevel=2)
@@ -204,14 +200,20 @@ class _Resized(Dataset[tuple[Tensor, int]]):
 
 
 class _ResizedMaps:
-    """Their maps, by the nearest pixel."""
+    """The maps of some of them, by the nearest pixel."""
 
-    def __init__(self, maps: Maps) -> None:
-        self.maps = maps
+    def __init__(self, maps: FolderMasks, rows: list[int]) -> None:
+        self.maps, self.rows = maps, rows
 
     def __len__(self) -> int:
-        return len(self.maps)
+        return len(self.rows)
+
+    def content(self) -> str:
+        digest = hashlib.sha256(str(self.maps.threshold).encode())
+        for row in self.rows:
+            digest.update(hashlib.sha256(self.maps.files[row].read_bytes()).digest())
+        return digest.hexdigest()
 
     def __getitem__(self, index: int) -> Tensor:
-        salience = self.maps[index]
+        salience = self.maps[self.rows[index]]
         return F.interpolate(salience[None].float(), _CUB_SIZE, mode="nearest-exact")[0].bool()

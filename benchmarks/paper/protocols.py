@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 from sip_plugin.checks import check_eps
 from sip_plugin.evaluation.autoattack import VERSIONS
+from sip_plugin.evaluation.radii import distinct
 
 Schedule = Literal["step", "one-cycle"]
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Training:
         steps: Its steps.
         validation_share: Share of the training images that is held out.
         validation_every: Epochs between two looks at the held-out images; the last epoch always looks.
-        precision: Lightning Fabric's: ``"32-true"``, ``"bf16-mixed"``, …
+        precision: Lightning Fabric's: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         pretrained: Start from torchvision's ImageNet weights.
         compile: Compile the search's step as one graph.
     """
@@ -57,7 +59,7 @@ class Training:
     steps: int = 10
     validation_share: float = 0.1
     validation_every: int = 10
-    precision: str = "32-true"
+    precision: Precision = "32-true"
     pretrained: bool = False
     compile: bool = False
 
@@ -107,6 +109,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         if not self.eps or not all(check_eps(eps, name="test-eps") > 0 for eps in self.eps):
             raise ValueError(f"--test-eps must be one radius or more, all above 0, got {self.eps}.")
+        object.__setattr__(self, "eps", distinct(self.eps))  # in any order it is the same evaluation
         if self.version not in VERSIONS:
             raise ValueError(f"--version must be one of {', '.join(VERSIONS)}, got {self.version!r}.")
         _at_least("images", 1 if self.images is None else self.images, 1)

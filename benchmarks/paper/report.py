@@ -55,13 +55,16 @@ def read_results(preset: Preset, folder: Path, seeds: Sequence[int] | None = Non
     archs = [*preset.archs, *(arch for arch in NETWORKS if arch not in preset.archs)]
     for path, result in sorted(results.items(), key=lambda item: item[1]["cell"]["seed"]):
         cell = result["cell"]
-        report = RobustnessReport.from_json(path.with_suffix(".report.json"))
+        images = path.with_suffix(".report.json")
+        if not images.exists():
+            raise ValueError(f"{path} has no {images.name} beside it: remove it, and `table` makes both again.")
+        report = RobustnessReport.from_json(images)
         runs.setdefault(cell["arch"], {}).setdefault(cell["method"], {})[cell["seed"]] = report
     return {arch: {m: runs[arch][m] for m in METHODS if m in runs[arch]} for arch in archs if arch in runs}
 
 
 def _check_one_table(results: dict[Path, dict[str, Any]]) -> None:
-    teacher: dict[str, Any] | None = None
+    sources: dict[str, str] = {}
     (first_path, first), *_ = results.items()
     for path, result in results.items():
         name = "{dataset}-{arch}-{method}-seed{seed}".format(**result["cell"])
@@ -73,11 +76,10 @@ def _check_one_table(results: dict[Path, dict[str, Any]]) -> None:
             for r in (first, result)
         )
         differing = differences(ours, theirs)
-        own = (result["teacher"] or {}).get("weights_sha256")
-        if own is not None:
-            teacher = teacher or result["teacher"]
-            if own != teacher["weights_sha256"]:
-                differing.append("teacher: other weights")
+        for kind, name in (("weights_sha256", "teacher: other weights"), ("annotations_sha256", "other annotations")):
+            own = (result["teacher"] or {}).get(kind)
+            if own is not None and own != sources.setdefault(kind, own):
+                differing.append(name)
         if differing:
             raise ValueError(
                 f"{path.name} and {first_path.name} do not belong in one table ({'; '.join(differing)}). Keep them in "
@@ -100,7 +102,6 @@ def write_report(preset: Preset, folder: Path, seeds: Sequence[int] | None = Non
         },
         references=[REFERENCE] if any("standard" in rows for rows in runs.values()) else [],
     )
-    print(comparison)
     comparison.to_markdown(folder / "table.md")
     comparison.to_latex(folder / "table.tex")
     comparison.plot(folder / "curves.png")
@@ -110,7 +111,8 @@ def write_report(preset: Preset, folder: Path, seeds: Sequence[int] | None = Non
         written += ", gains.png"
     else:
         (folder / "gains.png").unlink(missing_ok=True)  # of other cells
-        print("\nNo gains.png: not every row has the seeds of a row of Madry's.")
+        written += " (no gains.png: not every row has the seeds of a row of Madry's)"
+    print(comparison)
     print(f"\n{written}: {folder}/")
 
 
@@ -130,30 +132,27 @@ def published_table(dataset: str, arch: str) -> str:
 def differences_table(ours: str, dataset: str) -> str:
     """What each method gains over Madry, in points: in the paper's table of a data set, and in a preset of ours.
 
-    Ours are means, with standard deviation, of the differences between two networks of one seed.
+    Ours are means, with standard deviation, of the differences between two networks of one seed, of which ours (n) has n.
     """
     lines = _head(["Method", "", "Clean", *(f"ε = {name}" for name in PUBLISHED["columns"][1:])])
-    sources: list[tuple[str, dict[str, list[str]]]] = []
+    rows: list[tuple[str, str, list[str]]] = []
     for arch, published in PUBLISHED["tables"][dataset].items():
         madry = [mean for mean, _ in published["madry"]]
-        gains = {
-            method: [_points(mean - base) for (mean, _), base in zip(row, madry, strict=True)]
-            for method, row in published.items()
-        }
-        sources.append((f"paper, {NETWORK_NAMES[arch]}", gains))
-    for arch, rows in _results_so_far(ours).items():
-        gains = {}
-        for method, reports in rows.items():
-            shared = [seed for seed in reports if seed in rows.get("madry", {})]
+        for method, figures in published.items():
+            gains = [_points(mean - base) for (mean, _), base in zip(figures, madry, strict=True)]
+            rows.append((method, f"paper, {NETWORK_NAMES[arch]}", gains))
+    for arch, runs in _results_so_far(ours).items():
+        for method, reports in runs.items():
+            shared = [seed for seed in reports if seed in runs.get("madry", {})]
             if shared and method != "madry":
-                row, base = RobustnessReport.compare(
-                    {name: [rows[name][seed] for seed in shared] for name in (method, "madry")}
+                mine, base = RobustnessReport.compare(
+                    {name: [runs[name][seed] for seed in shared] for name in (method, "madry")}
                 ).rows
-                gains[method] = [_points(100 * gain.mean, gain.std) for gain in row.gains_over(base).values()]
-        sources.append((f"ours, {arch}", gains))
+                gains = [_points(100 * gain.mean, gain.std) for gain in mine.gains_over(base).values()]
+                rows.append((method, f"ours ({len(shared)}), {arch}", gains))
     for method in METHODS:
         if method not in ("standard", "madry"):
-            lines += [_row([METHODS[method].label, name, *gains[method]]) for name, gains in sources if method in gains]
+            lines += [_row([METHODS[method].label, name, *gains]) for of, name, gains in rows if of == method]
     return "\n".join(lines)
 
 

@@ -95,7 +95,8 @@ def train_network(
             protocol.batch_size // fabric.world_size,
             sampler=order,
             num_workers=workers,
-            persistent_workers=workers > 0,
+            # Not persistent: workers take their random numbers from this process's when they start, which an epoch does
+            # with a seed of its own, so that a resumed one draws what the uninterrupted one would have drawn.
             pin_memory=fabric.device.type == "cuda",
         ),
         use_distributed_sampler=False,
@@ -111,6 +112,7 @@ def train_network(
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         criterion.load_state_dict(state["trainer"])
+        fabric.strategy.precision.load_state_dict(state["precision"])  # the gradient scaler's
         history = state["history"]
     logger = _logger(log, folder) if fabric.global_rank == 0 else None
     with tqdm(
@@ -145,6 +147,7 @@ def train_network(
                         "network": network.state_dict(),
                         "optimizer": optimizer.state_dict(),
                         "trainer": criterion.state_dict(),
+                        "precision": fabric.strategy.precision.state_dict(),
                         "history": history,
                     },
                 )
@@ -153,7 +156,7 @@ def train_network(
     model.eval()
     network = network.to(memory_format=torch.contiguous_format)
     # Without Fabric around it: the evaluation has neither its precision nor DistributedDataParallel.
-    return network, {"epochs": history, **_conditions(fabric)}
+    return network, {"epochs": history, **_conditions(fabric, workers)}
 
 
 def _epoch(
@@ -251,10 +254,11 @@ def _transform(augmentation: str, size: int) -> Any:
     return flip if augmentation == "flip" else v2.Compose([v2.RandomCrop(size, padding=size // 8), flip])
 
 
-def _conditions(fabric: Fabric) -> dict[str, Any]:
+def _conditions(fabric: Fabric, workers: int) -> dict[str, Any]:
     record = run_record(None)
     return {
         "processes": fabric.world_size,
+        "workers": workers,
         "device": str(fabric.device),
         "hardware": record["hardware"],
         "versions": record["versions"],

@@ -75,6 +75,12 @@ def test_a_checkpoint_belongs_to_one_training_protocol(field):
     assert a_cell(evaluation=Evaluation(images=3)).training_key("data", None) == cell.training_key("data", None)
 
 
+def test_the_order_of_the_radii_makes_no_other_evaluation():
+    assert Evaluation(eps=(0.2, 0.1, 0.1)) == Evaluation(eps=(0.1, 0.2))
+    with pytest.raises(ValueError, match="--test-eps must be one radius or more"):
+        Evaluation(eps=())
+
+
 def test_a_checkpoint_belongs_to_one_data_set_and_one_teacher():
     keys = {a_cell().training_key(data, teacher) for data in ("a", "b") for teacher in (None, "c", "d")}
     assert len(keys) == 6

@@ -35,6 +35,8 @@ def a_report(right, survivors):
 def result(cell, data="a", teacher="b"):
     """What a result file says of its cell."""
     teacher = {"weights_sha256": teacher} if cell.method.startswith("sip") else None
+    if cell.method == "sip-h":
+        teacher = {"weights_sha256": None, "annotations_sha256": "c"}
     return {"cell": cell.as_dict(), "data": {"content": data, "origin": "somewhere"}, "teacher": teacher}
 
 
@@ -70,7 +72,7 @@ def test_no_picture_of_gains_is_left_where_a_row_lacks_a_seed(results, capsys):
     next((folder / "cells").glob("*-sip-s-seed1.json")).unlink()
     report.write_report(PRESETS["cifar10-cpu"], folder)
     assert not (folder / "gains.png").exists()
-    assert "No gains.png" in capsys.readouterr().out
+    assert "no gains.png" in capsys.readouterr().out
 
 
 def test_a_report_of_some_seeds_leaves_out_the_others(results):
@@ -91,11 +93,11 @@ def test_the_differences_are_between_networks_of_one_seed(results):
         return lines, [line for line in lines if "SIP-S" in line and "ours" in line]
 
     lines, found = ours()
-    assert found == ["| SIP-S | ours, convnet24 | +9.0 ± 1.4 | +6.0 ± 0.0 | +0.0 ± 0.0 | -2.0 ± 0.0 | -9.0 ± 1.4 |"]
+    assert found == ["| SIP-S | ours (2), convnet24 | +9.0 ± 1.4 | +6.0 ± 0.0 | +0.0 ± 0.0 | -2.0 ± 0.0 | -9.0 ± 1.4 |"]
     folder = results / "cifar10-cpu" / "cells"
     for file in folder.glob("*madry-seed0*"):
         file.unlink()
-    assert ours()[1] == ["| SIP-S | ours, convnet24 | +8.0 | +6.0 | +0.0 | -2.0 | -10.0 |"]
+    assert ours()[1] == ["| SIP-S | ours (1), convnet24 | +8.0 | +6.0 | +0.0 | -2.0 | -10.0 |"]
     for file in folder.glob("*madry-seed1*"):
         file.unlink()
     assert ours()[1] == []
@@ -157,6 +159,26 @@ def test_cells_of_different_settings_do_not_share_a_table(results, change, named
     change(found)
     path.write_text(json.dumps(found))
     with pytest.raises(ValueError, match=named):
+        report.read_results(PRESETS["cifar10-cpu"], folder)
+
+
+def test_cells_of_other_annotations_do_not_share_a_table(results):
+    folder = results / "cifar10-cpu"
+    for seed in range(2):
+        cell = dataclasses.replace(next(PRESETS["cifar10-cpu"].cells()), method="sip-h", seed=seed)
+        a_report(50, (44, 40, 30, 20)).to_json(folder / "cells" / f"{cell.name}.report.json")
+        path = folder / "cells" / f"{cell.name}.json"
+        path.write_text(json.dumps(result(cell)))
+    assert "sip-h" in report.read_results(PRESETS["cifar10-cpu"], folder)["convnet24"]
+    path.write_text(path.read_text().replace('"annotations_sha256": "c"', '"annotations_sha256": "d"'))
+    with pytest.raises(ValueError, match="other annotations"):
+        report.read_results(PRESETS["cifar10-cpu"], folder)
+
+
+def test_a_result_without_its_images_says_what_to_do(results):
+    folder = results / "cifar10-cpu"
+    next((folder / "cells").glob("*-sip-s-seed1.report.json")).unlink()
+    with pytest.raises(ValueError, match=r"has no .*sip-s-seed1\.report\.json beside it: remove it"):
         report.read_results(PRESETS["cifar10-cpu"], folder)
 
 

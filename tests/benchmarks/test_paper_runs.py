@@ -10,11 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric import Fabric
+from lightning.fabric.plugins.precision import MixedPrecision
 
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.data import Source, load_splits
-from benchmarks.paper.files import load, weights_hash
+from benchmarks.paper.files import load, save, weights_hash
 from benchmarks.paper.networks import build_network
+from benchmarks.paper.protocols import Cell, Evaluation, Training
+from benchmarks.paper.training import train_network
 from tests.conftest import SHARED_DATA
 from tests.salience.annotations.archive import Archive
 
@@ -89,9 +93,11 @@ def test_a_table_is_trained_evaluated_and_reported(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="kill -9 is not for Windows")
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path):
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(workers, tmp_path):
     name = "digits-convnet8-sip-s-seed0"
     arguments = ["run", "--dataset", "digits", "--method", "sip-at", *TINY[2:], "--epochs", "6", "--train-only"]
+    arguments += ["--workers", workers, "--augmentation", "crop-flip"]  # which is drawn where the images are loaded
     finish(start(*arguments, "--results", tmp_path / "whole"))
     process = start(*arguments, "--results", tmp_path / "killed")
     work = tmp_path / "killed" / "work"
@@ -109,6 +115,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(tmp_path):
         load(next((tmp_path / folder / "work").glob(f"{name}-*/network.pt"))) for folder in ("whole", "killed")
     )
     assert len(killed["history"]["epochs"]) == 6
+    assert killed["history"]["workers"] == int(workers)
     for name, value in whole["network"].items():
         assert torch.equal(value, killed["network"][name]), name
 
@@ -181,6 +188,11 @@ def test_sip_h_trains_on_the_birds_with_their_annotators_maps(tmp_path):
     assert main([*map(str, arguments), "--method", "sip-h"]) == 0
     (network,) = (tmp_path / "out" / "work").glob("cub-convnet8-sip-h-seed0-*/network.pt")
     salient = load(network)["history"]["epochs"][0]["salient"]
+    assert main([*map(str, arguments), "--method", "sip-h"]) == 0  # trained already
+    for mask in tmp_path.rglob("segmentations/**/*.png"):
+        mask.write_bytes(mask.read_bytes() + b"0")  # other annotations, which look the same
+    assert main([*map(str, arguments), "--method", "sip-h"]) == 0
+    assert len(list((tmp_path / "out" / "work").glob("cub-convnet8-sip-h-seed0-*/network.pt"))) == 2
     shares = [splits.human_maps[index].float().mean() for index in range(len(splits.human_maps))]
     assert min(shares) <= salient <= max(shares)
 
@@ -230,6 +242,61 @@ def test_a_network_is_never_taken_for_one_of_another_teacher(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*short[:3], "--method", "madry", *short[5:], *given])
     assert "madry has no teacher" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_log_can_be_tensorboards_and_the_precision_mixed(tmp_path):
+    tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    arguments = ["run", "--dataset", "digits", "--method", "madry", "--results", str(tmp_path), *TINY, "--train-only"]
+    assert main([*arguments, "--log", "tensorboard", "--precision", "bf16-mixed"]) == 0
+    (log,) = (tmp_path / "work").glob("digits-convnet8-madry-*/log/version_0")
+    events = tensorboard.EventAccumulator(str(log)).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [0, 1]
+
+
+@pytest.mark.slow
+def test_a_resumed_training_goes_on_with_the_gradient_scalers_state(tmp_path, monkeypatch):
+    cell = Cell("digits", "convnet8", "madry", 0, "convnet8", Training(epochs=3, steps=1), Evaluation())
+    splits = load_splits("digits", Source(), 0.1, 0)
+
+    def train(folder):
+        # So large a scale overflows: the first steps are left out until it has been halved often enough.
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
+        precision = MixedPrecision("16-mixed", device="cpu", scaler=scaler)
+        network, _ = train_network(
+            cell, "key", splits, None, folder, Fabric(accelerator="cpu", plugins=precision), workers=0, log="csv"
+        )
+        assert scaler.get_scale() < 2.0**30
+        return network.state_dict()
+
+    def save_and_stop(path, state):
+        save(path, state)
+        raise InterruptedError
+
+    whole = train(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmarks.paper.training.save", save_and_stop)
+        with pytest.raises(InterruptedError):
+            train(tmp_path / "stopped")
+    resumed = train(tmp_path / "stopped")
+    assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--threads", "0"], "--threads must be at least 1"),
+        (["--accelerator", "abacus"], "Lightning Fabric does not do --accelerator abacus"),
+        (["--precision", "16-mixed"], "no --precision 16-mixed on this device: try bf16-mixed"),
+        (["--precision", "64-true"], "invalid choice: '64-true'"),
+    ],
+)
+def test_a_machine_that_there_is_not_is_an_error_in_one_line(options, complaint, tmp_path, capsys):
+    arguments = ["run", "--dataset", "digits", "--method", "madry", "--results", str(tmp_path)]
+    with pytest.raises(SystemExit) as error:
+        main([*arguments, *TINY, *options])
+    assert error.value.code == 2
+    assert complaint in capsys.readouterr().err
 
 
 def test_a_preset_of_another_data_set_is_refused(capsys):
