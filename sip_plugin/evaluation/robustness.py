@@ -3,50 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import numbers
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from importlib import metadata
-from typing import Any, NamedTuple, get_args
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sip_plugin.checks import Norm, check_eps, check_logits
+from sip_plugin.checks import Norm, check_logits
 from sip_plugin.evaluation import sanity
 from sip_plugin.evaluation.attacks import AttackFactory, FactoryStage, factories
-from sip_plugin.evaluation.autoattack import (
-    BLACK_BOX,
-    AutoAttackStage,
-    attack_names,
-    autoattack_package,
-    autoattack_stages,
-)
+from sip_plugin.evaluation.autoattack import BLACK_BOX, AutoAttackStage, autoattack_stages
 from sip_plugin.evaluation.data import Data, collect
 from sip_plugin.evaluation.journal import Journal, fingerprint, model_fingerprint
 from sip_plugin.evaluation.processes import Processes, bare_network
 from sip_plugin.evaluation.progress import Progress
-from sip_plugin.evaluation.radii import distinct
 from sip_plugin.evaluation.report import RobustnessReport
+from sip_plugin.evaluation.request import Request, attack_list, described, flag, radii, whole
 from sip_plugin.evaluation.stages import Stage
 from sip_plugin.evaluation.surroundings import device_of, frozen, left_as_found
 from sip_plugin.evaluation.sweep import Sweep
 
 _LOOKED_AT = 16  # images for the checks of the network itself
-
-
-class _Understood(NamedTuple):
-    """The arguments of an evaluation, checked."""
-
-    model: nn.Module
-    attacks: dict[str, AttackFactory | str]
-    version: str | Sequence[str]
-    first: int | None
-    keep_examples: bool
-    settings: dict[str, Any]
 
 
 def evaluate_robustness(
@@ -124,22 +104,22 @@ def evaluate_robustness(
     began = time.perf_counter()
     processes = Processes(together=distributed)
 
-    def understood() -> _Understood:
+    def understood() -> Request:
         if checkpoint is not None and not os.fspath(checkpoint):
             raise ValueError('checkpoint must name a folder, got an empty string. For the current one: checkpoint=".".')
-        attacks, stages = factories(attack), _attack_list(version)
+        attacks, stages = factories(attack), attack_list(version)
         settings = {
-            "eps": list(_radii(eps, norm)),
+            "eps": list(radii(eps, norm)),
             "norm": norm,
-            "attack": _described(attacks, stages),
-            "assume_survivors": _flag(assume_survivors, "assume_survivors"),
-            "seed": _whole(seed, "seed", 0),
-            "batch_size": _whole(batch_size, "batch_size", 1),
-            "sanity_checks": _flag(sanity_checks, "sanity_checks"),
+            "attack": described(attacks, stages),
+            "assume_survivors": flag(assume_survivors, "assume_survivors"),
+            "seed": whole(seed, "seed", 0),
+            "batch_size": whole(batch_size, "batch_size", 1),
+            "sanity_checks": flag(sanity_checks, "sanity_checks"),
         }
-        keep_examples = _flag(return_adversarial, "return_adversarial")
-        first = None if max_images is None else _whole(max_images, "max_images", 1)
-        return _Understood(bare_network(model, processes.count), attacks, stages, first, keep_examples, settings)
+        keep_examples = flag(return_adversarial, "return_adversarial")
+        first = None if max_images is None else whole(max_images, "max_images", 1)
+        return Request(bare_network(model, processes.count), attacks, stages, first, keep_examples, settings)
 
     model, attacks, version, first, keep_examples, settings = processes.each(understood)
     with torch.inference_mode(False), left_as_found(model):
@@ -255,64 +235,3 @@ def _check_black_box(stages: Sequence[Stage]) -> None:
             f"The network's output has no gradient with respect to the image, which {', '.join(blind)} need. Is its forward "
             'under torch.no_grad(), or does it round? For black-box attacks alone: version=["square"].'
         )
-
-
-def _radii(eps: float | Iterable[float], norm: Norm) -> tuple[float, ...]:
-    if norm not in get_args(Norm):
-        raise ValueError(f"norm must be one of {', '.join(get_args(Norm))}, got {norm!r}.")
-    eps = _number(eps)
-    given = [_number(radius) for radius in eps] if isinstance(eps, Iterable) else [eps]
-    radii = distinct(check_eps(radius, norm) for radius in given)
-    if not radii or radii[0] == 0:
-        raise ValueError(
-            f"eps must hold one radius or more, all above 0 (clean accuracy is always reported), got {given}."
-        )
-    return radii
-
-
-def _number(value: Any) -> Any:
-    """What a tensor or an array holds, as Python numbers: one, or a list of them."""
-    return value.tolist() if isinstance(value, (Tensor, np.ndarray)) else value
-
-
-def _attack_list(version: Any) -> str | tuple[str, ...]:
-    given = version if isinstance(version, str) or not isinstance(version, Iterable) else tuple(version)
-    if isinstance(given, str) or (isinstance(given, tuple) and all(isinstance(name, str) for name in given)):
-        attack_names(given)  # raises if there is no such version or attack
-        return given
-    raise TypeError(f'version must be a name such as "standard", or a list of names of attacks, got {given!r}.')
-
-
-def _whole(value: Any, name: str, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-        raise ValueError(f"{name} must be a whole number from {least}, got {value!r}.")
-    return int(value)
-
-
-def _flag(value: Any, name: str) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} must be True or False, got {value!r}.")
-    return bool(value)
-
-
-def _described(attacks: Mapping[str, AttackFactory | str], version: str | Sequence[str]) -> dict[str, Any]:
-    """The attacks as the report's settings say them."""
-    described: dict[str, Any] = {}
-    for name, factory in attacks.items():
-        if isinstance(factory, str):
-            package = autoattack_package().__name__
-            described[name] = {
-                "version": version if isinstance(version, str) else "custom",
-                "attacks": list(attack_names(version)),
-                "package": f"{package} {_installed(package)}",
-            }
-        else:
-            described[name] = "factory"
-    return described
-
-
-def _installed(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "of unknown version"

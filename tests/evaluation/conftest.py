@@ -28,7 +28,7 @@ class QuickPackage:
 def quick(monkeypatch):
     """Has evaluate_robustness use the quick AutoAttack, and gives it."""
     monkeypatch.setattr("sip_plugin.evaluation.autoattack.autoattack_package", lambda: QuickPackage)
-    monkeypatch.setattr("sip_plugin.evaluation.robustness.autoattack_package", lambda: QuickPackage)
+    monkeypatch.setattr("sip_plugin.evaluation.request.autoattack_package", lambda: QuickPackage)
     return QuickAutoAttack
 
 

@@ -78,11 +78,11 @@ def test_an_evaluation_killed_without_warning_goes_on(quick, network, evaluated,
     script = f"""
         import os, signal, sys
         import torch
-        import sip_plugin.evaluation.autoattack, sip_plugin.evaluation.robustness
+        import sip_plugin.evaluation.autoattack, sip_plugin.evaluation.request
         from sip_plugin.evaluation import evaluate_robustness
         from tests.conftest import small_network
         from tests.evaluation.conftest import EPS, QuickPackage
-        for module in (sip_plugin.evaluation.autoattack, sip_plugin.evaluation.robustness):
+        for module in (sip_plugin.evaluation.autoattack, sip_plugin.evaluation.request):
             module.autoattack_package = lambda: QuickPackage
         state, x, y = torch.load({str(tmp_path / "data.pt")!r})
         network = small_network()

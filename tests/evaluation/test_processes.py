@@ -9,7 +9,7 @@ import torch.multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 import sip_plugin.evaluation.autoattack
-import sip_plugin.evaluation.robustness
+import sip_plugin.evaluation.request
 from sip_plugin.evaluation.processes import Processes, bare_network
 from tests.conftest import small_network
 from tests.evaluation.conftest import QuickPackage, same
@@ -61,7 +61,7 @@ def cases(rank, folder, network, data):
 
 def process(rank, folder):
     torch.set_num_threads(1)
-    for module in (sip_plugin.evaluation.autoattack, sip_plugin.evaluation.robustness):
+    for module in (sip_plugin.evaluation.autoattack, sip_plugin.evaluation.request):
         module.autoattack_package = lambda: QuickPackage
     torch.distributed.init_process_group(
         "gloo",
@@ -91,7 +91,7 @@ def ranks(tmp_path_factory, trained, digits):
     x, y = digits[0][1500:1520].clone(), digits[1][1500:1520].clone()
     torch.save([trained.state_dict(), x, y], folder / "data.pt")
     with pytest.MonkeyPatch.context() as patch, Counter(trained, stop=600):
-        for module in (sip_plugin.evaluation.autoattack, sip_plugin.evaluation.robustness):
+        for module in (sip_plugin.evaluation.autoattack, sip_plugin.evaluation.request):
             patch.setattr(module, "autoattack_package", lambda: QuickPackage)
         with pytest.raises(Interrupt):
             evaluate(trained, (x, y), checkpoint=folder / "begun", **OPTIONS)

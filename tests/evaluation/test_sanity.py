@@ -22,6 +22,18 @@ class Around(nn.Module):
         return self.after(logits) if self.after else logits
 
 
+def only_small(model, eps):
+    """An attack of one step that does nothing at a large ε."""
+
+    def attack(images, labels):
+        images = images.clone().requires_grad_()
+        F.cross_entropy(model(images), labels).backward()
+        step = images.grad.sign() if eps < 0.1 else torch.zeros_like(images)
+        return (images + eps * step).clamp(0, 1).detach()
+
+    return attack
+
+
 def warned(report, text):
     return [warning for warning in report.warnings if text in warning]
 
@@ -115,34 +127,16 @@ def test_a_black_box_attack_stronger_than_the_white_box_ones(quick, network, eva
 
 
 def test_an_attack_that_fails_at_a_larger_eps(network, evaluated):
-    def honest_only_when_small(model, eps):
-        def attack(images, labels):
-            images = images.clone().requires_grad_()
-            F.cross_entropy(model(images), labels).backward()
-            step = images.grad.sign() if eps < 0.1 else torch.zeros_like(images)
-            return (images + eps * step).clamp(0, 1).detach()
-
-        return attack
-
-    report = evaluate(network, evaluated, attack=honest_only_when_small, eps=(0.08, 0.2))
+    report = evaluate(network, evaluated, attack=only_small, eps=(0.08, 0.2))
     broken = int((report.outcome[0] == 0).sum())
     assert broken
-    assert warned(report, f"Of {broken} images that honest_only_when_small broke at eps = 0.08, {broken} withstood")
+    assert warned(report, f"Of {broken} images that only_small broke at eps = 0.08, {broken} withstood")
     counts = (report.outcome == -1).sum(1).tolist()
     assert counts[1] <= counts[0]
 
 
 def test_a_later_attack_that_fails_at_a_larger_eps(network, evaluated):
     """What is broken at a small ε is carried upward, so nobody else would notice."""
-
-    def only_small(model, eps):
-        def attack(images, labels):
-            images = images.clone().requires_grad_()
-            F.cross_entropy(model(images), labels).backward()
-            step = images.grad.sign() if eps < 0.1 else torch.zeros_like(images)
-            return (images + eps * step).clamp(0, 1).detach()
-
-        return attack
 
     attacks = {"nothing": lambda model, eps: lambda images, labels: images, "only small": only_small}
     report = evaluate(network, evaluated, attack=attacks, eps=(0.08, 0.2))
@@ -178,15 +172,6 @@ def test_probabilities_in_half_precision(quick, network, evaluated):
 
 
 def test_an_assumption_that_does_not_hold(network, evaluated):
-    def only_small(model, eps):
-        def attack(images, labels):
-            images = images.clone().requires_grad_()
-            F.cross_entropy(model(images), labels).backward()
-            step = images.grad.sign() if eps < 0.1 else torch.zeros_like(images)
-            return (images + eps * step).clamp(0, 1).detach()
-
-        return attack
-
     report = evaluate(network, evaluated, attack=only_small, eps=(0.08, 0.2), assume_survivors=True)
     assert warned(report, "assume_survivors does not hold")
     assert warned(report, "withstood every attack at eps = 0.2")
