@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.paper.data import Maps, Source, Splits, load_splits
 from benchmarks.paper.files import load, locked, save, weights_hash
+from benchmarks.paper.folding import fold_batchnorm
 from benchmarks.paper.methods import METHODS, LeastGradient, RandomLike
 from benchmarks.paper.networks import build_network
 from benchmarks.paper.protocols import Cell
@@ -244,29 +244,6 @@ def _evaluated(
         checkpoint=place.work / f"{cell.name}-{key}" / f"evaluation-{settings.key()}",
     )
     return report, folding
-
-
-def fold_batchnorm(network: nn.Module, images: Tensor) -> tuple[nn.Module, dict[str, Any]]:
-    """The network in eval mode with BatchNorm folded into the convolutions, and how much its logits differ on the images.
-
-    Raises:
-        ValueError: If logits differ by more than rounding.
-    """
-    from torch.fx.experimental.optimization import fuse
-
-    folded: nn.Module = fuse(copy.deepcopy(network).eval())
-    folded = folded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    device = next(network.parameters()).device
-    largest, differing = 0.0, 0
-    with torch.no_grad():
-        for x in images.split(256):
-            x = x.to(device)
-            ours, theirs = folded(x), network(x)
-            largest = max(largest, (ours - theirs).abs().max().item())
-            differing += int((ours.argmax(1) != theirs.argmax(1)).sum())
-    if largest > 1e-3:
-        raise ValueError(f"Folding BatchNorm changes logits by up to {largest:g}: leave it out (--no-fold-batchnorm).")
-    return folded, {"largest_logit_difference": largest, "predictions_that_differ": differing}
 
 
 def with_changes(cell: Cell, training: dict[str, Any], evaluation: dict[str, Any]) -> Cell:
