@@ -52,7 +52,10 @@ def load(path: Path) -> Any:
 
 
 def weights_hash(network: nn.Module) -> str:
-    """A hash of a network's parameters and buffers: names, types and values."""
+    """A hash of a network's parameters and buffers: names, types and values.
+
+    Not that of ``sip_plugin.salience.provenance``: training keys and committed results hold values of this one.
+    """
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         value = value.detach().cpu().contiguous()
