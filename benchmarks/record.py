@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import platform
@@ -37,7 +36,7 @@ def run_record(seed: int | None) -> dict[str, Any]:
     command = ["python", *(Path(part).name if Path(part).is_absolute() else part for part in sys.orig_argv[1:])]
     return {
         "command": " ".join(command),
-        "commit": _commit(),
+        "commit": _COMMIT,
         "seed": seed,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "hardware": {
@@ -68,17 +67,19 @@ def write_json(path: Path, result: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(result, indent=2) + "\n")
 
 
-@functools.cache
 def _commit() -> str | None:
-    """Of the files that this process began with: asked for once."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
     command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+_COMMIT = _commit()  # of the files that this process has begun with: they may change while it runs
 
 
 def _version(package: str) -> str | None:

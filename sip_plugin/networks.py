@@ -68,7 +68,9 @@ def _inside(model: nn.Module) -> nn.Module | None:
 
 def plain_names(model: nn.Module) -> Callable[[str], str]:
     """Gives the name that a weight of the network would have without wrappers around the network's parts."""
-    wrapped = [f"{name}." for name, module in model.named_modules() if _inside(module) is not None]
+    wrapped = [
+        f"{name}." for name, module in model.named_modules(remove_duplicate=False) if _inside(module) is not None
+    ]
     wrapped.sort(key=len, reverse=True)  # from the inside out: the outer names hold until then
 
     def plain(name: str) -> str:

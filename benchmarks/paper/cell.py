@@ -138,7 +138,7 @@ def _finished(cell: Cell, splits: Splits, place: Place) -> bool:
 
 def maps_source(teacher: dict[str, Any]) -> str:
     """Hash of what a cell's maps come from, as its result says it: the teacher's weights, or the annotations."""
-    found: str = teacher["weights_sha256"] or teacher["annotations_sha256"]
+    found: str = teacher["weights_sha256"] or teacher.get("annotations_sha256", "not recorded")
     return found
 
 

@@ -106,7 +106,8 @@ def write_report(preset: Preset, folder: Path, seeds: Sequence[int] | None = Non
     comparison.to_latex(folder / "table.tex")
     comparison.plot(folder / "curves.png")
     written = "table.md, table.tex, curves.png"
-    if all(list(reports) == list(rows.get("madry", ())) for rows in runs.values() for reports in rows.values()):
+    drawn = [(rows, reports) for rows in runs.values() for method, reports in rows.items() if method != "standard"]
+    if all(list(reports) == list(rows.get("madry", ())) for rows, reports in drawn):
         comparison.plot(folder / "gains.png", relative_to=METHODS["madry"].label)
         written += ", gains.png"
     else:

@@ -112,7 +112,8 @@ def train_network(
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         criterion.load_state_dict(state["trainer"])
-        fabric.strategy.precision.load_state_dict(state["precision"])  # the gradient scaler's
+        if state.get("precision"):
+            fabric.strategy.precision.load_state_dict(state["precision"])  # the gradient scaler's
         history = state["history"]
     logger = _logger(log, folder) if fabric.global_rank == 0 else None
     with tqdm(

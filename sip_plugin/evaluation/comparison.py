@@ -180,8 +180,9 @@ def _named(reports: Rows, names: Sequence[str] | None) -> list[tuple[str, str, R
             else:
                 rows.append(("", key, value))
         return rows
-    if not isinstance(reports, Sequence):
+    if not isinstance(reports, Iterable):
         raise TypeError(f"compare takes a list of reports or a mapping from names to reports, got {reports!r}.")
+    reports = list(reports)
     if names is None:
         return [("", f"Report {number}", runs) for number, runs in enumerate(reports, 1)]
     if isinstance(names, str) or len(names) != len(reports):

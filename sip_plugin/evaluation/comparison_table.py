@@ -20,7 +20,7 @@ def comparison_table(comparison: RobustnessComparison, digits: int = 1) -> Table
         comparison: The reports.
         digits: Decimals.
     """
-    rows, labels = comparison.rows, labels_of(comparison)
+    rows, labels = comparison.rows, labels_of(comparison.rows)
     figures = [(row.clean, *(row.robust.get(eps) for eps in comparison.eps)) for row in rows]
     grouped = any(row.group for row in rows)
     lines = []
@@ -43,10 +43,10 @@ def comparison_table(comparison: RobustnessComparison, digits: int = 1) -> Table
     )
 
 
-def labels_of(comparison: RobustnessComparison) -> list[str]:
+def labels_of(rows: Sequence[ComparisonRow]) -> list[str]:
     """The names of the rows, with the numbers of the remarks on them: ``SIP-AT [1]``."""
-    numbers = _numbered_remarks(comparison.rows)
-    return [" ".join([row.name, *(f"[{numbers[remark]}]" for remark in row.remarks)]) for row in comparison.rows]
+    numbers = _numbered_remarks(rows)
+    return [" ".join([row.name, *(f"[{numbers[remark]}]" for remark in row.remarks)]) for row in rows]
 
 
 def runs_of(rows: Sequence[ComparisonRow]) -> str:

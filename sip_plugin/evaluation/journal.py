@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sip_plugin.networks import innermost, own_attributes, plain_names
 
+_FORMAT = 2  # of the folder, and of how networks and data are told apart
 _SETTINGS, _LOGITS, _REPORT, _BATCHES = "settings.json", "logits.pt", "report.pt", "batches"
 _ROUNDING = 2e-3  # of an image's logits, relatively, between devices; TF32 rounds by 5e-4
 
@@ -42,7 +43,7 @@ class Journal:
         """
         if self.folder is None:
             return
-        settings = json.loads(json.dumps(settings))  # as it will be read again
+        settings = json.loads(json.dumps({"format": _FORMAT, **settings}))  # as it will be read again
         path = self.folder / _SETTINGS
         if file := next((place for place in (self.folder, *self.folder.parents) if place.is_file()), None):
             raise ValueError(f"checkpoint={str(self.folder)!r} must be a folder, but {str(file)!r} is a file.")
@@ -138,7 +139,8 @@ def model_fingerprint(model: nn.Module) -> str:
         if module is not wrapped:
             continue  # its turn comes, under a longer name
         plain = {key: value for key, value in own_attributes(module).items() if _is_plain(value)}
-        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        # Without the class's module: it is "__main__" in the script, and another one in the processes that it starts.
+        kind = type(module).__qualname__
         digest.update(f"{plain_name(f'{name}.')} {kind} {module.extra_repr()} {sorted(plain.items())}".encode())
     return digest.hexdigest()
 
@@ -161,6 +163,11 @@ def _same_logits(before: Any, now: Tensor | None) -> bool:
 
 
 def _check_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    if before.get("format") != now["format"]:
+        raise ValueError(
+            f"checkpoint={str(folder)!r} was written by another version of this library. Finish the evaluation with that, "
+            "or begin anew in an empty folder."
+        )
     different = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if different:
         shown = "; ".join(f"{name}: there {before.get(name)!r}, now {now.get(name)!r}" for name in different)

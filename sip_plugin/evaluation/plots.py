@@ -47,7 +47,7 @@ def plot_report(report: RobustnessReport, path: str | os.PathLike[str] | None = 
     low, high = zip(*(wilson_interval(share, len(report)) for share in accuracy), strict=True)
     curve = Curve("", (0.0, *report.eps), accuracy, low, high, 0)
     notes = [f"Band: 95 % interval (Wilson) for {len(report)} images."]
-    return _plotted({"": [curve]}, curve.eps, [report], notes, path)
+    return _plotted({"": [curve]}, curve.eps, report.norm, [*_conditions(report, [report]), *notes], path)
 
 
 def plot_comparison(comparison: RobustnessComparison, path: str | os.PathLike[str] | None = None) -> Figure:
@@ -59,14 +59,15 @@ def plot_comparison(comparison: RobustnessComparison, path: str | os.PathLike[st
 def plot_gains(comparison: RobustnessComparison, reference: str, path: str | os.PathLike[str] | None = None) -> Figure:
     """See :meth:`RobustnessComparison.plot`, its ``relative_to``."""
     theirs = {row.group: row for row in comparison.rows if row.name == reference}
-    rows = [row for row in comparison.rows if not row.reference or row.name == reference]
-    for row in rows:
-        if row.group not in theirs:
-            where = f" in the group {row.group!r}" if row.group else ""
-            names = ", ".join(each.name for each in comparison.rows if each.group == row.group)
+    for group in (row.group for row in comparison.rows):
+        if group not in theirs:
+            where = f" in the group {group!r}" if group else ""
+            names = ", ".join(each.name for each in comparison.rows if each.group == group)
             raise ValueError(f"relative_to must be the name of a row{where} ({names}), got {reference!r}.")
+    rows = [row for row in comparison.rows if not row.reference or row.name == reference]
     gains = [row.gains_over(theirs[row.group]) for row in rows]
-    note = f"{runs_of(rows)} Differences are taken run by run." if len(rows[0].reports) > 1 else runs_of(rows)
+    several = any(len(row.reports) > 1 for row in rows)
+    note = runs_of(rows) + " Differences are taken run by run." * several
     return _plotted_rows(comparison, rows, gains, [note], path, label=f"Accuracy minus that of {reference} (points)")
 
 
@@ -82,13 +83,14 @@ def _plotted_rows(
 ) -> Figure:
     """Some rows of a comparison, each as it looks among all of them; a panel for each group."""
     names = list(dict.fromkeys(row.name for row in comparison.rows))
-    labels = dict(zip(comparison.rows, labels_of(comparison), strict=True))
     panels: dict[str, list[Curve]] = {}
-    for row, spreads in zip(rows, figures, strict=True):
-        panels.setdefault(row.group, []).append(_curve(labels[row], spreads, names.index(row.name), within))
+    for row, name, spreads in zip(rows, labels_of(rows), figures, strict=True):
+        panels.setdefault(row.group, []).append(_curve(name, spreads, names.index(row.name), within))
     reports = [report for row in rows for report in row.reports]
     radii = (0.0, *comparison.eps)
-    return _plotted(panels, radii, reports, [*notes, *remarks_of(rows)], path, label=label)
+    # Remarks say what is different from the first report of all, drawn or not.
+    head = [*_conditions(comparison.rows[0].reports[0], reports), *notes, *remarks_of(rows)]
+    return _plotted(panels, radii, reports[0].norm, head, path, label=label)
 
 
 def _curve(label: str, figures: Mapping[float, Spread], style: int, within: tuple[float, float]) -> Curve:
@@ -103,7 +105,7 @@ def _curve(label: str, figures: Mapping[float, Spread], style: int, within: tupl
 def _plotted(
     panels: dict[str, list[Curve]],
     radii: Sequence[float],
-    reports: Sequence[RobustnessReport],
+    norm: str,
     notes: Sequence[str],
     path: str | os.PathLike[str] | None,
     *,
@@ -115,7 +117,7 @@ def _plotted(
         raise ImportError("Plots need matplotlib: pip install 'sip-plugin[plots]'") from error
     curves = [curve for panel in panels.values() for curve in panel]
     width = (_PANEL[0] + 0.075 * max(len(curve.label) for curve in curves)) * len(panels)
-    text = [line for note in (*_conditions(reports), *notes) for line in textwrap.wrap(note, int(13.5 * width))]
+    text = [line for note in notes for line in textwrap.wrap(note, int(13.5 * width))]
     axes_height = max(_PANEL[1], max(map(len, panels.values())) * _LABEL / 72)
     figure = Figure((width, axes_height + 0.7 + len(text) * 1.25 * _FONT / 72), layout="constrained")
     figure.suptitle("\n".join(text), fontsize=_FONT, color="0.35", x=0.01, ha="left", parse_math=False)
@@ -125,7 +127,7 @@ def _plotted(
     for axes, (group, drawn) in zip(side_by_side, panels.items(), strict=True):
         axes.set_title(group, fontsize=_FONT + 1, loc="left", parse_math=False)
         axes.set_ylim(105 * bottom, 105 * top)
-        _set_radii(axes, radii, reports[0])
+        _set_radii(axes, radii, norm)
         for curve in drawn:
             _draw(axes, curve, _scale(radii), alpha=0.18 if len(drawn) < 5 else 0.1)
         _label(axes, drawn, _scale(radii), _LABEL / 72 / axes_height)
@@ -136,9 +138,8 @@ def _plotted(
     return figure
 
 
-def _conditions(reports: Sequence[RobustnessReport]) -> list[str]:
+def _conditions(first: RobustnessReport, reports: Sequence[RobustnessReport]) -> list[str]:
     """What a table says above and beneath, in short."""
-    first = reports[0]
     assumed = ", survivors of larger ε assumed" if first.assume_survivors else ""
     warned = len({warning for report in reports for warning in report.warnings})
     warnings = [f"{warned} warning{'s' * (warned > 1)}: print the report."] if warned else []
@@ -150,10 +151,10 @@ def _scale(eps: Sequence[float]) -> float:
     return 255.0 if in_255ths(eps) else 1.0
 
 
-def _set_radii(axes: Axes, eps: Sequence[float], report: RobustnessReport) -> None:
+def _set_radii(axes: Axes, eps: Sequence[float], norm: str) -> None:
     """The horizontal axis, with a tick at each ε where there is room."""
     unit = " in units of 1/255" if in_255ths(eps) else ""
-    axes.set_xlabel(f"ε{unit} ({NORMS[report.norm]}); 0: clean images", fontsize=_FONT + 1)
+    axes.set_xlabel(f"ε{unit} ({NORMS[norm]}); 0: clean images", fontsize=_FONT + 1)
     places = [_scale(eps) * radius for radius in eps]
     if all(second - first > 0.035 * places[-1] for first, second in itertools.pairwise(places)):
         axes.set_xticks(places, [f"{place:.4g}" for place in places])

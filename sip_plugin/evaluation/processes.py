@@ -102,9 +102,9 @@ def bare_network(model: nn.Module, processes: int) -> nn.Module:
             f"model must be a torch.nn.Module, got {type(model).__name__}. A function goes into the forward of one, so that "
             "its networks can be put into eval mode."
         )
-    if any(parameter.is_inference() for parameter in model.parameters()):
+    if any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())):
         raise ValueError(
-            "The network was made under torch.inference_mode(), so no gradient passes through its parameters. Make it "
+            "The network was made under torch.inference_mode(), so no gradient passes through it. Make it "
             "outside, or evaluate copy.deepcopy(model), made outside."
         )
     if processes == 1:

@@ -159,6 +159,16 @@ def clean_warnings(parts: Sequence[Clean]) -> list[str]:
     return found
 
 
+def nan_warning(broken: int, images: int) -> list[str]:
+    """What it means that a network gives NaN for images that an attack made."""
+    if not broken:
+        return []
+    return [
+        f"The network gave NaN for adversarial examples of {broken} of {images} images, which count as broken: it fails "
+        "there, and attacks that follow its gradients may be blind."
+    ]
+
+
 def black_box_warning(broken: int, images: int) -> list[str]:
     """What it means that Square broke images that had withstood the white-box attacks at the same ε."""
     if broken <= SQUARE_SHARE * images:
@@ -209,7 +219,7 @@ def _zero_gradient(value: Tensor, images: Tensor) -> Tensor:
 
 
 def _are_probabilities(rows: Tensor) -> Tensor:
-    rounding = max(_PROBABILITY, rows.shape[1] * torch.finfo(rows.dtype).eps)
+    rounding = max(_PROBABILITY, torch.finfo(rows.dtype).eps)  # of each share, relatively
     return (rows >= -_PROBABILITY).all(1) & ((rows.float().sum(1) - 1).abs() <= rounding)
 
 

@@ -68,7 +68,7 @@ class Sweep:
         self.judge = Judge(self.model, self.radii, self.norm)
         self.remembered_seconds = 0.0
         self._outside: dict[str, int] = {}
-        self._nan: dict[str, int] = {}
+        self._nan = torch.zeros(len(self.images), dtype=torch.bool)
         self._probe_warnings: list[str] = []
 
     def look_at_clean(self) -> list[sanity.Clean]:
@@ -121,11 +121,7 @@ class Sweep:
             "balls that hold them."
             for name, count in self._outside.items()
         ]
-        found += [
-            f"The network gave NaN for {count} adversarial example(s) of {name}, which count as broken: it fails there, "
-            "and an attack that follows its gradients may be blind."
-            for name, count in self._nan.items()
-        ]
+        found += sanity.nan_warning(int(self._nan.sum()), len(self.images))
         black = [number for number, stage in enumerate(self.stages) if stage.name in BLACK_BOX]
         if black and black[0] > 0:
             by = torch.isin(self.findings.outcome, torch.tensor(black)).any(0)
@@ -153,8 +149,7 @@ class Sweep:
         for rows, attempt in zip(batches, attempts, strict=True):
             self._done[number][rows] = attempt.done
             self.findings.record(ball, number, rows, attempt.norms, attempt.examples if self.keep_examples else None)
-            if nan := int((attempt.nan & attempt.norms.isfinite()).sum()):
-                self._nan[stage.name] = self._nan.get(stage.name, 0) + nan
+            self._nan[rows[attempt.nan & (attempt.norms <= self.radii[-1])]] = True
             outside = int((attempt.norms.isfinite() & (attempt.norms > self.radii[ball])).sum())
             if outside and not stage.parts:
                 self._outside[stage.name] = self._outside.get(stage.name, 0) + outside

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -64,6 +65,23 @@ def test_a_report_is_written_from_the_cells_that_there_are(results):
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert (folder / "gains.png").read_bytes()[:4] == b"\x89PNG"
     assert report.own_table("cifar10-cpu") == table.strip()
+
+
+def test_a_standard_row_without_a_seed_is_no_reason_to_leave_out_the_gains(results):
+    folder = results / "cifar10-cpu"
+    cell = next(cell for cell in PRESETS["cifar10-cpu"].cells() if cell.method == "standard")
+    a_report(60, (10, 0, 0, 0)).to_json(folder / "cells" / f"{cell.name}.report.json")
+    (folder / "cells" / f"{cell.name}.json").write_text(json.dumps(result(cell)))
+    report.write_report(PRESETS["cifar10-cpu"], folder)
+    assert (folder / "gains.png").exists()
+
+
+def test_the_committed_table_is_that_of_the_committed_cells(results, capsys):
+    committed = report.HERE.parent / "results" / "paper" / "cifar10-cpu"
+    shutil.copytree(committed / "cells", results / "again" / "cells")
+    report.write_report(PRESETS["cifar10-cpu"], results / "again")
+    for name in ("table.md", "table.tex"):
+        assert (results / "again" / name).read_text() == (committed / name).read_text(), name
 
 
 def test_no_picture_of_gains_is_left_where_a_row_lacks_a_seed(results, capsys):

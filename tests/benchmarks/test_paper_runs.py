@@ -154,7 +154,7 @@ def test_human_maps_are_for_the_data_set_that_has_them(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_sip_h_trains_on_the_birds_with_their_annotators_maps(tmp_path):
+def test_sip_h_trains_on_the_birds_with_their_annotators_maps(tmp_path, capsys):
     Archive(tmp_path)
     splits = load_splits("cub", Source(tmp_path), 0.1, 0)
     assert (len(splits.train), len(splits.validation), len(splits.test), splits.classes) == (7, 1, 4, 3)
@@ -189,6 +189,14 @@ def test_sip_h_trains_on_the_birds_with_their_annotators_maps(tmp_path):
     (network,) = (tmp_path / "out" / "work").glob("cub-convnet8-sip-h-seed0-*/network.pt")
     salient = load(network)["history"]["epochs"][0]["salient"]
     assert main([*map(str, arguments), "--method", "sip-h"]) == 0  # trained already
+    result_file = tmp_path / "out" / "cells" / "cub-convnet8-sip-h-seed0.json"
+    result_file.parent.mkdir()
+    teacher = {"salience": "human annotations", "weights_sha256": None}  # as an earlier version recorded it
+    result_file.write_text(json.dumps({"cell": {}, "data": {"content": splits.content}, "teacher": teacher}))
+    with pytest.raises(SystemExit):
+        main([*map(str, arguments), "--method", "sip-h"])
+    assert "maps: other annotations" in capsys.readouterr().err
+    result_file.unlink()
     for mask in tmp_path.rglob("segmentations/**/*.png"):
         mask.write_bytes(mask.read_bytes() + b"0")  # other annotations, which look the same
     assert main([*map(str, arguments), "--method", "sip-h"]) == 0

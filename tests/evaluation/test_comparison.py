@@ -95,12 +95,18 @@ def test_gains_of_rows_with_other_numbers_of_runs_are_refused():
         ({0: random_report(1), 1: random_report(2)}, "names of rows and groups must be strings, got 0"),
         ({0: {"Madry": random_report(1)}}, "must be strings, got 0"),
         (None, "takes a list of reports or a mapping"),
-        ((report for report in [random_report(1)]), "takes a list of reports or a mapping"),
+        ("Madry", "must be a RobustnessReport"),
     ],
 )
-def test_rows_without_proper_names_are_errors(rows, match):
+def test_rows_that_are_none_are_errors(rows, match):
     with pytest.raises(TypeError, match=match):
         RobustnessReport.compare(rows)
+
+
+def test_reports_may_come_from_a_generator():
+    reports = [random_report(1), random_report(2)]
+    compared = RobustnessReport.compare((report for report in reports), ["A", "B"])
+    assert str(compared) == str(RobustnessReport.compare(dict(zip("AB", reports, strict=True))))
 
 
 def test_the_table_in_markdown():

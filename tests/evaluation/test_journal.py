@@ -208,6 +208,42 @@ def test_a_network_that_was_wrapped_since_is_still_the_same_one(wrap, network, e
     same(evaluate(wrap(copy.deepcopy(network)), evaluated, **options), report)
 
 
+def test_a_layer_in_two_places_that_was_wrapped_is_still_the_same_one():
+    layer = torch.nn.Linear(4, 4)
+    prints = {
+        model_fingerprint(torch.nn.Sequential(each, torch.nn.ReLU(), each))
+        for each in (layer, torch.nn.DataParallel(layer), torch.compile(layer, backend="eager"))
+    }
+    assert len(prints) == 1
+
+
+def test_the_module_that_a_class_is_called_in_makes_no_other_network(network, monkeypatch):
+    switched = Switched(network, 0)
+    before = model_fingerprint(switched)
+    monkeypatch.setattr(Switched, "__module__", "__mp_main__")  # as in a process that a script has started
+    assert model_fingerprint(switched) == before
+
+
+def test_a_folder_of_another_version_says_so(network, evaluated, tmp_path):
+    options = {"attack": lambda model, eps: lambda x, y: x, "checkpoint": tmp_path}
+    evaluate(network, evaluated, **options)
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    del settings["format"]
+    (tmp_path / "settings.json").write_text(json.dumps(settings | {"network": "another hash of the same one"}))
+    with pytest.raises(ValueError, match="was written by another version of this library"):
+        evaluate(network, evaluated, **options)
+
+
+def test_a_network_that_gives_nan_is_refused_for_that_also_the_second_time(evaluated, tmp_path):
+    class NaN(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :10] * float("nan")
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="gives NaN on clean images"):
+            evaluate(NaN(), evaluated, checkpoint=tmp_path, attack=lambda model, eps: lambda x, y: x)
+
+
 def test_rounding_of_a_network_makes_no_other_network(network, evaluated, tmp_path):
     options = {"attack": lambda model, eps: lambda x, y: x, "checkpoint": tmp_path}
     for rounding in (0.0, 1e-4):
@@ -308,7 +344,7 @@ def test_hidden_files_are_in_nobodys_way_but_a_file_for_a_folder_is(network, eva
 def test_what_is_written_is_whole_and_nothing_else_is_left(tmp_path, monkeypatch):
     journal = Journal(tmp_path / "new" / "folder")
     journal.open({"a": (1, 2)})
-    assert json.loads((tmp_path / "new" / "folder" / "settings.json").read_text()) == {"a": [1, 2]}
+    assert json.loads((tmp_path / "new" / "folder" / "settings.json").read_text()) == {"format": 2, "a": [1, 2]}
     journal.open({"a": [1, 2]})
     journal.save("one", {"x": torch.arange(3)})
     assert journal.load("one")["x"].tolist() == [0, 1, 2]

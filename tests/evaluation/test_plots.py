@@ -108,6 +108,34 @@ def test_lines_relative_to_a_row_that_is_not_there_are_refused():
     assert len(grouped.plot(relative_to="SIP-AT").axes) == 2
 
 
+def test_remarks_on_the_lines_are_those_that_the_picture_explains():
+    rows = {
+        "Madry": random_report(1),
+        "Standard": random_report(2, assume_survivors=True),
+        "SIP-AT": random_report(3, count=30),
+    }
+    comparison = RobustnessReport.compare(rows, references=["Standard"], allow_differences=True)
+    figure = comparison.plot(relative_to="Madry")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["Madry", "SIP-AT [1]"]
+    title = " ".join(figure._suptitle.get_text().split())
+    assert "[1]: 30 images instead of 40." in title
+    assert "assume_survivors" not in title
+    # The first row's conditions stand above, also where it is not drawn.
+    swapped = {name: rows[name] for name in ("SIP-AT", "Madry")}
+    figure = RobustnessReport.compare(swapped, references=["SIP-AT"], allow_differences=True).plot(relative_to="Madry")
+    title = " ".join(figure._suptitle.get_text().split())
+    assert title.startswith("30 images")
+    assert "[1]: 40 images instead of 30." in title
+
+
+def test_a_group_of_references_alone_needs_the_row_too():
+    rows = {"A": {"Standard": random_report(1)}, "B": {"Standard": random_report(2), "Madry": random_report(3)}}
+    comparison = RobustnessReport.compare(rows, references=["Standard"])
+    with pytest.raises(ValueError, match=r"in the group 'A' \(Standard\), got 'Madry'"):
+        comparison.plot(relative_to="Madry")
+    assert len(comparison.plot(relative_to="Standard").axes) == 2
+
+
 def test_no_two_methods_look_alike():
     (axes,) = RobustnessReport.compare({f"Method {n}": random_report(n) for n in range(40)}).plot().axes
     looks = {(to_hex(line.get_color()), line.get_marker(), line.get_linestyle()) for line in lines(axes)}

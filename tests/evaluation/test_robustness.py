@@ -398,8 +398,10 @@ def test_a_network_of_another_type_is_an_error_that_says_so(checkpoint, network,
     ):
         evaluate(copy.deepcopy(network).double(), evaluated, **options)
     options |= {"checkpoint": tmp_path / "other"} if checkpoint else {}
-    with pytest.raises(RuntimeError, match="mat1 and mat2"):  # something else is as it was
-        evaluate(nn.Sequential(nn.Flatten(), nn.Linear(3, 10)), evaluated, **options)
+    misfit = nn.Sequential(nn.Flatten(), nn.Linear(3, 10))
+    misfit.temperature = nn.Parameter(torch.ones((), dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):  # something else is as it was
+        evaluate(misfit, evaluated, **options)
 
 
 def test_a_network_made_in_inference_mode_is_an_error_that_says_what_to_do(network, evaluated):
@@ -409,3 +411,7 @@ def test_a_network_made_in_inference_mode_is_an_error_that_says_what_to_do(netwo
     with pytest.raises(ValueError, match=r"under torch\.inference_mode\(\).*copy\.deepcopy"):
         evaluate(made_inside, evaluated, **options)
     same(evaluate(copy.deepcopy(made_inside), evaluated, **options), evaluate(network, evaluated, **options))
+    with torch.inference_mode():
+        network[1].running_mean = network[1].running_mean.clone()
+    with pytest.raises(ValueError, match=r"under torch\.inference_mode"):
+        evaluate(network, evaluated, **options)

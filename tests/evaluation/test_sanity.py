@@ -159,7 +159,10 @@ def test_nan_under_attack_is_broken_whatever_the_class(network, evaluated):
     assert report.clean_accuracy > 0.8
     assert report.robust_accuracy[0.05] == 0
     broken = int(report.correct_clean.sum())
-    assert warned(report, f"gave NaN for {broken} adversarial example(s) of shifted, which count as broken")
+    assert warned(report, f"gave NaN for adversarial examples of {broken} of 20 images, which count as broken")
+    far = evaluate(NaNElsewhere(), evaluated, attack=lambda model, eps: shifted(model, 4 * eps), eps=(0.03, 0.05))
+    assert far.robust_accuracy[0.05] == far.clean_accuracy
+    assert not warned(far, "NaN")  # outside every ball
 
 
 def test_probabilities_in_half_precision(quick, network, evaluated):
@@ -169,6 +172,9 @@ def test_probabilities_in_half_precision(quick, network, evaluated):
         attack=lambda m, e: lambda x, y: x,
     )
     assert warned(report, "look like probabilities")
+    shares = torch.rand(16, 200) * 0.002  # of a small sum
+    assert not sanity._are_probabilities(shares.bfloat16()).any()
+    assert sanity._are_probabilities(torch.randn(16, 200).softmax(1).bfloat16()).all()
 
 
 def test_an_assumption_that_does_not_hold(network, evaluated):
