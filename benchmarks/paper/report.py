@@ -143,14 +143,10 @@ def differences_table(ours: str, dataset: str) -> str:
             gains = [_points(mean - base) for (mean, _), base in zip(figures, madry, strict=True)]
             rows.append((method, f"paper, {NETWORK_NAMES[arch]}", gains))
     for arch, runs in _results_so_far(ours).items():
-        for method, reports in runs.items():
-            shared = [seed for seed in reports if seed in runs.get("madry", {})]
-            if shared and method != "madry":
-                mine, base = RobustnessReport.compare(
-                    {name: [runs[name][seed] for seed in shared] for name in (method, "madry")}
-                ).rows
-                gains = [_points(100 * gain.mean, gain.std) for gain in mine.gains_over(base).values()]
-                rows.append((method, f"ours ({len(shared)}), {arch}", gains))
+        for method in runs:
+            count, gains = _gains(runs, method, "madry")
+            if gains:
+                rows.append((method, f"ours ({count}), {arch}", gains))
     for method in METHODS:
         if method not in ("standard", "madry"):
             lines += [_row([METHODS[method].label, name, *gains]) for of, name, gains in rows if of == method]
@@ -176,7 +172,12 @@ def write_pages() -> None:
 
 def filled(page: str) -> str:
     """A page with its tables, each between two comments that name it, made anew."""
-    makers = {"published": published_table, "differences": differences_table, "own": own_table}
+    makers = {
+        "published": published_table,
+        "differences": differences_table,
+        "against": against_table,
+        "own": own_table,
+    }
 
     def made(match: re.Match[str]) -> str:
         maker, *arguments = match["name"].split()
@@ -187,6 +188,30 @@ def filled(page: str) -> str:
 
 def _per_cent(figure: Spread) -> str:
     return f"{100 * figure.mean:.2f}" + ("" if figure.std is None else f" ± {100 * figure.std:.2f}")
+
+
+def against_table(method: str, ours: str) -> str:
+    """What a method has more than each other one, in points, in a preset of ours; as in `differences_table`."""
+    lines = _head(
+        [f"{METHODS[method].label} against", "", "Clean", *(f"ε = {name}" for name in PUBLISHED["columns"][1:])]
+    )
+    for arch, runs in _results_so_far(ours).items():
+        for other in runs:
+            count, gains = _gains(runs, method, other)
+            if gains:
+                lines.append(_row([METHODS[other].label, f"ours ({count}), {arch}", *gains]))
+    return "\n".join(lines)
+
+
+def _gains(runs: dict[str, dict[int, RobustnessReport]], method: str, other: str) -> tuple[int, list[str]]:
+    """The number of seeds that two methods share, and the differences of their figures; none of a method to itself."""
+    shared = [seed for seed in runs.get(method, {}) if seed in runs.get(other, {})]
+    if not shared or method == other:
+        return 0, []
+    mine, theirs = RobustnessReport.compare(
+        {name: [runs[name][seed] for seed in shared] for name in (method, other)}
+    ).rows
+    return len(shared), [_points(100 * gain.mean, gain.std) for gain in mine.gains_over(theirs).values()]
 
 
 def _points(gain: float, deviation: float | None = None) -> str:

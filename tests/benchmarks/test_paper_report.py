@@ -123,6 +123,14 @@ def test_the_differences_are_between_networks_of_one_seed(results):
     assert paper.startswith("| SIP-S | paper, ResNet-18 | +8.0 | +9.4 | +10.3 | +10.6 | +6.7")  # 82.34 − 74.39, …
 
 
+def test_one_method_against_the_others(results):
+    lines = report.against_table("sip-s", "cifar10-cpu").splitlines()
+    assert lines[0].startswith("| SIP-S against |  | Clean |")
+    assert lines[2:] == [
+        "| Madry | ours (2), convnet24 | +9.0 ± 1.4 | +6.0 ± 0.0 | +0.0 ± 0.0 | -2.0 ± 0.0 | -9.0 ± 1.4 |"
+    ]
+
+
 def test_ours_stand_below_the_papers_row(results, monkeypatch):
     without = report.published_table("cifar10", "resnet18")
     assert "ours" not in without
