@@ -76,10 +76,13 @@ def _check_one_table(results: dict[Path, dict[str, Any]]) -> None:
             for r in (first, result)
         )
         differing = differences(ours, theirs)
-        for kind, name in (("weights_sha256", "teacher: other weights"), ("annotations_sha256", "other annotations")):
+        for kind, complaint in (
+            ("weights_sha256", "teacher: other weights"),
+            ("annotations_sha256", "other annotations"),
+        ):
             own = (result["teacher"] or {}).get(kind)
             if own is not None and own != sources.setdefault(kind, own):
-                differing.append(name)
+                differing.append(complaint)
         if differing:
             raise ValueError(
                 f"{path.name} and {first_path.name} do not belong in one table ({'; '.join(differing)}). Keep them in "
