@@ -123,7 +123,7 @@ def write_report(preset: Preset, folder: Path, seeds: Sequence[int] | None = Non
 def published_table(dataset: str, arch: str) -> str:
     """One network's part of the paper's table, and below each row ours where it was run."""
     ours = _results_so_far(dataset).get(arch, {})
-    lines = _head(["Method", "", "Clean", *(f"ε = {name}" for name in PUBLISHED["columns"][1:])])
+    lines = _head("Method")
     for method, figures in PUBLISHED["tables"][dataset][arch].items():
         label = METHODS[method].label
         lines.append(_row([label, "paper", *(f"{mean:.2f} ± {std:.2f}" for mean, std in figures)]))
@@ -138,7 +138,7 @@ def differences_table(ours: str, dataset: str) -> str:
 
     Ours are means, with standard deviation, of the differences between two networks of one seed, of which ours (n) has n.
     """
-    lines = _head(["Method", "", "Clean", *(f"ε = {name}" for name in PUBLISHED["columns"][1:])])
+    lines = _head("Method")
     rows: list[tuple[str, str, list[str]]] = []
     for arch, published in PUBLISHED["tables"][dataset].items():
         madry = [mean for mean, _ in published["madry"]]
@@ -154,6 +154,33 @@ def differences_table(ours: str, dataset: str) -> str:
         if method not in ("standard", "madry"):
             lines += [_row([METHODS[method].label, name, *gains]) for of, name, gains in rows if of == method]
     return "\n".join(lines)
+
+
+def against_table(method: str, ours: str) -> str:
+    """What a method has more than each other one, in points, in a preset of ours; as in `differences_table`."""
+    lines = _head(f"{METHODS[method].label} against")
+    for arch, runs in _results_so_far(ours).items():
+        for other in runs:
+            count, gains = _gains(runs, method, other)
+            if gains:
+                lines.append(_row([METHODS[other].label, f"ours ({count}), {arch}", *gains]))
+    return "\n".join(lines)
+
+
+def _gains(runs: dict[str, dict[int, RobustnessReport]], method: str, other: str) -> tuple[int, list[str]]:
+    """The number of seeds that two methods share, and the differences of their figures; none of a method to itself."""
+    shared = [seed for seed in runs.get(method, {}) if seed in runs.get(other, {})]
+    if not shared or method == other:
+        return 0, []
+    mine, theirs = RobustnessReport.compare(
+        {name: [runs[name][seed] for seed in shared] for name in (method, other)}
+    ).rows
+    return len(shared), [_points(100 * gain.mean, gain.std) for gain in mine.gains_over(theirs).values()]
+
+
+def _points(gain: float, deviation: float | None = None) -> str:
+    """A difference in points, with the standard deviation over several runs as a share."""
+    return f"{round(gain, 1) + 0:+.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
 
 
 def _results_so_far(preset: str) -> Runs:
@@ -193,36 +220,9 @@ def _per_cent(figure: Spread) -> str:
     return f"{100 * figure.mean:.2f}" + ("" if figure.std is None else f" ± {100 * figure.std:.2f}")
 
 
-def against_table(method: str, ours: str) -> str:
-    """What a method has more than each other one, in points, in a preset of ours; as in `differences_table`."""
-    lines = _head(
-        [f"{METHODS[method].label} against", "", "Clean", *(f"ε = {name}" for name in PUBLISHED["columns"][1:])]
-    )
-    for arch, runs in _results_so_far(ours).items():
-        for other in runs:
-            count, gains = _gains(runs, method, other)
-            if gains:
-                lines.append(_row([METHODS[other].label, f"ours ({count}), {arch}", *gains]))
-    return "\n".join(lines)
-
-
-def _gains(runs: dict[str, dict[int, RobustnessReport]], method: str, other: str) -> tuple[int, list[str]]:
-    """The number of seeds that two methods share, and the differences of their figures; none of a method to itself."""
-    shared = [seed for seed in runs.get(method, {}) if seed in runs.get(other, {})]
-    if not shared or method == other:
-        return 0, []
-    mine, theirs = RobustnessReport.compare(
-        {name: [runs[name][seed] for seed in shared] for name in (method, other)}
-    ).rows
-    return len(shared), [_points(100 * gain.mean, gain.std) for gain in mine.gains_over(theirs).values()]
-
-
-def _points(gain: float, deviation: float | None = None) -> str:
-    """A difference in points, with the standard deviation over several runs as a share."""
-    return f"{round(gain, 1) + 0:+.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
-
-
-def _head(columns: list[str]) -> list[str]:
+def _head(first: str) -> list[str]:
+    """The head of a table with the paper's columns."""
+    columns = [first, "", "Clean", *(f"ε = {name}" for name in PUBLISHED["columns"][1:])]
     return [_row(columns), "|" + "---|" * len(columns)]
 
 
