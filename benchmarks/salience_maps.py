@@ -26,9 +26,9 @@ from benchmarks.salience.sources import compared, other_sources, table
 from benchmarks.speed.measure import interleaved, ratio
 from examples.quickstart import SETTINGS, Data, Settings, load_cifar10
 from sip_plugin import SIPWrapper
+from sip_plugin.mask_source import MaskSource
 from sip_plugin.salience import CAMSalience, GradientSalience, MaskStore
 from sip_plugin.salience.plots import plot_salience
-from sip_plugin.salience_source import MaskSource
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 FIRST = "gradient, Madry"

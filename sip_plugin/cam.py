@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sip_plugin.checks import check_classes, check_logits
-from sip_plugin.networks import innermost
+from sip_plugin.model_utils import unwrap_model
 
 CAM = Literal["gradcam", "xgradcam", "layercam"]
 
@@ -44,7 +44,7 @@ def class_activation_maps(
     Raises:
         ValueError: If there is no such layer, its output is not ``(N, K, h, w)``, or the network has no such class.
     """
-    network = innermost(network)
+    network = unwrap_model(network)
     with torch.enable_grad():
         # The images ask for a gradient so that the activations are in a graph even where all weights are frozen; a copy in
         # the graph, because a network that writes into its input may not write into a leaf, nor into the caller's images.
@@ -146,7 +146,7 @@ def named_layer(network: nn.Module, layer: str) -> nn.Module:
     Raises:
         ValueError: If there is none.
     """
-    network = innermost(network)
+    network = unwrap_model(network)
     try:
         return network.get_submodule(layer)
     except AttributeError as error:

@@ -26,7 +26,7 @@ _Set = TypeVar("_Set", bound="LinfBox | L2Ball")
 # --- legal maps -------------------------------------------------------------------------------------------------------
 
 
-def as_salience_map(mask: SalienceMap, images: Tensor, *, soft: bool = False) -> Tensor:
+def prepare_mask(mask: SalienceMap, images: Tensor, *, soft: bool = False) -> Tensor:
     """Turn any legal form of salience map into one tensor that broadcasts against ``images``.
 
     Legal are ``bool`` or {0, 1} of any real dtype, as a tensor or NumPy array, either ``(H, W)`` (one map for every image
@@ -115,14 +115,14 @@ def project(candidate: Tensor, images: Tensor, salience: Tensor) -> Tensor:
     Args:
         candidate: ``z``, of the images' shape.
         images: The clean images ``x``.
-        salience: ``M`` as :func:`as_salience_map` gives it.
+        salience: ``M`` as :func:`prepare_mask` gives it.
     """
     if salience.dtype == torch.bool:
         return torch.where(salience, images, candidate)
     return images + (candidate - images) * (1 - salience)
 
 
-def element_budget(images: Tensor, eps: float, salience: Tensor | None = None) -> Tensor:
+def elementwise_budget(images: Tensor, eps: float, salience: Tensor | None = None) -> Tensor:
     """The budget of each element: ``ε`` without a map, ``ε·(1 − M)`` with one (exactly 0 on salient elements).
 
     Returns:

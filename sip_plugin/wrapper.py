@@ -7,7 +7,7 @@ from typing import Any
 
 from sip_plugin.adapters.autoattack import adapter, is_autoattack
 from sip_plugin.adapters.base import SalienceAttack
-from sip_plugin.salience_source import MaskSource
+from sip_plugin.mask_source import MaskSource
 
 _SUPPORTED = (
     "Supported are the attacks of torchattacks (FGSM, PGD, AutoAttack, ...), the evasion attacks of ART on a "

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sip_plugin.constraint import L2Ball, LinfBox, as_salience_map, element_budget, feasible_set, project
+from sip_plugin.constraint import L2Ball, LinfBox, elementwise_budget, feasible_set, prepare_mask, project
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float16, torch.float32, torch.float64])
@@ -15,17 +15,17 @@ from sip_plugin.constraint import L2Ball, LinfBox, as_salience_map, element_budg
 )
 def test_every_legal_binary_form_becomes_the_same_bool_map(dtype, shape, images):
     mask = (torch.rand(shape, generator=torch.Generator().manual_seed(0)) < 0.5).to(dtype)
-    result = as_salience_map(mask, images)
+    result = prepare_mask(mask, images)
     assert result.dtype == torch.bool
     expected = (mask != 0).expand_as(images)
     assert torch.equal(result.expand_as(images), expected)
-    assert torch.equal(as_salience_map(mask.numpy(), images).expand_as(images), expected)
+    assert torch.equal(prepare_mask(mask.numpy(), images).expand_as(images), expected)
 
 
 def test_numpy_views_with_negative_strides_and_no_write_access_are_legal(images):
     array = (np.arange(256).reshape(16, 16) % 3 == 0)[::-1, ::-1]
     array.flags.writeable = False
-    assert torch.equal(as_salience_map(array, images)[0, 0], torch.from_numpy(array.copy()))
+    assert torch.equal(prepare_mask(array, images)[0, 0], torch.from_numpy(array.copy()))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_numpy_views_with_negative_strides_and_no_write_access_are_legal(images)
 )
 def test_a_map_of_a_wrong_or_ambiguous_shape_is_an_error_that_says_how_to_write_it(shape, says, images):
     with pytest.raises(ValueError, match=says):
-        as_salience_map(torch.zeros(shape), images)
+        prepare_mask(torch.zeros(shape), images)
 
 
 @pytest.mark.parametrize(
@@ -55,18 +55,18 @@ def test_a_map_of_illegal_values_is_an_error(values, says, images):
     mask = torch.zeros(16, 16)
     mask[3, 4] = values
     with pytest.raises(ValueError, match=says):
-        as_salience_map(mask, images)
+        prepare_mask(mask, images)
 
 
 def test_a_soft_map_is_legal_where_it_is_asked_for_and_comes_in_the_images_dtype(images):
     mask = torch.rand(16, 16, dtype=torch.float64)
-    result = as_salience_map(mask, images, soft=True)
+    result = prepare_mask(mask, images, soft=True)
     assert result.dtype == images.dtype
     assert torch.equal(result[0, 0], mask.float())
     for bad in (math.nan, 1.5, -0.1):
         mask[0, 0] = bad
         with pytest.raises(ValueError, match=r"NaN|0 and 1"):
-            as_salience_map(mask, images, soft=True)
+            prepare_mask(mask, images, soft=True)
 
 
 @pytest.mark.parametrize(
@@ -74,12 +74,12 @@ def test_a_soft_map_is_legal_where_it_is_asked_for_and_comes_in_the_images_dtype
 )
 def test_a_map_that_is_no_map_is_a_type_error(mask, images):
     with pytest.raises(TypeError, match="salience map"):
-        as_salience_map(mask, images)
+        prepare_mask(mask, images)
 
 
 def test_a_map_follows_the_layout_of_channels_last_images(images, salience):
     images = images.to(memory_format=torch.channels_last)
-    assert as_salience_map(salience, images).is_contiguous(memory_format=torch.channels_last)
+    assert prepare_mask(salience, images).is_contiguous(memory_format=torch.channels_last)
 
 
 def test_projection_is_a_select_that_keeps_salient_elements_bit_for_bit(images, salience):
@@ -103,17 +103,17 @@ def test_projection_by_a_soft_map_shrinks_the_perturbation(images):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_the_budget_is_exactly_zero_on_salient_elements_and_eps_elsewhere(dtype, images, salience):
-    budget = element_budget(images.to(dtype), 8 / 255, salience)
+    budget = elementwise_budget(images.to(dtype), 8 / 255, salience)
     assert budget.dtype == dtype
     assert (budget[salience] == 0).all()
     assert (budget[~salience] == torch.tensor(8 / 255, dtype=dtype)).all()
-    assert element_budget(images.to(dtype), 8 / 255).item() == torch.tensor(8 / 255, dtype=dtype).item()
+    assert elementwise_budget(images.to(dtype), 8 / 255).item() == torch.tensor(8 / 255, dtype=dtype).item()
 
 
 def weird_budget(images, salience):
     """Zeros, ε and everything between, with one image that may not change at all."""
     torch.manual_seed(0)
-    budget = element_budget(images, 0.1, salience) * torch.rand_like(images)
+    budget = elementwise_budget(images, 0.1, salience) * torch.rand_like(images)
     budget[0] = 0
     return budget
 
@@ -149,7 +149,7 @@ def test_points_of_the_l2_ball_keep_to_the_ellipsoid_and_to_01(random, images, s
 def test_a_long_step_of_the_l2_ball_ends_on_the_sphere_along_the_free_part_of_the_gradient(salience):
     images = torch.full((6, 3, 16, 16), 0.5)
     gradient = torch.randn_like(images)
-    point = L2Ball(images, element_budget(images, 0.3, salience)).ascend(images, gradient, 9.0)
+    point = L2Ball(images, elementwise_budget(images, 0.3, salience)).ascend(images, gradient, 9.0)
     free = gradient.masked_fill(salience, 0)
     expected = 0.3 * free / free.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     assert torch.allclose(point - images, expected, atol=1e-6)
@@ -157,7 +157,7 @@ def test_a_long_step_of_the_l2_ball_ends_on_the_sphere_along_the_free_part_of_th
 
 def test_random_starts_of_the_l2_ball_fill_it_evenly():
     images = torch.full((4000, 1, 2, 1), 0.5)
-    start = L2Ball(images, element_budget(images, 0.1)).random_start()
+    start = L2Ball(images, elementwise_budget(images, 0.1)).random_start()
     radius = (start - images).flatten(1).norm(dim=1) / 0.1
     assert radius.max() <= 1 + 1e-5
     # In two dimensions the share within radius r is r².
@@ -166,10 +166,12 @@ def test_random_starts_of_the_l2_ball_fill_it_evenly():
 
 def test_a_zero_gradient_leaves_the_point_where_it_is(images):
     for norm in ("Linf", "L2"):
-        moved = feasible_set(images, element_budget(images, 0.1), norm).ascend(images, torch.zeros_like(images), 0.05)
+        moved = feasible_set(images, elementwise_budget(images, 0.1), norm).ascend(
+            images, torch.zeros_like(images), 0.05
+        )
         assert torch.allclose(moved, images, atol=1e-7)
 
 
 def test_an_unknown_norm_is_an_error(images):
     with pytest.raises(ValueError, match='"Linf" or "L2", got \'L1\''):
-        feasible_set(images, element_budget(images, 0.1), "L1")
+        feasible_set(images, elementwise_budget(images, 0.1), "L1")

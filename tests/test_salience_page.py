@@ -8,10 +8,10 @@ import re
 import pytest
 import torch
 
-from sip_plugin.constraint import as_salience_map
+from sip_plugin.constraint import prepare_mask
+from sip_plugin.mask_source import compute_mask
 from sip_plugin.salience import AttributionSalience
 from sip_plugin.salience.captum_method import options_of
-from sip_plugin.salience_source import call_mask_source
 from tests.conftest import ROOT
 from tests.salience.captum_table import NOT_WORKING, WORKING
 
@@ -37,7 +37,7 @@ def test_the_snippets_run_and_every_source_in_them_gives_maps(network, images, l
         for statement in ast.parse(snippet).body:
             exec(compile(ast.Module([statement], []), "docs/salience.md", "exec"), known)
             if isinstance(statement, ast.Assign) and statement.targets[0].id == "mask_fn":
-                salience = as_salience_map(call_mask_source(known["mask_fn"], images, labels), images)
+                salience = prepare_mask(compute_mask(known["mask_fn"], images, labels), images)
                 shares.append(salience.float().mean().item())
         assert known["salience"].dtype == torch.bool
         assert known["salience"].shape == images.shape

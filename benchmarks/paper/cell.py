@@ -13,7 +13,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from benchmarks.paper.data import Maps, Source, Splits, load_splits
-from benchmarks.paper.files import load, locked, save, weights_hash
+from benchmarks.paper.files import load, locked, save
 from benchmarks.paper.folding import fold_batchnorm
 from benchmarks.paper.methods import METHODS, LeastGradient, RandomLike
 from benchmarks.paper.networks import build_network
@@ -23,6 +23,7 @@ from benchmarks.paper.settings import differences
 from benchmarks.paper.training import train_network
 from benchmarks.record import run_record, write_json
 from sip_plugin.evaluation import evaluate_robustness
+from sip_plugin.model_utils import model_hash
 from sip_plugin.salience import GradientSalience, MaskStore
 
 
@@ -97,7 +98,7 @@ def run_cell(cell: Cell, place: Place, fabric: Fabric, *, train_only: bool = Fal
                     "teacher": teacher,
                     "training_key": key,
                     "network": {
-                        "weights_sha256": weights_hash(network),
+                        "weights_sha256": model_hash(network),
                         "parameters": sum(p.numel() for p in network.parameters()),
                     },
                     "training": history,
@@ -126,7 +127,7 @@ def _finished(cell: Cell, splits: Splits, place: Place) -> bool:
     elif salience not in (None, "human"):
         if place.teacher is None and "file" in teacher:
             differing.append(f"teacher: that of --teacher {teacher['file']}")
-        if place.teacher is not None and teacher["weights_sha256"] != weights_hash(_given_teacher(cell, splits, place)):
+        if place.teacher is not None and teacher["weights_sha256"] != model_hash(_given_teacher(cell, splits, place)):
             differing.append("teacher: other weights")
     if differing:
         raise ValueError(
@@ -195,13 +196,13 @@ def _teacher(cell: Cell, splits: Splits, place: Place, fabric: Fabric) -> tuple[
     teacher = cell.teacher()
     if place.teacher is not None:
         network = _given_teacher(cell, splits, place).to(fabric.device).eval()
-        return network, {"arch": teacher.arch, "file": place.teacher.name, "weights_sha256": weights_hash(network)}
+        return network, {"arch": teacher.arch, "file": place.teacher.name, "weights_sha256": model_hash(network)}
     with locked(place.work / f"{teacher.name}.lock", fabric, wait=True):
         key = teacher.training_key(splits.content, None)
         network, history = trained(teacher, key, splits, None, place, fabric)
     last = {name: value for name, value in history["epochs"][-1].items() if name.startswith("validation")}
     return network, {"arch": teacher.arch, "method": "madry", "seed": teacher.seed, **last} | {
-        "weights_sha256": weights_hash(network)
+        "weights_sha256": model_hash(network)
     }
 
 

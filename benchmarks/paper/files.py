@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from torch import nn
 
 try:
     import fcntl
@@ -49,19 +47,6 @@ def load(path: Path) -> Any:
         raise ValueError(
             f"{path} is not a file of tensors that torch.load(weights_only=True) takes: {error}"
         ) from error
-
-
-def weights_hash(network: nn.Module) -> str:
-    """A hash of a network's parameters and buffers: names, types and values.
-
-    Not that of ``sip_plugin.salience.provenance``: training keys and committed results hold values of this one.
-    """
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        value = value.detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -27,9 +27,9 @@ from sip_plugin.adapters.art_table import MEMBERS, REFUSED, ArtEntry, entry_of, 
 from sip_plugin.adapters.base import SalienceAttack, call_lock, project_result, replaced
 from sip_plugin.adapters.members import Member, RowFinder
 from sip_plugin.adapters.projection import Mechanism, warn_if_never_asked
-from sip_plugin.constraint import SalienceMap, as_salience_map
-from sip_plugin.salience_source import MaskSource, call_mask_source
-from sip_plugin.state import preserved
+from sip_plugin.constraint import SalienceMap, prepare_mask
+from sip_plugin.mask_source import MaskSource, compute_mask
+from sip_plugin.model_state import preserve_model_state
 
 _PER_IMAGE = ("x_adv_init", "starting_points")  # arguments of generate that hold one row for each image
 
@@ -105,12 +105,12 @@ class SalienceArtAttack(SalienceAttack, EvasionAttack):  # type: ignore[misc]
         if callable(source):
             images = to_map_source(x, estimator)
             labels = None if y is None or _holds_targets(self.wrapped) else as_indices(y).to(images.device)
-            map_ = as_salience_map(call_mask_source(source, images, labels), images).cpu()
+            map_ = prepare_mask(compute_mask(source, images, labels), images).cpu()
             return map_ if first else map_.permute(0, 2, 3, 1)
         if source is not None and source.ndim == 2 and not first:
             source = source[None, :, :, None]
         images = torch.from_numpy(np.ascontiguousarray(x))
-        return as_salience_map(call_mask_source(source, images, None, keyword="salience"), images)
+        return prepare_mask(compute_mask(source, images, None, keyword="salience"), images)
 
 
 def attack_batch(
@@ -355,7 +355,7 @@ def _preserved(estimator: Any) -> Iterator[None]:
     wrapper: Any = getattr(estimator, "_model", None)
     training = getattr(wrapper, "training", None)
     optimizer = vars(estimator).get("_optimizer")  # which a parallel AutoAttack takes away
-    with preserved(estimator.model):
+    with preserve_model_state(estimator.model):
         try:
             yield
         finally:

@@ -21,7 +21,7 @@ from sip_plugin.adapters.projection import (
 )
 from sip_plugin.checks import check_images, check_labels
 from sip_plugin.constraint import SalienceMap, project
-from sip_plugin.state import preserved
+from sip_plugin.model_state import preserve_model_state
 
 MEMBERS: dict[str, Mechanism] = {
     "apgd": Mechanism.ITERATE,  # a random start on salient elements would eat an L1 or L2 budget
@@ -90,7 +90,7 @@ class SalienceAutoAttack(SalienceAttack):
             raise ValueError(
                 "one_by_one runs one evaluation an image, which one state_path cannot hold; leave one out."
             )
-        with self._lock, preserved(self.wrapped.model):
+        with self._lock, preserve_model_state(self.wrapped.model):
             salience = self._maps(images, labels, mask, _batch_size(args, kwargs))
             size = 1 if self.one_by_one else len(images)
             results = []
@@ -155,7 +155,7 @@ def _projecting(member: Any, mechanism: Mechanism, projection: BatchProjection) 
             stand_in = ProjectedModel(model, None if mode else projection, mode)
             setattr(member, name, stand_in.forward if inspect.isroutine(model) else stand_in)
             stack.callback(setattr, member, name, model)
-            stack.enter_context(preserved(model))
+            stack.enter_context(preserve_model_state(model))
         stack.enter_context(mode or nullcontext())
         yield
 

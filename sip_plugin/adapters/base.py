@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sip_plugin.constraint import SalienceMap, as_salience_map, project
-from sip_plugin.salience_source import MaskSource, call_mask_source, check_mask_source
+from sip_plugin.constraint import SalienceMap, prepare_mask, project
+from sip_plugin.mask_source import MaskSource, check_mask_source, compute_mask
 
 _OWN = frozenset({"wrapped", "mask_fn", "one_by_one"})
 _locks: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
@@ -85,9 +85,9 @@ class SalienceAttack:
 
         Raises:
             TypeError: If the map is not a tensor or array.
-            ValueError: If there is no map, or :func:`sip_plugin.constraint.as_salience_map` refuses it.
+            ValueError: If there is no map, or :func:`sip_plugin.constraint.prepare_mask` refuses it.
         """
-        return as_salience_map(call_mask_source(self.mask_fn if mask is None else mask, images, labels), images)
+        return prepare_mask(compute_mask(self.mask_fn if mask is None else mask, images, labels), images)
 
 
 def call_lock(attack: Any) -> Any:

@@ -30,8 +30,8 @@ from sip_plugin.adapters.foolbox_table import REFUSED, entry_of, known_name
 from sip_plugin.adapters.projection import BatchProjection, warn_if_never_asked
 from sip_plugin.checks import check_images, check_labels
 from sip_plugin.constraint import SalienceMap, project
-from sip_plugin.salience_source import MaskSource
-from sip_plugin.state import preserved
+from sip_plugin.mask_source import MaskSource
+from sip_plugin.model_state import preserve_model_state
 
 _PER_IMAGE = ("starting_points",)  # arguments of a call that hold one row for each image
 
@@ -106,7 +106,7 @@ class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
         images, restore = _images(inputs)
         if not isinstance(model, Model):
             raise TypeError(f"model must be a Foolbox model (foolbox.PyTorchModel), got {type(model).__name__}.")
-        with self._lock, preserved(_network(model)):
+        with self._lock, preserve_model_state(_network(model)):
             _check_bounds(images, model)
             plain = _in_unit_range(images, model)
             criterion = get_criterion(criterion.raw if isinstance(criterion, ep.Tensor) else criterion)

@@ -11,8 +11,8 @@ from sip_plugin.adapters.base import SalienceAttack, project_result
 from sip_plugin.adapters.projection import BatchProjection, ProjectedModel, model_replaced, warn_if_never_asked
 from sip_plugin.checks import check_images, check_labels
 from sip_plugin.constraint import SalienceMap
-from sip_plugin.salience_source import MaskSource
-from sip_plugin.state import preserved
+from sip_plugin.mask_source import MaskSource
+from sip_plugin.model_state import preserve_model_state
 
 
 class SalienceCallable(SalienceAttack):
@@ -45,7 +45,7 @@ class SalienceCallable(SalienceAttack):
             ValueError: If their shapes or values do not fit.
         """
         attack = self.wrapped
-        with self._lock, preserved(attack.model):
+        with self._lock, preserve_model_state(attack.model):
             check_images(images)
             images = images.detach()
             labels = None if labels is None else check_labels(labels, images)

@@ -27,8 +27,8 @@ from sip_plugin.adapters.projection import (
 from sip_plugin.adapters.torchattacks_table import ITERATE, MEMBERS, QUERY, Entry, entry_of, known_name
 from sip_plugin.checks import check_images, check_labels
 from sip_plugin.constraint import SalienceMap
-from sip_plugin.salience_source import MaskSource
-from sip_plugin.state import preserved
+from sip_plugin.mask_source import MaskSource
+from sip_plugin.model_state import preserve_model_state
 
 _NORMALIZED_TOLERANCE = 1e-5  # pixels that were normalised and back miss [0, 1] by rounding
 
@@ -68,7 +68,7 @@ class SalienceTorchAttack(SalienceAttack, Attack):  # type: ignore[misc]
         """
         with self._lock:
             _collect_networks(self.wrapped)
-            with preserved(self.wrapped.model):
+            with preserve_model_state(self.wrapped.model):
                 inputs, labels = self._checked(inputs, labels)
                 salience = self._salience_of(inputs, labels, mask)
                 return self._attack_rows(inputs, labels, salience, args, kwargs)
@@ -80,7 +80,7 @@ class SalienceTorchAttack(SalienceAttack, Attack):  # type: ignore[misc]
     def save(self, *args: Any, **kwargs: Any) -> Any:
         """torchattacks' ``save(data_loader, ...)``, with this object's own calls in it."""
         attack = self.wrapped
-        with self._lock, preserved(attack.model), replaced(attack, "__call__", self.__call__):
+        with self._lock, preserve_model_state(attack.model), replaced(attack, "__call__", self.__call__):
             return attack.save(*args, **kwargs)
 
     def _checked(self, inputs: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -126,7 +126,7 @@ def attack_batch(
     entry = entry_of(attack)
     size = 1 if alone or entry.alone else _images_at_once(attack, len(inputs))
     parts = split_batch(inputs, labels, salience, size)
-    with call_lock(attack), preserved(attack.model):
+    with call_lock(attack), preserve_model_state(attack.model):
         return joined([_attack_part(attack, entry, *part, args, kwargs, training) for part in parts])
 
 

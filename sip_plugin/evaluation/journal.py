@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sip_plugin.networks import innermost, own_attributes, plain_names
+from sip_plugin.model_utils import canonical_names, own_attributes, unwrap_model
 
 _FORMAT = 2  # of the folder, and of how networks and data are told apart
 _SETTINGS, _LOGITS, _REPORT, _BATCHES = "settings.json", "logits.pt", "report.pt", "batches"
@@ -129,13 +129,13 @@ def model_fingerprint(model: nn.Module) -> str:
     no buffer, the code of its forward) is seen in its logits: :meth:`Journal.check_logits`. A network that was compiled or
     replicated, or parts of it, is still the same one.
     """
-    model = innermost(model)
-    plain_name = plain_names(model)
+    model = unwrap_model(model)
+    plain_name = canonical_names(model)
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         digest.update(f"{plain_name(name)} {fingerprint(tensor)}".encode())
     for name, wrapped in model.named_modules(remove_duplicate=False):
-        module = innermost(wrapped)
+        module = unwrap_model(wrapped)
         if module is not wrapped:
             continue  # its turn comes, under a longer name
         plain = {key: value for key, value in own_attributes(module).items() if _is_plain(value)}

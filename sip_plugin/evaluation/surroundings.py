@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sip_plugin.state import evaluating, preserved
+from sip_plugin.model_state import eval_mode, preserve_model_state
 
 _LOGGER = "auto-attack"  # AutoAttack tells it each stage, which here the progress bar and the report say
 
@@ -25,7 +25,7 @@ def left_as_found(model: nn.Module) -> Iterator[None]:
     disabled, python, numpy = logger.disabled, random.getstate(), np.random.get_state()
     logger.disabled = True
     try:
-        with preserved(model), evaluating(model), on_device, torch.random.fork_rng(_cuda()):
+        with preserve_model_state(model), eval_mode(model), on_device, torch.random.fork_rng(_cuda()):
             yield
     finally:
         logger.disabled = disabled

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sip_plugin.state import evaluating, preserved
+from sip_plugin.model_state import eval_mode, preserve_model_state
 
 _OURS = {"inputs", "target", "return_convergence_delta"}
 _IGNORING_OTHERS = {"FeatureAblation", "FeaturePermutation"}  # whose **kwargs are for the classes that derive from them
@@ -125,10 +125,10 @@ def in_use(method: Any, seed: int | None, device: torch.device) -> Iterator[Any]
     """
     with ExitStack() as stack:
         for network, whole in _networks(method):
-            stack.enter_context(preserved(network))
+            stack.enter_context(preserve_model_state(network))
             stack.enter_context(_same_attributes(network))
             if whole:
-                stack.enter_context(evaluating(network))
+                stack.enter_context(eval_mode(network))
         stack.enter_context(warnings.catch_warnings())
         for message in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)

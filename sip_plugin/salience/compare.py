@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from sip_plugin.checks import check_images
-from sip_plugin.constraint import SalienceMap, as_salience_map
+from sip_plugin.constraint import SalienceMap, prepare_mask
+from sip_plugin.mask_source import MaskSource, check_mask_source, compute_mask
 from sip_plugin.salience.chance import chance_iou
-from sip_plugin.salience_source import MaskSource, call_mask_source, check_mask_source
 
 
 class MapSequence(Protocol):
@@ -187,7 +187,7 @@ def _asked(
     if images is None:
         raise ValueError(f"{name} is a function, so images are needed: compare_salience(first, second, images).")
     check_images(images)
-    return call_mask_source(source, images, labels)
+    return compute_mask(source, images, labels)
 
 
 def _is_sequence(source: Any) -> bool:
@@ -227,7 +227,7 @@ def _reference(images: Tensor | None, given: list[SalienceMap]) -> Tensor:
 
 
 def _binary(values: SalienceMap, reference: Tensor, name: str) -> Tensor:
-    mask = as_salience_map(values, reference, soft=True)
+    mask = prepare_mask(values, reference, soft=True)
     if mask.dtype != torch.bool:
         raise ValueError(
             f"The {name} map is soft, and overlap is defined for maps of 0 and 1. Binarise it first (mask > threshold)."

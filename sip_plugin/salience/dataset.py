@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sip_plugin.constraint import as_salience_map
+from sip_plugin.constraint import prepare_mask
 from sip_plugin.salience.images import as_float, pair_of
 from sip_plugin.salience.store import MaskStore
 from sip_plugin.salience.together import Together
@@ -139,7 +139,7 @@ def _as_map(given: Any, image: Tensor, position: int) -> Tensor:
     if isinstance(given, (Tensor, np.ndarray)) and given.ndim == 3:
         given = given[None]
     try:
-        salience = as_salience_map(given, image[None])[0]
+        salience = prepare_mask(given, image[None])[0]
     except (TypeError, ValueError) as error:
         raise type(error)(f"The map of item {position}: {error}") from error
     height, width = image.shape[1:]

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sip_plugin.checks import check_classes, check_images
+from sip_plugin.model_state import eval_mode
 from sip_plugin.salience.selection import check_finite, check_mass, needed_labels, salient
-from sip_plugin.state import evaluating
 
 Target = Literal["predicted", "true", "loss"]
 
@@ -86,7 +86,7 @@ class GradientSalience:
     def _gradient(self, images: Tensor, labels: Tensor | None) -> Tensor:
         labels = None if self.target == "predicted" else needed_labels(self.target, labels, images)
         # A caller may be inside no_grad or inference_mode (a validation step); a map needs its gradient all the same.
-        with torch.inference_mode(False), torch.enable_grad(), evaluating(self.teacher):
+        with torch.inference_mode(False), torch.enable_grad(), eval_mode(self.teacher):
             inputs = images.detach().clone().requires_grad_()
             logits = self.teacher(inputs.clone())  # which may write into its input, but not into a leaf
             if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sip_plugin.checks import check_images
-from sip_plugin.constraint import as_salience_map
+from sip_plugin.constraint import prepare_mask
+from sip_plugin.mask_source import MaskSource, accepts_labels, check_mask_source, compute_mask
 from sip_plugin.salience.images import as_float, check_byte, label_of, pair_of
 from sip_plugin.salience.provenance import network_of
 from sip_plugin.salience.store_file import Header
-from sip_plugin.salience_source import MaskSource, call_mask_source, check_mask_source, takes_labels
 
 Batch = tuple[Tensor, Tensor, np.ndarray]  # images, labels, the images' check bytes
 
@@ -46,7 +46,7 @@ class MapSource:
         num_workers: int,
     ) -> None:
         self.dataset, self.mask_fn = dataset, _checked(mask_fn)
-        self.image_shape, self.batch_size, self.labels = image_shape, batch_size, takes_labels(mask_fn)
+        self.image_shape, self.batch_size, self.labels = image_shape, batch_size, accepts_labels(mask_fn)
         self.device = _device_of(mask_fn) if device is None else _usable(device)
         self.num_workers = num_workers
         self._first: tuple[range, Tensor, np.ndarray] | None = None
@@ -99,7 +99,7 @@ class MapSource:
         images = as_float(images.to(self.device))
         try:
             check_images(images)
-            maps = as_salience_map(call_mask_source(self.mask_fn, images, labels.to(self.device)), images)
+            maps = prepare_mask(compute_mask(self.mask_fn, images, labels.to(self.device)), images)
         except (TypeError, ValueError) as error:
             if type(error) not in (TypeError, ValueError):
                 raise

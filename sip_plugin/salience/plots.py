@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sip_plugin.checks import check_images
-from sip_plugin.constraint import as_salience_map, project
+from sip_plugin.constraint import prepare_mask, project
+from sip_plugin.mask_source import MaskSource, check_mask_source, compute_mask
 from sip_plugin.salience.compare import compare_salience
 from sip_plugin.salience.grid import Panel, draw, save
 from sip_plugin.salience.pictures import (
@@ -22,7 +23,6 @@ from sip_plugin.salience.pictures import (
     overlay_picture,
     perturbation_picture,
 )
-from sip_plugin.salience_source import MaskSource, call_mask_source, check_mask_source
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -194,7 +194,7 @@ def _map(source: MaskSource, images: Tensor, labels: Tensor | None, count: int) 
     check_mask_source(source, "maps")
     if callable(source):  # asked for the images drawn alone: a map may be dear
         images, labels = images[:count], None if labels is None else labels[:count]
-    salience = as_salience_map(call_mask_source(source, images, labels), images, soft=True)
+    salience = prepare_mask(compute_mask(source, images, labels), images, soft=True)
     return salience.expand(images.shape)[:count].cpu()
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sip_plugin.networks import innermost, own_attributes, plain_names
+from sip_plugin.model_utils import canonical_names, own_attributes, unwrap_model
 from sip_plugin.salience.code import (
     captured,
     code_hash,
@@ -65,8 +65,8 @@ def provenance(source: Any) -> dict[str, Any]:
 def weights_hash(model: nn.Module) -> str:
     """SHA-256 of a network's parameters and buffers: names, dtypes, shapes and values, wherever they are."""
     digest = hashlib.sha256()
-    model = innermost(model)
-    names = plain_names(model)
+    model = unwrap_model(model)
+    names = canonical_names(model)
     values = {names(name): value for name, value in model.state_dict().items()}
     for name, value in sorted(values.items()):
         digest.update(name.encode() + b"\0")
@@ -136,7 +136,7 @@ class _Description:
 
     def _of_object(self, value: Any) -> Any:
         if isinstance(value, nn.Module):
-            value = innermost(value)
+            value = unwrap_model(value)
         own = getattr(value, "provenance", None)
         if callable(own) and not isinstance(value, type):
             return _checked(own(), value)
@@ -224,7 +224,7 @@ class _Description:
 
     def _of_modules(self, model: nn.Module, name: str = "") -> list[Any]:
         """Each submodule: what it is, and what it has beside weights."""
-        model = innermost(model)
+        model = unwrap_model(model)
         kind, state = type(model), state_of_call(type(model), "forward")
         attributes = {
             key: entry

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sip_plugin.mask_source import MaskSource
+from sip_plugin.model_state import preserve_model_state
 from sip_plugin.salience.images import check_byte, label_of, sample_of
 from sip_plugin.salience.indices import Indices, as_integer, positions_of
 from sip_plugin.salience.map_source import Batches, MapSource, loaded
@@ -19,8 +21,6 @@ from sip_plugin.salience.provenance import network_of
 from sip_plugin.salience.ranks import Ranks
 from sip_plugin.salience.store_build import Build, agreed, check_batch_size, wanted_of
 from sip_plugin.salience.store_file import StoreError, block_checksum, open_whole
-from sip_plugin.salience_source import MaskSource
-from sip_plugin.state import preserved
 
 
 class MaskStore:
@@ -111,7 +111,7 @@ class MaskStore:
         wanted = agreed(ranks.each(lambda: wanted_of(dataset, mask_fn)))
         shape = wanted["image_shape"]
         source = ranks.each_own(lambda: MapSource(dataset, mask_fn, shape, size, device, num_workers))
-        with preserved(network_of(mask_fn)):  # a function may use its network in ways that leave traces
+        with preserve_model_state(network_of(mask_fn)):  # a function may use its network in ways that leave traces
             Build(Path(path).absolute(), source, wanted, overwrite, ranks).run(progress)
         return cls(path)
 

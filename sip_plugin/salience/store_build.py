@@ -10,13 +10,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from sip_plugin.mask_source import accepts_labels
 from sip_plugin.salience.images import sample_of
 from sip_plugin.salience.map_source import MapSource
 from sip_plugin.salience.provenance import differences, provenance
 from sip_plugin.salience.ranks import Ranks
 from sip_plugin.salience.store_file import MAGIC, Header, StoreError, check_no_folder, open_whole
 from sip_plugin.salience.store_partial import Partial
-from sip_plugin.salience_source import takes_labels
 
 _logger = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ class Build:
 
 def wanted_of(dataset: Any, mask_fn: Any) -> dict[str, Any]:
     """What the header of a store of these maps says of the data set and of what made them."""
-    labels = takes_labels(mask_fn)
+    labels = accepts_labels(mask_fn)
     image_shape, fingerprint = sample_of(dataset, labels)
     return {
         "length": len(dataset),

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from sip_plugin.checks import Norm, check_eps, check_images, check_labels, check_steps
-from sip_plugin.constraint import SalienceMap, as_salience_map, element_budget, feasible_set
-from sip_plugin.networks import PastFabric, innermost, without_reducer
-from sip_plugin.salience_source import MaskSource, call_mask_source, check_mask_source
-from sip_plugin.state import evaluating, preserved
+from sip_plugin.constraint import SalienceMap, elementwise_budget, feasible_set, prepare_mask
+from sip_plugin.mask_source import MaskSource, check_mask_source, compute_mask
+from sip_plugin.model_state import eval_mode, preserve_model_state
+from sip_plugin.model_utils import FabricForward, unwrap_ddp, unwrap_model
 from sip_plugin.training.method import Method
 from sip_plugin.training.methods import as_method
 from sip_plugin.training.metrics import RecordedPasses
@@ -224,12 +224,12 @@ class AdversarialTrainer:
             images, labels = (t.clone() if t.is_inference() else t.detach() for t in (images, labels))
             salience = self._map(images, labels, mask)
             told = {} if salience is None else {"salient": salience.to(images.dtype).mean()}
-            network = without_reducer(self.model)
+            network = unwrap_ddp(self.model)
             if self.attack is not None:
-                with preserved(network):
+                with preserve_model_state(network):
                     adversarial = self.attack(images, labels, salience)
             else:
-                with evaluating(network):
+                with eval_mode(network):
                     adversarial, passes = self._maximise(network, images, labels, salience)
                 told["steps"] = images.new_full((), passes / len(images))
         if torch.is_autocast_cache_enabled():
@@ -241,12 +241,12 @@ class AdversarialTrainer:
     def _maximise(self, network: nn.Module, images: Tensor, labels: Tensor, salience: Tensor | None) -> Found:
         method, progress = self.method, Progress(self.epoch, self.epochs)
         eps = check_eps(at_epoch(self.eps, self.epoch), self.norm)
-        budget = element_budget(images, eps, salience)
+        budget = elementwise_budget(images, eps, salience)
         own = method.budget(network, images, eps, progress)
         feasible = feasible_set(images, budget if own is None else torch.minimum(budget, own), self.norm)
         patience = method.patience(progress)
-        if self.compile and not isinstance(network, PastFabric):
-            network = innermost(network)  # the step is compiled with the network in it, once
+        if self.compile and not isinstance(network, FabricForward):
+            network = unwrap_model(network)  # the step is compiled with the network in it, once
         return maximise(
             network,
             method.objective,
@@ -272,8 +272,8 @@ class AdversarialTrainer:
         source = self.salience if mask is None else mask
         if source is not None:
             # A function may use the very network in training: its modes, statistics and gradients are put back.
-            with preserved(innermost(self.model) if callable(source) else None):
-                return as_salience_map(call_mask_source(source, images, labels), images, soft=True)
+            with preserve_model_state(unwrap_model(self.model) if callable(source) else None):
+                return prepare_mask(compute_mask(source, images, labels), images, soft=True)
         if self.method.needs_salience and self.attack is None:
             raise ValueError(
                 f"{self.method.name!r} needs a salience map: AdversarialTrainer(..., salience=mask_fn), or mask=... with "

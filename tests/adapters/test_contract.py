@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sip_plugin import SIPWrapper
-from sip_plugin.state import _HOOKS
+from sip_plugin.model_state import _HOOKS
 from tests.adapters import art_rows, foolbox_rows
 from tests.adapters.loops import LOOPS
 from tests.adapters.table import TABLE, distance

@@ -12,12 +12,13 @@ from torch import nn
 
 from benchmarks.paper import methods, networks
 from benchmarks.paper.data import Source, load_splits
-from benchmarks.paper.files import load, locked, save, weights_hash
+from benchmarks.paper.files import load, locked, save
 from benchmarks.paper.networks import NETWORKS, build_network
 from benchmarks.paper.presets import PRESETS
 from benchmarks.paper.protocols import Cell, Evaluation, Training
 from benchmarks.paper.seeds import derived
 from benchmarks.paper.training import Augmented, EpochOrder
+from sip_plugin.model_utils import model_hash
 from sip_plugin.salience import GradientSalience
 
 PUBLISHED = json.loads((Path(networks.__file__).parent / "published.json").read_text())
@@ -260,10 +261,10 @@ def test_a_lock_keeps_a_second_run_out(tmp_path):
 
 def test_the_weights_hash_sees_every_value():
     network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    before = weights_hash(network)
-    assert weights_hash(network) == before
+    before = model_hash(network)
+    assert model_hash(network) == before
     network[1].running_mean[1] += 1e-6
-    assert weights_hash(network) != before
+    assert model_hash(network) != before
 
 
 def test_every_network_is_in_no_preset_or_known():

@@ -15,10 +15,11 @@ from lightning.fabric.plugins.precision import MixedPrecision
 
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.data import Source, load_splits
-from benchmarks.paper.files import load, save, weights_hash
+from benchmarks.paper.files import load, save
 from benchmarks.paper.networks import build_network
 from benchmarks.paper.protocols import Cell, Evaluation, Training
 from benchmarks.paper.training import train_network
+from sip_plugin.model_utils import model_hash
 from tests.conftest import SHARED_DATA
 from tests.salience.annotations.archive import Archive
 
@@ -237,7 +238,7 @@ def test_a_network_is_never_taken_for_one_of_another_teacher(tmp_path, capsys):
     assert main([*own, *given]) == 0
     found = result(tmp_path / "r", "digits-convnet8-sip-s-seed0")
     assert found["teacher"]["file"] == "other.pt"
-    assert found["teacher"]["weights_sha256"] == weights_hash(other)
+    assert found["teacher"]["weights_sha256"] == model_hash(other)
     networks = [load(path)["network"] for path in (tmp_path / "r" / "work").glob("digits-convnet8-sip-s-*/network.pt")]
     assert len(networks) == 2  # another network was trained for the other teacher
     assert any(not torch.equal(a, b) for a, b in zip(*(network.values() for network in networks), strict=True))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sip_plugin.state import evaluating, preserved
+from sip_plugin.model_state import eval_mode, preserve_model_state
 from tests.conftest import small_network
 
 
@@ -20,7 +20,7 @@ def test_evaluating_puts_each_modules_own_mode_back_also_after_an_exception(netw
     modes = mixed_modes(network)
     seen = []
     try:
-        with evaluating(network):
+        with eval_mode(network):
             seen = [module.training for module in network.modules()]
             raise KeyError
     except KeyError:
@@ -48,7 +48,7 @@ def test_preserved_restores_modes_buffers_hooks_gradients_and_flags(fails, netwo
     kept = network[0].register_forward_hook(lambda *_: None)
     buffers = {name: (buffer, buffer.clone()) for name, buffer in network.named_buffers()}
     try:
-        with preserved(network):
+        with preserve_model_state(network):
             assert all(p.grad is None for p in network.parameters())
             spoil(network)
             if fails:
@@ -74,13 +74,13 @@ def test_nested_and_concurrent_uses_restore_once_the_last_one_ends(network):
 
     def second() -> None:
         first_in.wait(10)
-        with preserved(network):
+        with preserve_model_state(network):
             network.eval()
             second_in.set()
             done.append(True)
 
     thread = threading.Thread(target=second)
-    with preserved(network), preserved(network):
+    with preserve_model_state(network), preserve_model_state(network):
         thread.start()
         first_in.set()
         second_in.wait(10)
@@ -91,7 +91,7 @@ def test_nested_and_concurrent_uses_restore_once_the_last_one_ends(network):
 
 
 def test_something_that_is_no_network_is_left_alone():
-    with preserved(lambda x: x):
+    with preserve_model_state(lambda x: x):
         pass
 
 
@@ -100,7 +100,7 @@ def test_a_network_is_not_kept_alive():
     import weakref
 
     network = small_network()
-    with preserved(network):
+    with preserve_model_state(network):
         pass
     reference = weakref.ref(network)
     del network
@@ -120,7 +120,7 @@ class Merges(nn.Linear):
 
 def test_a_module_with_a_train_of_its_own_is_told():
     network = nn.Sequential(Merges(2, 2), nn.ReLU()).train()
-    with evaluating(network):
+    with eval_mode(network):
         assert network[0].merged
     assert not network[0].merged
     assert all(module.training for module in network.modules())
@@ -132,13 +132,13 @@ def test_two_threads_evaluate_one_network_until_both_are_done(network):
     modes = []
 
     def second():
-        with evaluating(network):
+        with eval_mode(network):
             inside.set()
             ended.wait(10)
             modes.append(network.training)
 
     thread = threading.Thread(target=second)
-    with evaluating(network):
+    with eval_mode(network):
         thread.start()
         inside.wait(10)
     ended.set()
@@ -149,6 +149,6 @@ def test_two_threads_evaluate_one_network_until_both_are_done(network):
 
 def test_a_network_that_is_not_initialised_yet_is_no_trouble():
     lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d()).train()
-    with preserved(lazy), evaluating(lazy):
+    with preserve_model_state(lazy), eval_mode(lazy):
         assert not lazy.training
     assert all(module.training for module in lazy.modules())

@@ -112,14 +112,14 @@ _evaluating, _preserved = _Uses(_EvalMode), _Uses(_Everything)
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put a network into eval mode, and each of its modules back into its own mode."""
     with _evaluating(model):
         yield
 
 
 @contextmanager
-def preserved(model: object) -> Iterator[None]:
+def preserve_model_state(model: object) -> Iterator[None]:
     """Let somebody else's code use a network; put back whatever it changed, also when it raises.
 
     Covers each module's train/eval flag, buffers (BatchNorm statistics), hooks, and the parameters' gradients and

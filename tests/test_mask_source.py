@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from sip_plugin.mask_source import check_mask_source, compute_mask
 from sip_plugin.salience import GradientSalience
-from sip_plugin.salience_source import call_mask_source, check_mask_source
 
 
 class Takes:
@@ -38,7 +38,7 @@ class Network(nn.Module):
 )
 def test_labels_are_given_to_the_functions_that_take_them(source, with_labels):
     images, labels = torch.rand(2, 3, 4, 4), torch.tensor([0, 1])
-    kind, given, *rest = call_mask_source(source, images, labels)
+    kind, given, *rest = compute_mask(source, images, labels)
     assert kind == ("both" if with_labels else "one")
     assert torch.equal(given, images)
     assert not with_labels or rest[0] is labels
@@ -55,7 +55,7 @@ def test_a_function_may_compute_a_gradient_and_write_into_its_images_wherever_it
     images = torch.rand(2, 3, 4, 4)
     before = images.clone()
     with mode():
-        made = call_mask_source(by_gradient, images * 1, None)
+        made = compute_mask(by_gradient, images * 1, None)
     assert torch.equal(made, before > 0.5)
     assert torch.equal(images, before)
     assert not images.requires_grad
@@ -63,12 +63,12 @@ def test_a_function_may_compute_a_gradient_and_write_into_its_images_wherever_it
 
 def test_a_map_is_its_own_source():
     for mask in (torch.zeros(3, 3), np.zeros((3, 3))):
-        assert call_mask_source(mask, None, None) is mask
+        assert compute_mask(mask, None, None) is mask
 
 
 def test_no_source_is_an_error_that_says_where_to_give_one():
     with pytest.raises(ValueError, match=r"mask_fn.*mask="):
-        call_mask_source(None, None, None)
+        compute_mask(None, None, None)
 
 
 @pytest.mark.parametrize("source", ["map.png", 3, [[0, 1]]])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -20,7 +22,7 @@ _MARKS = (
 )  # that wrappers leave on a network
 
 
-class PastFabric(nn.Module):
+class FabricForward(nn.Module):
     """The forward pass of a model that Lightning Fabric has set up, without the hook by which Fabric insists on
     ``fabric.backward``: a search has no loss, and its gradients are the images'.
 
@@ -30,7 +32,7 @@ class PastFabric(nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.network = without_reducer(model._forward_module)
+        self.network = unwrap_ddp(model._forward_module)
         self.precision = model._strategy.precision
         self.training = model.training
 
@@ -40,33 +42,33 @@ class PastFabric(nn.Module):
             return self.precision.convert_output(self.network(self.precision.convert_input(images)))
 
 
-def without_reducer(model: nn.Module) -> nn.Module:
+def unwrap_ddp(model: nn.Module) -> nn.Module:
     """The network past DistributedDataParallel (also a compiled one), whose reducer a search must not wake."""
     # By the name of its module, so that Lightning is not imported; where its parts have other names, it is used as it is.
     if "fabric" in type(model).__module__ and hasattr(model, "_forward_module") and hasattr(model, "_strategy"):
-        return PastFabric(model)
+        return FabricForward(model)
     inner = getattr(model, "_orig_mod", model)  # of torch.compile
     return inner.module if isinstance(inner, DistributedDataParallel) else model
 
 
-def innermost(model: nn.Module) -> nn.Module:
+def unwrap_model(model: nn.Module) -> nn.Module:
     """The network as its author wrote it: hooks put on a compiled or replicated one are not called."""
     inside = _inside(model)
-    return model if inside is None else innermost(inside)
+    return model if inside is None else unwrap_model(inside)
 
 
 def _inside(model: nn.Module) -> nn.Module | None:
-    """What DataParallel, DistributedDataParallel, torch.compile or :class:`PastFabric` has been put around."""
+    """What DataParallel, DistributedDataParallel, torch.compile or :class:`FabricForward` has been put around."""
     if isinstance(model, (DataParallel, DistributedDataParallel)):
         inside: object = model.module
-    elif isinstance(model, PastFabric):
+    elif isinstance(model, FabricForward):
         inside = model.network
     else:
         inside = getattr(model, "_orig_mod", None)
     return inside if isinstance(inside, nn.Module) else None
 
 
-def plain_names(model: nn.Module) -> Callable[[str], str]:
+def canonical_names(model: nn.Module) -> Callable[[str], str]:
     """Gives the name that a weight of the network would have without wrappers around the network's parts."""
     wrapped = [
         f"{name}." for name, module in model.named_modules(remove_duplicate=False) if _inside(module) is not None
@@ -89,3 +91,18 @@ def own_attributes(module: nn.Module) -> dict[str, Any]:
         for name, value in vars(module).items()
         if name not in _OF_EVERY_MODULE and not name.startswith(_MARKS)
     }
+
+
+def model_hash(model: nn.Module) -> str:
+    """A SHA-256 of a network's parameters and buffers: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """The device of a network's first parameter or buffer; the CPU if it has none."""
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))

@@ -31,9 +31,7 @@ def check_mask_source(source: MaskSource, name: str = "mask_fn") -> MaskSource:
     return source
 
 
-def call_mask_source(
-    source: MaskSource, images: Tensor, labels: Tensor | None, *, keyword: str = "mask"
-) -> SalienceMap:
+def compute_mask(source: MaskSource, images: Tensor, labels: Tensor | None, *, keyword: str = "mask") -> SalienceMap:
     """The map of a batch, not yet checked, from a callable of (images, labels) or (images), or the map itself.
 
     ``keyword`` is the name under which a call brings its own.
@@ -48,13 +46,13 @@ def call_mask_source(
     # A copy: what a function does to its images (marks them for a gradient, normalises them in place) is its own affair.
     with torch.inference_mode(False), torch.enable_grad():
         given = images.detach().clone()
-        by_name = {"labels": labels} if _takes_labels_by_keyword(source) else {}
-        return source(given, labels) if _takes_labels(source) else source(given, **by_name)
+        by_name = {"labels": labels} if _accepts_labels_by_keyword(source) else {}
+        return source(given, labels) if _accepts_labels_by_position(source) else source(given, **by_name)
 
 
-def takes_labels(source: MaskSource) -> bool:
+def accepts_labels(source: MaskSource) -> bool:
     """Whether a mask function is given labels, on which its maps may depend."""
-    return callable(source) and (_takes_labels(source) or _takes_labels_by_keyword(source))
+    return callable(source) and (_accepts_labels_by_position(source) or _accepts_labels_by_keyword(source))
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
@@ -67,11 +65,11 @@ def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
         return None
 
 
-def _takes_labels_by_keyword(function: Callable[..., Any]) -> bool:
+def _accepts_labels_by_keyword(function: Callable[..., Any]) -> bool:
     return any(p.kind is p.KEYWORD_ONLY and p.name == "labels" for p in _parameters(function) or ())
 
 
-def _takes_labels(function: Callable[..., Any]) -> bool:
+def _accepts_labels_by_position(function: Callable[..., Any]) -> bool:
     """Whether a mask function takes (images, labels) and not images alone."""
     parameters = _parameters(function)
     if parameters is None or any(p.kind is p.VAR_POSITIONAL for p in parameters):

@@ -1,0 +1,77 @@
+"""Files that are written whole or not at all, random generators that are left as they were, progress bars."""
+
+from __future__ import annotations
+
+import os
+import random
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator[Path]:
+    """Give the name of a file to write, which takes the place of ``path`` at the end, and is removed if the block raises.
+
+    Args:
+        path: The file to be written; its folder is made if need be.
+        sync: Whether the file also survives a power cut.
+    """
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.stem}.{uuid.uuid4().hex}{target.suffix}")
+    try:
+        yield part
+        if sync:
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+        part.replace(target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def isolated_rng(device: torch.device | None = None) -> Iterator[None]:
+    """Put back the random generators of Python, NumPy and torch (the CPU's, and those of ``device``) after a block."""
+    python, numpy = random.getstate(), np.random.get_state()
+    cuda = [device] if device is not None and device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(cuda):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+def progress_bar(show: bool, **options: Any) -> Any:
+    """A bar of ``tqdm``, which is silent if ``show`` is False.
+
+    Raises:
+        ImportError: If a bar is wanted and tqdm is not installed.
+    """
+    try:
+        from tqdm.auto import tqdm
+    except ModuleNotFoundError:
+        if show:
+            raise ImportError("A progress bar needs tqdm: pip install tqdm, or pass progress=False.") from None
+        return _NoBar()
+    return tqdm(disable=not show, **options)
+
+
+class _NoBar:
+    """What stands in for a bar where tqdm is not installed."""
+
+    def __enter__(self) -> _NoBar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
