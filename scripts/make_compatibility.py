@@ -42,14 +42,15 @@ differ by a few images either way with the seed.
 
 ## Which map belongs to which query
 
-Attacks do not always ask about the whole batch: some go on with the images that are still robust, some ask about
-populations or noisy samples. A query of as many rows as the batch has its order. Where an attack works on one image
-after the other (*one image* below), it is handed one at a time, which changes nothing else (but that, in targeted
-modes, it also asks for its targets one image at a time). Everywhere else each row belongs to its nearest clean image.
-Two nearly identical images with different maps can be taken for each other then; `SIPWrapper(attack, mask_fn,
-one_by_one=True)` runs any attack image by image and excludes it, at the price of speed and of the bare attack's
-random draws on the batch. Members of composites and the attacks of AutoAttack get their images' maps by exact value;
-images that are identical get all their maps together there.
+Attacks do not always ask about the whole batch: some go on with the images that are still robust, some take the batch in
+pieces. Which image a row belongs to is known, never guessed. A query of as many rows as the batch has its order. An
+attack that goes on with part of its batch selects it by an index (*selects* below, and all of ART's): the wrapper sees
+that index, so that identical images with different maps are told apart, too. Where an attack works on one image after
+the other (*one image* below), it is handed one at a time, which changes nothing else (but that, in targeted modes, it
+also asks for its targets one image at a time). An attack of an unknown kind that asks about another number of rows than
+the batch has runs one image at a time, with a warning, as with `SIPWrapper(attack, mask_fn, one_by_one=True)`. Where the
+map marks nothing there is nothing to tell apart: the batch stays whole, and the result is the bare attack's bit for bit.
+A result that has left the ball that APGD, FAB or Square names is an error.
 """
 
 ART_HEAD = """
@@ -62,12 +63,11 @@ network in it). ART's own `mask` (1 = may change) is intersected with the map, a
 attack's native mask can be trusted with a map for each image, it is used besides the projection (*native mask*), so that
 random starts spend no budget on salient elements.
 
-*At once* is what one call of the attack's own `generate` is handed: all images, pieces of its `batch_size`, or one image.
-Attacks that query pieces of `batch_size` in their order (*pieces*) keep their batch; a query is recognised as the nearest
-piece as a whole. Where an attack runs image by image or piece by piece, one progress bar counts the images of the batch,
-images of which nothing may change are left out, and ART's `predict` is called more often, whose data loader draws a
-number from torch's generator each time (the attacks themselves draw from NumPy's, as often as the bare ones). What an
-attack leaves in its attributes (SignOPTAttack's `logs`) is that of its last part then.
+*At once* is what one call of the attack's own `generate` is handed where the map marks anything: all images, pieces of its
+`batch_size`, or one image. Where an attack runs image by image or piece by piece, one progress bar counts the images of
+the batch, images of which nothing may change are left out, and ART's `predict` is called more often, whose data loader
+draws a number from torch's generator each time (the attacks themselves draw from NumPy's, as often as the bare ones). What
+an attack leaves in its attributes (SignOPTAttack's `logs`) is that of its last part then.
 
 A map for one call is `generate(x, y, salience=...)` (1 = may not change); `mask=` is ART's own. A wrapped attack among
 those of a wrapped AutoAttack keeps to both maps.
@@ -169,9 +169,10 @@ In Foolbox 3.3.4:
 
 def page() -> str:
     """The page's text."""
-    lines = [HEAD, "## torchattacks 3.5", "", "| Attack | Projected at | One image | Remark |", "|---|---|---|---|"]
+    lines = [HEAD, "## torchattacks 3.5", "", "| Attack | Projected at | Batch | Remark |", "|---|---|---|---|"]
     for name, entry in TABLE.items():
-        lines.append(f"| {name} | {entry.mechanism.value} | {'yes' if entry.alone else ''} | {entry.reason} |")
+        batch = "one image" if entry.alone else "selects" if entry.selects else ""
+        lines.append(f"| {name} | {entry.mechanism.value} | {batch} | {entry.reason} |")
     lines += [
         "",
         "A class of your own that is derived from one of these is projected as its parent; one derived from",
@@ -192,8 +193,8 @@ def page() -> str:
 def _art() -> str:
     at_once = {"all": "all", "batch": "`batch_size`", "one": "one"}
     rows = [
-        f"| {name} | {entry.mechanism.value} | {'yes' if entry.native else ''} | "
-        f"{'all, in pieces' if entry.chunked else at_once[entry.at_once]} | {entry.reason} |\n"
+        f"| {name} | {entry.mechanism.value} | {'yes' if entry.native else ''} | {at_once[entry.at_once]} | "
+        f"{entry.reason} |\n"
         for name, entry in art_table.TABLE.items()
     ]
     return ART_HEAD + "".join(rows) + ART_REFUSED + _reasons(art_table.REFUSED)

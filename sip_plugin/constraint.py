@@ -110,7 +110,7 @@ def project(candidate: Tensor, images: Tensor, salience: Tensor) -> Tensor:
     """Put a candidate back into Δ'(x) on its salient elements: ``P_x(z) = x + (z − x)·(1 − M)``.
 
     For a binary map this is a select, never arithmetic, so salient elements equal the clean image bit for bit. The
-    gradient with respect to the candidate is exactly zero there.
+    gradient with respect to the candidate is exactly zero there. The result has the candidate's memory layout.
 
     Args:
         candidate: ``z``, of the images' shape.
@@ -118,8 +118,10 @@ def project(candidate: Tensor, images: Tensor, salience: Tensor) -> Tensor:
         salience: ``M`` as :func:`prepare_mask` gives it.
     """
     if salience.dtype == torch.bool:
-        return torch.where(salience, images, candidate)
-    return images + (candidate - images) * (1 - salience)
+        result = torch.where(salience, images, candidate)
+    else:
+        result = images + (candidate - images) * (1 - salience)
+    return result if result.stride() == candidate.stride() else torch.empty_like(candidate).copy_(result)
 
 
 def elementwise_budget(images: Tensor, eps: float, salience: Tensor | None = None) -> Tensor:

@@ -175,3 +175,17 @@ def test_a_zero_gradient_leaves_the_point_where_it_is(images):
 def test_an_unknown_norm_is_an_error(images):
     with pytest.raises(ValueError, match='"Linf" or "L2", got \'L1\''):
         feasible_set(images, elementwise_budget(images, 0.1), "L1")
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 3, 1, 2), (0, 1, 3, 2), (3, 2, 1, 0)])
+def test_projecting_keeps_the_candidates_layout(order):
+    back = [order.index(axis) for axis in range(4)]
+    images = torch.rand(4, 4, 4, 4)
+    candidate = torch.rand(4, 4, 4, 4).permute(back).contiguous().permute(order).requires_grad_()
+    for salience in (torch.rand(4, 4, 4, 4) < 0.5, torch.rand(4, 1, 4, 4), torch.ones(1, 1, 4, 4, dtype=torch.bool)):
+        projected = project(candidate, images, salience)
+        assert projected.stride() == candidate.stride()
+        expected = images + (candidate - images) * (1 - salience.float())
+        assert torch.allclose(projected, expected)
+        (gradient,) = torch.autograd.grad(projected.sum(), candidate)
+        assert torch.equal(gradient, (1 - salience.float()).expand_as(images))

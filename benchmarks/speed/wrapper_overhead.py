@@ -5,7 +5,8 @@
 The network is pyautoattack's ResNet-18 for CIFAR-10, the images are random and the labels what it predicts for them. Maps
 are ready (random halves), so that only the wrapper is timed. AutoAttack runs each of its four attacks on half a batch, with
 10 iterations, one target class and 20 queries in place of 100, 9 and 5000, at ε = 1/255, where some images fall and some do
-not. The attacks of ART and Foolbox have ε = 8/255, and ART's take all of the batch at once.
+not. The attacks of ART and Foolbox have ε = 8/255, and ART's take all of the batch at once. "Finding the rows" is what it
+costs to know which images a query about part of a batch is about.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from torch import Tensor, nn
 from benchmarks.record import run_record, write_json
 from benchmarks.speed.measure import interleaved, ratio, reference_resnet18, shown
 from sip_plugin import AdversarialTrainer, SIPWrapper
+from sip_plugin.adapters.projection import RowSelections
 
 STEPS = 10
 EPS = 8 / 255
-PARTS = ("torchattacks", "art", "foolbox", "autoattack", "trainer")
+PARTS = ("torchattacks", "art", "foolbox", "autoattack", "rows", "trainer")
+_REPEATS = 100  # of what takes microseconds
 Ways = dict[str, Callable[[], Any]]
 
 
@@ -123,6 +126,34 @@ def of_autoattack(attack: AutoAttack, images: Tensor, labels: Tensor, salience: 
     }
 
 
+def of_rows() -> Ways:
+    """Knowing which 99 of 100 images a query is about, and that query's forward pass through a small network."""
+    images = torch.rand(100, 3, 16, 16)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(1024, 10),
+    )
+    rows = torch.arange(99)
+    part = images[rows]
+    selections = RowSelections(images)
+
+    def find() -> None:
+        for _ in range(_REPEATS):
+            selections.record(images, rows, part)
+            selections.of(len(part))
+
+    def query() -> None:
+        with torch.no_grad():
+            for _ in range(_REPEATS):
+                network(part)
+
+    return {"finding the rows": find, "query": query}
+
+
 def of_trainer(model: nn.Module, images: Tensor, labels: Tensor, salience: Tensor) -> Ways:
     """A SIP-AT step, and the passes that it cannot do without."""
     trainer = AdversarialTrainer(model, "sip-at", salience=salience, steps=STEPS)
@@ -169,6 +200,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         ways = of_autoattack(scaled_down_autoattack(model, options.device, options.seed), *batch)
         seconds = interleaved(ways, rounds=max(3, options.rounds // 2), device=options.device)
         results["SIPWrapper(pyautoattack.AutoAttack) / bare"] = ratio(seconds, "wrapped", "bare")
+    if "rows" in options.parts:
+        seconds = interleaved(of_rows(), rounds=options.rounds, device=options.device)
+        results["finding the rows of a query about 99 of 100 images / the query"] = ratio(
+            seconds, "finding the rows", "query"
+        )
     if "trainer" in options.parts:
         seconds = interleaved(of_trainer(model, *batch), rounds=options.rounds, device=options.device)
         results["AdversarialTrainer('sip-at') step / bare passes"] = ratio(seconds, "SIP-AT step", "bare passes")

@@ -24,9 +24,15 @@ from tqdm.auto import tqdm  # ART's own progress bars
 from sip_plugin.adapters.art_estimator import EstimatorProjection, projected_estimator
 from sip_plugin.adapters.art_inputs import as_indices, check_inputs, check_labels, check_mask, to_map_source
 from sip_plugin.adapters.art_table import MEMBERS, REFUSED, ArtEntry, entry_of, known_name
-from sip_plugin.adapters.base import SalienceAttack, call_lock, project_result, replaced
-from sip_plugin.adapters.members import Member, RowFinder
-from sip_plugin.adapters.projection import Mechanism, warn_if_never_asked
+from sip_plugin.adapters.base import SalienceAttack, call_lock, check_ball, one_map_if_empty, project_result, replaced
+from sip_plugin.adapters.members import Member
+from sip_plugin.adapters.projection import (
+    Mechanism,
+    RowSelections,
+    salience_rows,
+    warn_if_never_asked,
+    watched_array,
+)
 from sip_plugin.constraint import SalienceMap, prepare_mask
 from sip_plugin.mask_source import MaskSource, compute_mask
 from sip_plugin.model_state import preserve_model_state
@@ -95,7 +101,11 @@ class SalienceArtAttack(SalienceAttack, EvasionAttack):  # type: ignore[misc]
             y = check_labels(y, x, None if guides else attack.estimator.nb_classes)
             allowed = check_mask(mask, x)
             map_ = self._map(x, y, salience)
-            return attack_batch(attack, x, y, map_, allowed, kwargs, alone=self.one_by_one)
+            if allowed is not None:
+                map_ = map_ | torch.from_numpy(allowed == 0)
+            return self._alone_if_need_be(
+                lambda alone: attack_batch(attack, x, y, map_, allowed, kwargs, alone=alone), map_
+            )
 
     def _map(self, x: np.ndarray, y: np.ndarray | None, given: SalienceMap | None = None) -> Tensor:
         """The map of a batch in its own layout, on the CPU."""
@@ -135,10 +145,12 @@ def attack_batch(
         allowed = own if allowed is None else own * (allowed != 0)
     if allowed is not None:
         salience = salience | torch.from_numpy(allowed == 0)
+    salience = one_map_if_empty(salience)
     if entry.universal:
         salience = _shared(attack, salience)
+    at_once = entry.at_once if bool(salience.any()) else "all"
     with call_lock(attack), _preserved(attack.estimator):
-        size = 1 if alone else {"all": len(x), "batch": getattr(attack, "batch_size", len(x)), "one": 1}[entry.at_once]
+        size = 1 if alone else {"all": len(x), "batch": getattr(attack, "batch_size", len(x)), "one": 1}[at_once]
         if size >= len(x) and not entry.starts:
             return _attack_part(attack, entry, x, y, salience, allowed, kwargs, None)
         return _attack_parts(attack, entry, size, x, y, salience, allowed, kwargs)
@@ -198,11 +210,14 @@ def _attack_part(
     value_range: tuple[Any, Any] | None,
 ) -> np.ndarray:
     images = torch.from_numpy(np.array(x))  # a copy: an attack may write into what it is handed
+    known = known_name(attack) is not None
+    selections = RowSelections(images) if known and bool(salience.any()) else None
     projection = EstimatorProjection(
         images,
         salience,
         dtype=_network_dtype(attack.estimator),
-        piece=attack.batch_size if entry.chunked else 0,
+        selections=selections,
+        masked=entry.native == "argument",
         in_place=entry.mechanism is Mechanism.ITERATE,
         exempt=torch.from_numpy(np.asarray(y)) if entry.y == "guides" and y is not None else None,
     )
@@ -215,13 +230,14 @@ def _attack_part(
             else:
                 stack.enter_context(replaced(attack, "mask", native))
         if entry.mechanism is MEMBERS:
-            stack.enter_context(_members_projected(attack, entry, images, salience))
+            stack.enter_context(_members_projected(attack, entry, salience, selections))
         else:
             stack.enter_context(_estimators_projected(attack, projection, value_range))
         if entry.starts:
             stack.enter_context(_starts_projected(attack, entry.starts, projection))
         try:
-            adversarial = attack.generate(x.copy(), y, **kwargs)
+            given = x.copy() if selections is None else watched_array(x, selections)
+            adversarial = attack.generate(given, y, **kwargs)
         except AssertionError as error:
             if not entry.starts:
                 raise
@@ -231,7 +247,9 @@ def _attack_part(
                 "starting_points=..., which have to be so with their salient elements as in the image, or raise init_size."
             ) from error
     result = _selected(attack, adversarial, images, salience)
-    if known_name(attack) is None:
+    if entry.mechanism is Mechanism.ITERATE:
+        check_ball(attack, torch.from_numpy(result), images)
+    if not known:
         warn_if_never_asked(attack, projection, np.array_equal(result, x))
     return result
 
@@ -268,10 +286,12 @@ def _estimators_projected(
 
 
 @contextmanager
-def _members_projected(attack: EvasionAttack, entry: ArtEntry, images: Tensor, salience: Tensor) -> Iterator[None]:
+def _members_projected(
+    attack: EvasionAttack, entry: ArtEntry, salience: Tensor, selections: RowSelections | None
+) -> Iterator[None]:
     """Have the attacks that an attack is made of project their own steps."""
     made: list[Member] = []
-    run = _Run(salience if entry.universal else RowFinder(images.float(), salience))
+    run = _Run(salience, None if entry.universal else selections)
 
     def stand_in(member: EvasionAttack) -> Member:
         made.append(Member(member, run, method="generate"))
@@ -298,13 +318,13 @@ def _members_projected(attack: EvasionAttack, entry: ArtEntry, images: Tensor, s
 class _Run:
     """What a composite's stand-ins do when they are called; a class, because ART's parallel AutoAttack pickles it."""
 
-    def __init__(self, maps: RowFinder | Tensor) -> None:
-        self.maps = maps
+    def __init__(self, salience: Tensor, selections: RowSelections | None) -> None:
+        self.salience, self.selections = salience, selections
 
     def __call__(self, member: EvasionAttack, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
         """Attack some images of the batch with their maps."""
-        maps = self.maps if isinstance(self.maps, Tensor) else self.maps.maps(torch.from_numpy(x).float())
-        return attack_batch(member, x, y, maps, None, kwargs)
+        maps = self.salience if self.selections is None else salience_rows(self.salience, self.selections.of(len(x)))
+        return attack_batch(member, np.asarray(x), y, maps, None, kwargs)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sip_plugin.adapters.projection import BatchProjection
+from sip_plugin.adapters.projection import BatchProjection, RowSelections
 from sip_plugin.constraint import project
 
 
@@ -22,7 +22,9 @@ class EstimatorProjection:
         images: The clean images, on the CPU.
         salience: Their binary map, broadcastable to the images, on the CPU.
         dtype: What queries are cast to.
-        piece: See :class:`BatchProjection`.
+        selections: See :class:`BatchProjection`.
+        masked: Whether the attack's own mask keeps it from changing salient elements, so that queries about part of the
+            batch are left as they are.
         in_place: Whether a query is its attack's iterate, and is projected in place.
         exempt: Other images of which an attack asks, which are no iterates of these.
     """
@@ -33,7 +35,8 @@ class EstimatorProjection:
         salience: Tensor,
         *,
         dtype: torch.dtype = torch.float32,
-        piece: int = 0,
+        selections: RowSelections | None = None,
+        masked: bool = False,
         in_place: bool = False,
         exempt: Tensor | None = None,
     ) -> None:
@@ -41,7 +44,8 @@ class EstimatorProjection:
         self.in_place = in_place
         self.exempt = exempt
         self.asked = False
-        self._use(BatchProjection(images, salience, piece=piece))
+        self.masked = masked
+        self._use(BatchProjection(images, salience, selections=selections))
 
     def project(self, x: Any) -> tuple[Any, Tensor | None]:
         """Queries with their clean values on salient elements, and their maps; None for images that are exempt.
@@ -59,8 +63,10 @@ class EstimatorProjection:
                 f"The attack asked about an array of shape {tuple(queries.shape)} where images "
                 f"(N, {', '.join(map(str, batch.images.shape[1:]))}) were expected, so its steps cannot be projected."
             )
-        if self._is_exempt(queries):
+        if self._is_exempt(queries) or (self.masked and len(queries) < len(batch.images)):
             return x, None
+        if batch.free:
+            return (queries.to(self.dtype) if isinstance(x, Tensor) else queries.to(self.dtype).numpy()), None
         images, salience = batch.rows(queries)
         projected = project(queries, images, salience)
         if self.in_place and not queries.requires_grad:
@@ -90,16 +96,14 @@ class EstimatorProjection:
     def _on(self, device: torch.device) -> BatchProjection:
         batch = self._batch
         if device not in self._batches:
-            moved = BatchProjection(batch.images.to(device), batch.salience.to(device), piece=batch.piece)
-            self._batches[device] = moved
+            images, salience = batch.images.to(device), batch.salience.to(device)
+            self._batches[device] = BatchProjection(images, salience, selections=batch.selections)
         return self._batches[device]
 
     def _is_exempt(self, queries: Tensor) -> bool:
         if self.exempt is None:
             return False
-        exempt = self.exempt.to(queries)
-        size = self._batch.piece or len(exempt)
-        return any(torch.equal(queries.detach(), part) for part in (exempt, *exempt.split(size)))
+        return torch.equal(queries.detach(), self.exempt.to(queries))
 
 
 class ProjectedEstimator:

@@ -19,9 +19,8 @@ class ArtEntry:
             which is its iterate; or in the attacks it is made of.
         native: The name of its own mask (1 = may change) if it has one that can be trusted with a map for each image:
             the argument of ``generate``, or an attribute. It is used besides the projection.
-        at_once: What one call of its ``generate`` is handed: all images, its own ``batch_size`` of them, or one. Not all
-            where it queries parts of a batch in a way that does not tell which images they are.
-        chunked: Whether it queries whole pieces of ``batch_size`` images, in the order of the batch.
+        at_once: What one call of its ``generate`` is handed, if the map marks anything: all images, its own ``batch_size``
+            of them, or one. Not all where it queries parts of a batch in a way that does not tell which images they are.
         y: What ``y`` holds, besides the targets of an attack that is ``targeted``.
         infers_range: Whether it takes the images' range from the batch where the classifier has no ``clip_values``.
         universal: Whether it looks for one perturbation of all images, so that they must have one map.
@@ -32,7 +31,6 @@ class ArtEntry:
     mechanism: Mechanism = QUERY
     native: Literal["", "argument", "attribute"] = ""
     at_once: Literal["all", "batch", "one"] = "all"
-    chunked: bool = False
     y: Literal["labels", "targets", "guides"] = "labels"
     infers_range: bool = False
     universal: bool = False
@@ -40,7 +38,7 @@ class ArtEntry:
     reason: str = ""
 
 
-_GRADIENT = ArtEntry(native="argument", chunked=True)
+_GRADIENT = ArtEntry(native="argument")
 _UNMASKED_START = ArtEntry(ITERATE, reason="its own mask leaves the random start as it is and is not cut to the images")
 _UNIVERSAL = (
     "the attack that finds its steps is projected; one perturbation cannot keep to a map for each image: that is an "
@@ -62,13 +60,13 @@ TABLE: dict[str, ArtEntry] = {
     "CarliniL0Method": ArtEntry(native="attribute", infers_range=True),
     "CarliniL2Method": ArtEntry(at_once="batch", infers_range=True, reason="its variable lives in tanh space"),
     "CarliniLInfMethod": ArtEntry(at_once="one", infers_range=True, reason="its variable lives in tanh space"),
-    "ElasticNet": ArtEntry(chunked=True),
-    "DeepFool": ArtEntry(chunked=True),
-    "NewtonFool": ArtEntry(chunked=True),
+    "ElasticNet": ArtEntry(),
+    "DeepFool": ArtEntry(),
+    "NewtonFool": ArtEntry(),
     "UniversalPerturbation": ArtEntry(MEMBERS, universal=True, reason=_UNIVERSAL),
     "TargetedUniversalPerturbation": ArtEntry(MEMBERS, y="targets", universal=True, reason=_UNIVERSAL),
-    "VirtualAdversarialMethod": ArtEntry(chunked=True),
-    "SaliencyMapMethod": ArtEntry(y="targets"),
+    "VirtualAdversarialMethod": ArtEntry(),
+    "SaliencyMapMethod": ArtEntry(y="targets", at_once="batch"),
     "SquareAttack": ArtEntry(ITERATE, reason="squares on salient elements would eat the L2 budget"),
     "SimBA": ArtEntry(at_once="one"),
     "ZooAttack": ArtEntry(at_once="batch"),
@@ -80,11 +78,11 @@ TABLE: dict[str, ArtEntry] = {
     "PixelAttack": ArtEntry(at_once="one"),
     "ThresholdAttack": ArtEntry(at_once="one"),
     "Wasserstein": ArtEntry(
-        chunked=True, reason="moves intensity; where that is forbidden, the result may lie outside its Wasserstein ball"
+        reason="moves intensity; where that is forbidden, the result may lie outside its Wasserstein ball"
     ),
     "ShadowAttack": ArtEntry(y="targets", reason="takes one image"),
     "FeatureAdversariesNumpy": ArtEntry(y="guides"),
-    "FeatureAdversariesPyTorch": ArtEntry(y="guides", chunked=True),
+    "FeatureAdversariesPyTorch": ArtEntry(y="guides", at_once="batch"),
 }
 """Every image evasion attack by the name of its class; an attack of the user's own is projected at its queries."""
 

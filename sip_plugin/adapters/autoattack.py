@@ -5,19 +5,29 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sip_plugin.adapters.base import SalienceAttack, call_lock, project_result
-from sip_plugin.adapters.members import Member, RowFinder
+from sip_plugin.adapters.base import (
+    SalienceAttack,
+    call_lock,
+    check_ball,
+    one_map_if_empty,
+    project_result,
+    split_batch,
+)
+from sip_plugin.adapters.members import Member
 from sip_plugin.adapters.projection import (
+    AttackMode,
     BatchProjection,
-    IterateProjection,
     Mechanism,
     ProjectedModel,
+    RowSelections,
+    model_replaced,
+    salience_rows,
 )
 from sip_plugin.checks import check_images, check_labels
 from sip_plugin.constraint import SalienceMap, project
@@ -91,15 +101,12 @@ class SalienceAutoAttack(SalienceAttack):
                 "one_by_one runs one evaluation an image, which one state_path cannot hold; leave one out."
             )
         with self._lock, preserve_model_state(self.wrapped.model):
-            salience = self._maps(images, labels, mask, _batch_size(args, kwargs))
-            size = 1 if self.one_by_one else len(images)
+            salience = one_map_if_empty(self._maps(images, labels, mask, _batch_size(args, kwargs)))
             results = []
-            for start in range(0, len(images), size):
-                part = slice(start, start + size)
-                maps = salience if len(salience) == 1 else salience[part]
-                with _members_projected(self.wrapped, images[part], maps):
-                    result = getattr(self.wrapped, method)(images[part], labels[part], *args, **kwargs)
-                results.append(_each(result, functools.partial(_clean_selected, images[part], maps)))
+            for x, y, maps in split_batch(images, labels, salience, 1 if self.one_by_one else len(images)):
+                with _members_projected(self.wrapped, x, maps):
+                    result = getattr(self.wrapped, method)(x, y, *args, **kwargs)
+                results.append(_each(result, functools.partial(_clean_selected, x, maps)))
             return results[0] if len(results) == 1 else _together(results)
 
     def _maps(self, images: Tensor, labels: Tensor, mask: SalienceMap | None, size: int) -> Tensor:
@@ -117,15 +124,19 @@ class SalienceAutoAttack(SalienceAttack):
 @contextmanager
 def _members_projected(attack: Any, images: Tensor, salience: Tensor) -> Iterator[None]:
     """Have AutoAttack's attacks project their steps on whichever images they are handed."""
-    rows = RowFinder(images, salience)
+    selections = RowSelections(images)
+    mode = AttackMode(None, selections)
     members = {name: getattr(attack, name) for name in MEMBERS}
 
     def run(member: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         mechanism = next(MEMBERS[name] for name, candidate in members.items() if candidate is member)
-        projection = BatchProjection(x.detach(), rows.maps(x).to(x.device))
-        with call_lock(member), _projecting(member, mechanism, projection):
+        maps = salience_rows(salience, selections.of(len(x))).to(x.device)
+        projection = BatchProjection(x.detach(), maps, selections=RowSelections(x))
+        with mode.suspended(), call_lock(member), _projecting(member, mechanism, projection):
             adversarial = member.perturb(x, *args, **kwargs)
-        return project_result(member, adversarial, projection.images, projection.salience)
+        result = project_result(member, adversarial, projection.images, projection.salience)
+        check_ball(member, result, projection.images)
+        return result
 
     stand_ins = {name: Member(member, run, method="perturb") for name, member in members.items()}
     # The package's individual evaluation leaves only its last attack to run.
@@ -133,7 +144,9 @@ def _members_projected(attack: Any, images: Tensor, salience: Tensor) -> Iterato
     for name, stand_in in stand_ins.items():
         setattr(attack, name, stand_in)
     try:
-        yield
+        # The package's own queries are none of the mode's business.
+        with model_replaced(attack, ProjectedModel(attack.model, mode=mode)), mode:
+            yield
     finally:
         for name, stand_in in stand_ins.items():
             setattr(attack, name, stand_in.release())
@@ -149,14 +162,15 @@ def _projecting(member: Any, mechanism: Mechanism, projection: BatchProjection) 
         raise TypeError(
             f"{type(member).__name__} keeps no network in .model or .predict, so its steps cannot be projected."
         )
-    mode = None if mechanism is Mechanism.QUERY else IterateProjection(projection)
+    queries = projection if mechanism is Mechanism.QUERY else None
+    mode = AttackMode(None if queries else projection, projection.selections)
     with ExitStack() as stack:
         for name, model in models.items():
-            stand_in = ProjectedModel(model, None if mode else projection, mode)
+            stand_in = ProjectedModel(model, queries, mode)
             setattr(member, name, stand_in.forward if inspect.isroutine(model) else stand_in)
             stack.callback(setattr, member, name, model)
             stack.enter_context(preserve_model_state(model))
-        stack.enter_context(mode or nullcontext())
+        stack.enter_context(mode)
         yield
 
 

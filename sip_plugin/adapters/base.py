@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sip_plugin.adapters.projection import UnknownRowsError
 from sip_plugin.constraint import SalienceMap, prepare_mask, project
 from sip_plugin.mask_source import MaskSource, check_mask_source, compute_mask
 
+_Result = TypeVar("_Result")
 _OWN = frozenset({"wrapped", "mask_fn", "one_by_one"})
 _locks: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
@@ -36,7 +39,7 @@ class SalienceAttack:
         self.wrapped = attack
         self.mask_fn = mask_fn
         self.one_by_one = one_by_one
-        self.__dict__["_lock"] = call_lock(attack)
+        self.__dict__.update(_lock=call_lock(attack), _queries_unknown_rows=False)
 
     # --- the attack's own attributes ---
 
@@ -64,7 +67,8 @@ class SalienceAttack:
             shown = f"map of shape {tuple(source.shape)}"
         else:
             shown = getattr(source, "__qualname__", None) or repr(source)
-        return f"SIPWrapper({self.wrapped!r}, mask_fn={shown}{', one_by_one=True' if self.one_by_one else ''})"
+        alone = self.one_by_one or self._queries_unknown_rows
+        return f"SIPWrapper({self.wrapped!r}, mask_fn={shown}{', one_by_one=True' if alone else ''})"
 
     # --- one call ---
 
@@ -74,8 +78,27 @@ class SalienceAttack:
 
     def _attack_rows(self, images: Tensor, labels: Tensor | None, salience: Tensor, args: Any, kwargs: Any) -> Tensor:
         """Run the wrapped attack on the batch, or on each of its images in turn."""
-        parts = split_batch(images, labels, salience, 1 if self.one_by_one else len(images))
-        return joined([self._attack(*part, args, kwargs) for part in parts])
+
+        def run(alone: bool) -> Tensor:
+            parts = split_batch(images, labels, salience, 1 if alone else len(images))
+            return joined([self._attack(*part, args, kwargs) for part in parts])
+
+        return self._alone_if_need_be(run, salience)
+
+    def _alone_if_need_be(self, run: Callable[[bool], _Result], salience: Tensor) -> _Result:
+        """What ``run(False)`` gives; or ``run(True)``, image by image, if wanted or if a query's rows cannot be known."""
+        if not self.one_by_one and not (self._queries_unknown_rows and bool(salience.any())):
+            try:
+                return run(False)
+            except UnknownRowsError as unknown:
+                self.__dict__["_queries_unknown_rows"] = True
+                warnings.warn(
+                    f"Which images the queries of {type(self.wrapped).__name__} are about cannot be known. {unknown} Each "
+                    "image is attacked in a batch of its own from now on, as with one_by_one=True.",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+        return run(True)
 
     def salience(self, images: Tensor, labels: Tensor | None, mask: SalienceMap | None = None) -> Tensor:
         """The binary map for a batch: ``mask`` if given, else what ``mask_fn`` says.
@@ -87,7 +110,9 @@ class SalienceAttack:
             TypeError: If the map is not a tensor or array.
             ValueError: If there is no map, or :func:`sip_plugin.constraint.prepare_mask` refuses it.
         """
-        return prepare_mask(compute_mask(self.mask_fn if mask is None else mask, images, labels), images)
+        return one_map_if_empty(
+            prepare_mask(compute_mask(self.mask_fn if mask is None else mask, images, labels), images)
+        )
 
 
 def call_lock(attack: Any) -> Any:
@@ -114,6 +139,11 @@ def replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
             del vars(holder)[name]
         else:
             vars(holder)[name] = before
+
+
+def one_map_if_empty(salience: Tensor) -> Tensor:
+    """The maps, as one for all images where they mark nothing: there are no rows to be told apart then."""
+    return salience if bool(salience.any()) else salience[:1, :1, :1, :1]
 
 
 def split_batch(
@@ -157,6 +187,21 @@ def project_result(attack: Any, adversarial: Any, images: Tensor, salience: Tens
         )
         result = torch.where(broken[:, None, None, None], images, result)
     return result
+
+
+def check_ball(attack: Any, adversarial: Tensor, images: Tensor) -> None:
+    """Refuse a result outside the ball of radius ``attack.eps`` in ``attack.norm``, in which the bare attack stays.
+
+    Raises:
+        RuntimeError: If an image has changed by more.
+    """
+    order = {"Linf": math.inf, "inf": math.inf, "L2": 2.0, "L1": 1.0}.get(attack.norm, attack.norm)
+    size = float(torch.linalg.vector_norm((adversarial - images).flatten(1), order, dim=1).max())
+    if size > attack.eps * (1 + 1e-4) + 1e-6:
+        raise RuntimeError(
+            f"{type(attack).__name__} left its ball: it changed an image by {size:g} in {attack.norm}, and eps is "
+            f"{attack.eps:g}. That is an error of sip-plugin; please report it. one_by_one=True avoids it."
+        )
 
 
 def _rebuild(attack: Any, mask_fn: MaskSource, one_by_one: bool) -> Any:

@@ -15,10 +15,11 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
@@ -34,72 +35,130 @@ class Mechanism(Enum):
     MEMBERS = "members"
 
 
-class BatchProjection:
-    """``P_x`` for one batch: clean images, their map, and which query belongs to which image.
+class UnknownRowsError(RuntimeError):
+    """An attack asks about rows of which it cannot be known which image each belongs to."""
 
-    A query of as many rows as the batch has its order. Any other number (only the images still robust, a population, a
-    sample of noise) takes, row by row, the nearest clean image; two near-identical images that carry different maps
-    cannot be told apart that way.
+
+class RowSelections:
+    """Which images of a batch an attack goes on with, read from the very index by which it cuts the batch.
+
+    An attack that leaves out the images it has fooled (or takes the batch in pieces) indexes a batch of images with the rows
+    it keeps, and asks about that many rows then. The indexing is seen by :class:`AttackMode` or :class:`WatchedArray`.
+
+    Args:
+        images: The batch as the attack is given it, ``(N, ...)``.
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        self._shape = tuple(images.shape[1:])
+        self._rows = {len(images): torch.arange(len(images), device=images.device)}
+
+    def record(self, source: Any, index: Any, part: Any) -> None:
+        """Take note that ``part`` is ``source[index]``, tensors or arrays; of interest are rows of a batch of images."""
+        rows = self._rows.get(len(source)) if tuple(source.shape[1:]) == self._shape else None
+        if rows is None or self._shape not in (tuple(part.shape[1:]), tuple(part.shape)):
+            return
+        kept = rows[index[0] if isinstance(index, tuple) else index].reshape(-1)
+        known = self._rows.get(len(kept))
+        # As many rows as before are the same rows, in the same order: nothing to note.
+        if len(kept) < len(source) and not (known is not None and torch.equal(known, kept)):
+            self._rows[len(kept)] = kept
+
+    def of(self, count: int) -> Tensor:
+        """The indices of the images that a query of ``count`` rows is about.
+
+        Raises:
+            UnknownRowsError: If the attack has not selected so many.
+        """
+        if count not in self._rows:
+            raise UnknownRowsError(f"It asked about {count} rows.")
+        return self._rows[count]
+
+    def __deepcopy__(self, memo: Any) -> RowSelections:
+        return self  # copies of what it watches (ART's parallel AutoAttack makes them) go on telling it
+
+
+class WatchedArray(np.ndarray):
+    """An array of images that tells :class:`RowSelections` which of its rows are taken, as do arrays computed from it."""
+
+    selections: RowSelections | None = None
+
+    def __array_finalize__(self, source: Any) -> None:
+        self.selections = getattr(source, "selections", None)
+
+    def __reduce__(self) -> Any:
+        build, arguments, state = cast("tuple[Any, Any, Any]", super().__reduce__())
+        return build, arguments, (state, self.selections)
+
+    def __setstate__(self, state: Any) -> None:
+        array, self.selections = state
+        super().__setstate__(array)
+
+    def __getitem__(self, index: Any) -> Any:
+        part = super().__getitem__(index)
+        if self.selections is not None and self.ndim > 1:
+            self.selections.record(self, index, part)
+        return part
+
+
+def watched_array(array: np.ndarray, selections: RowSelections) -> np.ndarray:
+    """A copy of an array of images whose selections are seen."""
+    copy = array.copy().view(WatchedArray)
+    copy.selections = selections
+    return copy
+
+
+class BatchProjection:
+    """``P_x`` for one batch: clean images, their map, and which image each row of a query belongs to.
+
+    That is known, never guessed: a query of as many rows as the batch has its order, part of the batch was selected where
+    ``selections`` saw it, and a tiled query is the batch again and again.
 
     Args:
         images: The clean images as the attack's queries see them, ``(N, C, H, W)``.
-        salience: Their binary map, broadcastable to the images.
+        salience: Their binary map, broadcastable to the images. Where it is 0 everywhere, queries stay what they are.
         tiled: Whether a query of several times the batch's rows is the whole batch again and again.
-        piece: The number of images in each of the consecutive pieces that an attack cuts its batch into, 0 if it does not.
-            A query of a piece's size is the nearest piece, in its order.
+        selections: What the attack selects of its batch, if that says which rows it asks about.
     """
 
-    def __init__(self, images: Tensor, salience: Tensor, *, tiled: bool = False, piece: int = 0) -> None:
+    def __init__(
+        self, images: Tensor, salience: Tensor, *, tiled: bool = False, selections: RowSelections | None = None
+    ) -> None:
         self.images = images
         self.salience = salience
         self.tiled = tiled
-        self.piece = piece
+        self.selections = selections
+        self.free = not bool(salience.any())
 
     def covers(self, tensor: Tensor) -> bool:
         """Whether ``tensor`` is a batch of such images."""
         return tensor.dim() == 4 and tensor.is_floating_point() and tensor.shape[1:] == self.images.shape[1:]
 
     def rows(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Clean images and map for each row of ``queries``."""
-        count = len(self.images)
-        if len(queries) == count or count == 1:
-            return self.images, self.salience
-        if piece := self._nearest_piece(queries.detach()):
-            return self.images[piece], self.salience if len(self.salience) == 1 else self.salience[piece]
-        if self.tiled and len(queries) % count == 0:
-            index = torch.arange(len(queries), device=queries.device) % count
-        else:
-            index = _nearest(queries.detach(), self.images)
-        return self.images[index], salience_rows(self.salience, index)
+        """Clean images and map for each row of ``queries``.
 
-    def _nearest_piece(self, queries: Tensor) -> slice | None:
-        """The piece of the batch that is nearest as a whole, None if no piece has as many rows as the queries."""
-        starts = range(0, len(self.images), self.piece) if self.piece else ()
-        pieces = [slice(start, start + self.piece) for start in starts]
-        pieces = [piece for piece in pieces if len(self.images[piece]) == len(queries)]
-        if len(pieces) < 2:
-            return pieces[0] if pieces else None
-        return min(pieces, key=lambda piece: float(torch.dist(queries.float(), self.images[piece].float())))
+        Raises:
+            UnknownRowsError: If it cannot be known which images they are.
+        """
+        count, total = len(queries), len(self.images)
+        if count == total or total == 1:
+            return self.images, self.salience
+        if self.tiled and count % total == 0:
+            index = torch.arange(count, device=self.images.device) % total
+        elif self.selections is None:
+            raise UnknownRowsError(f"It asked about {count} rows.")
+        else:
+            index = self.selections.of(count)
+        return self.images[index], salience_rows(self.salience, index)
 
     def __call__(self, queries: Tensor) -> Tensor:
         """Queries with their clean values on salient elements; differentiable."""
-        images, salience = self.rows(queries)
-        return project(queries, images, salience)
+        return queries if self.free else project(queries, *self.rows(queries))
 
 
 def salience_rows(salience: Tensor, index: Tensor) -> Tensor:
     """The maps of some images of a batch; one map for all of them stays one."""
     return salience if len(salience) == 1 else salience[index]
-
-
-def _nearest(queries: Tensor, images: Tensor) -> Tensor:
-    """For each query the index of the nearest image in L2, the first one on a tie."""
-    with torch.autocast(queries.device.type, enabled=False):
-        # Not by matrix product: reduced precision (TF32, bf16) confuses images that are close to each other.
-        distances = torch.cdist(
-            queries.flatten(1).float(), images.flatten(1).float(), compute_mode="donot_use_mm_for_euclid_dist"
-        )
-    return distances.argmin(1)
 
 
 class Asked(Protocol):
@@ -114,7 +173,7 @@ class ProjectedModel(nn.Module):
     Args:
         model: The network (or a function), shared with the caller and never hooked.
         projection: ``P_x``, or None where the iterate is projected instead.
-        iterates: The mode that projects iterates, which must not see the network's own operations.
+        mode: The mode that sees the attack's operations, and must not see the network's own.
         training: Whether the attack finds the network in train mode, and puts it back into that itself. Not so for an
             attack that is called on its own: the caller's modes are restored for it, after the last user's end.
     """
@@ -123,7 +182,7 @@ class ProjectedModel(nn.Module):
         self,
         model: Any,
         projection: Callable[[Tensor], Tensor] | None = None,
-        iterates: IterateProjection | None = None,
+        mode: AttackMode | None = None,
         *,
         training: bool = False,
     ) -> None:
@@ -131,7 +190,7 @@ class ProjectedModel(nn.Module):
         self.model = model
         self.training = training
         self._projection = projection
-        self._iterates = iterates
+        self._mode = mode
         self.asked = False  # whether any query came this way
 
     def forward(self, queries: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -139,10 +198,12 @@ class ProjectedModel(nn.Module):
         self.asked = True
         if self._projection is not None:
             queries = self._projection(queries)
-        if self._iterates is None:
+        with self.unseen():
             return self.model(queries, *args, **kwargs)
-        with self._iterates.suspended():
-            return self.model(queries, *args, **kwargs)
+
+    def unseen(self) -> AbstractContextManager[None]:
+        """A block whose operations the attack's mode does not see."""
+        return nullcontext() if self._mode is None else self._mode.suspended()
 
     def train(self, mode: bool = True) -> ProjectedModel:
         """The network's own ``train``, also where the network is no module."""
@@ -215,18 +276,21 @@ def warn_if_never_asked(attack: Any, stand_in: Asked, unchanged: bool) -> None:
         )
 
 
-class IterateProjection(TorchFunctionMode):
-    """While active, projects every tensor that is marked with ``requires_grad`` and is a batch of the images' shape.
+class AttackMode(TorchFunctionMode):
+    """Sees what an attack does with its tensors, for the current thread: projects its iterate, notes which rows it selects.
 
-    Active for the current thread only. The tensor is written in place, before it becomes a leaf of the graph.
+    Every tensor that is marked with ``requires_grad`` and is a batch of the images' shape is projected in place, before it
+    becomes a leaf of the graph, and its gradient is 0 on salient elements.
 
     Args:
-        projection: ``P_x`` in the space of the attack's iterate.
+        iterates: ``P_x`` in the space of the attack's iterate, or None where its queries are projected instead.
+        selections: Told of the rows that are selected of a batch of images.
     """
 
-    def __init__(self, projection: BatchProjection) -> None:
+    def __init__(self, iterates: BatchProjection | None, selections: RowSelections | None = None) -> None:
         super().__init__()
-        self.projection = projection
+        self.iterates = None if iterates is None or iterates.free else iterates
+        self.selections = selections
 
     def __torch_function__(
         self,
@@ -235,14 +299,19 @@ class IterateProjection(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Project first where ``func`` marks an iterate; then run ``func`` as it is."""
+        """Run ``func``; project first where it marks an iterate."""
         kwargs = kwargs or {}
+        if func is torch.Tensor.__getitem__ and self.selections is not None:
+            part = func(*args)
+            self.selections.record(args[0], args[1], part)
+            return part
         # == and not `is`: the setter's slot wrapper is a new object each time it is looked up.
         marks = func == torch.Tensor.requires_grad_ or func == torch.Tensor.requires_grad.__set__  # type: ignore[attr-defined]
-        if not (marks and all(args[1:]) and all(kwargs.values()) and self.projection.covers(args[0])):
+        iterates = self.iterates
+        if not (marks and iterates and all(args[1:]) and all(kwargs.values()) and iterates.covers(args[0])):
             return func(*args, **kwargs)
         iterate: Tensor = args[0]
-        images, salience = self.projection.rows(iterate)
+        images, salience = iterates.rows(iterate)
         with torch.no_grad():
             iterate.copy_(project(iterate, images, salience))
         result = func(*args, **kwargs)

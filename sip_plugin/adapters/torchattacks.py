@@ -15,13 +15,23 @@ try:
 except ImportError as error:
     raise ImportError("torchattacks is not installed: pip install 'sip-plugin[torchattacks]'") from error
 
-from sip_plugin.adapters.base import SalienceAttack, call_lock, joined, project_result, replaced, split_batch
-from sip_plugin.adapters.members import Member, RowFinder
+from sip_plugin.adapters.base import (
+    SalienceAttack,
+    call_lock,
+    check_ball,
+    joined,
+    project_result,
+    replaced,
+    split_batch,
+)
+from sip_plugin.adapters.members import Member
 from sip_plugin.adapters.projection import (
+    AttackMode,
     BatchProjection,
-    IterateProjection,
     ProjectedModel,
+    RowSelections,
     model_replaced,
+    salience_rows,
     warn_if_never_asked,
 )
 from sip_plugin.adapters.torchattacks_table import ITERATE, MEMBERS, QUERY, Entry, entry_of, known_name
@@ -146,6 +156,8 @@ def _attack_part(
         given = inputs if known else inputs.clone()
         adversarial = attack(given, *(() if labels is None else (labels,)), *args, **kwargs)
     result = project_result(attack, adversarial, inputs, salience)
+    if entry.selects and entry.mechanism is not MEMBERS:
+        check_ball(attack, _plain(attack, result), _plain(attack, inputs))
     if not known:
         warn_if_never_asked(attack, stand_in, torch.equal(result, inputs))
     return result
@@ -159,20 +171,22 @@ def _projecting(
     applied = attack._normalization_applied
     # The iterate lives in [0, 1]; the network sees it normalised where the attack was told to normalise.
     iterates = _plain(attack, inputs)
-    mode = projection = None
+    projection = iterate = None
+    selections = RowSelections(inputs) if entry.selects and bool(salience.any()) else None
     if entry.mechanism is QUERY:
         queries = attack.normalize(inputs) if applied is False else inputs
-        projection = BatchProjection(queries, salience, tiled=entry.tiled)
+        projection = BatchProjection(queries, salience, tiled=entry.tiled, selections=selections)
     elif entry.mechanism is ITERATE:
         clean = iterates.new_zeros(()).expand_as(iterates) if entry.offset else iterates
-        mode = IterateProjection(BatchProjection(clean, salience))
+        iterate = BatchProjection(clean, salience, selections=selections)
+    mode = AttackMode(iterate, selections) if iterate or selections else None
     # A composite's own model only hands queries through: what it asks about is clean or projected already.
     model = ProjectedModel(attack.model, projection, mode, training=training)
     with ExitStack() as stack:
         stack.callback(_restore_normalization, attack, applied)
         stack.enter_context(model_replaced(attack, model))
         if entry.mechanism is MEMBERS:
-            stack.enter_context(_members_projected(attack, iterates, salience, model))
+            stack.enter_context(_members_projected(attack, salience, selections, model))
         else:
             for inner in attack._attacks.values():  # SparseFool is built upon DeepFool
                 stack.enter_context(model_replaced(inner, model))
@@ -210,13 +224,16 @@ def _restore_normalization(attack: Attack, applied: bool | None) -> None:
 
 
 @contextmanager
-def _members_projected(attack: Attack, images: Tensor, salience: Tensor, model: ProjectedModel) -> Iterator[None]:
+def _members_projected(
+    attack: Attack, salience: Tensor, selections: RowSelections | None, model: ProjectedModel
+) -> Iterator[None]:
     """Have the members of ``attack`` project their steps on whichever images of the batch they are handed."""
-    rows = RowFinder(images, salience)
     made: list[Member] = []
 
     def run(member: Attack, images: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        return attack_batch(member, images, labels, rows.maps(images), args, kwargs, training=model.training)
+        maps = salience if selections is None else salience_rows(salience, selections.of(len(images)))
+        with model.unseen():
+            return attack_batch(member, images, labels, maps, args, kwargs, training=model.training)
 
     def stand_in(member: Attack) -> Member:
         made.append(Member(member, run))

@@ -18,6 +18,7 @@ class Entry:
         reason: Why not its queries, or another remark for the documentation.
         alone: Whether it works on one image after the other anyhow, so that handing it one at a time changes nothing but
             that each query's image is known.
+        selects: Whether it goes on with part of its batch, which it selects by an index.
         tiled: Whether it queries the whole batch several times in one query.
         offset: Whether its variable is the perturbation and not the image.
     """
@@ -25,6 +26,7 @@ class Entry:
     mechanism: Mechanism
     reason: str = ""
     alone: bool = False
+    selects: bool = False
     tiled: bool = False
     offset: bool = False
 
@@ -41,8 +43,8 @@ TABLE: dict[str, Entry] = {
     "TPGD": Entry(QUERY),
     "MIFGSM": Entry(QUERY),
     "UPGD": Entry(QUERY),
-    "APGD": Entry(ITERATE, "a random start on salient elements would eat the L2 budget"),
-    "APGDT": Entry(ITERATE, "a random start on salient elements would eat the L2 budget"),
+    "APGD": Entry(ITERATE, "a random start on salient elements would eat the L2 budget", selects=True),
+    "APGDT": Entry(ITERATE, "a random start on salient elements would eat the L2 budget", selects=True),
     "DIFGSM": Entry(ITERATE, "the network sees a transform of the iterate"),
     "TIFGSM": Entry(ITERATE, "the network sees a transform of the iterate"),
     "Jitter": Entry(ITERATE, "its loss measures the perturbation"),
@@ -64,11 +66,11 @@ TABLE: dict[str, Entry] = {
     "SparseFool": Entry(QUERY, alone=True),
     "OnePixel": Entry(QUERY, alone=True),
     "Pixle": Entry(QUERY, alone=True),
-    "FAB": Entry(QUERY),
-    "Square": Entry(QUERY),
-    "AutoAttack": Entry(MEMBERS, "each of its members as in its own row"),
-    "MultiAttack": Entry(MEMBERS, "each of its members as in its own row"),
-    "LGV": Entry(MEMBERS, "its attack on the collected networks as in its own row"),
+    "FAB": Entry(QUERY, selects=True),
+    "Square": Entry(QUERY, selects=True),
+    "AutoAttack": Entry(MEMBERS, "each of its members as in its own row", selects=True),
+    "MultiAttack": Entry(MEMBERS, "each of its members as in its own row", selects=True),
+    "LGV": Entry(MEMBERS, "its attack on the collected networks as in its own row", selects=True),
 }
 """Every attack of torchattacks by the name of its class; query projection is the default for one of the user's own."""
 

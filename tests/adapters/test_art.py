@@ -554,12 +554,16 @@ def test_a_wrapped_attack_may_be_a_member_of_autoattack(network, x, y, salient):
 
 def test_members_travel_to_the_processes_of_a_parallel_autoattack(network, x, y, salient):
     from sip_plugin.adapters.art import _Run
-    from sip_plugin.adapters.members import Member, RowFinder
+    from sip_plugin.adapters.members import Member
+    from sip_plugin.adapters.projection import RowSelections, watched_array
 
     attack = evasion.DeepFool(classifier(network), max_iter=3, **QUIET)
-    member = Member(attack, _Run(RowFinder(torch.from_numpy(x), torch.from_numpy(salient))), method="generate")
-    travelled = pickle.loads(pickle.dumps(copy.deepcopy(member)))
-    adversarial = travelled.generate(x=x[2:5], y=y[2:5])
+    selections = RowSelections(torch.from_numpy(x))
+    member = Member(attack, _Run(torch.from_numpy(salient), selections), method="generate")
+    sent = copy.deepcopy(watched_array(x, selections)), copy.deepcopy(member)
+    images, travelled = pickle.loads(pickle.dumps(sent))
+    adversarial = travelled.generate(x=images[2:5], y=y[2:5])
+    _ = watched_array(x, selections)[2:5]
     assert np.array_equal(adversarial, member.generate(x=x[2:5], y=y[2:5]))
     assert np.array_equal(adversarial[salient[2:5]], x[2:5][salient[2:5]])
 

@@ -161,6 +161,17 @@ def test_a_map_of_zeros_gives_the_bare_attacks_result_bit_for_bit(row, form, net
     assert next_draws(row) == after_bare  # as many random draws
 
 
+@pytest.mark.parametrize(
+    "row", [row for row in ATTACKS if any(part in str(row) for part in ("SPSA", "BrendelBethge", "PGD"))], ids=str
+)
+def test_so_it_does_for_images_that_are_not_contiguous(row, network, images, labels):
+    if "PGDL2" in str(row) or "PGDRSL2" in str(row):
+        pytest.skip("the bare attack views its images and fails")
+    permuted = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    bare = run(row, row.build(network), permuted, labels, seed=3)
+    assert same_values(run(row, SIPWrapper(row.build(network), torch.zeros(16, 16)), permuted, labels, seed=3), bare)
+
+
 @every_attack
 def test_a_map_of_ones_gives_the_clean_images(row, network, images, labels):
     assert torch.equal(run(row, SIPWrapper(row.build(network), torch.ones(16, 16)), images, labels), images)

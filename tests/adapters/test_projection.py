@@ -1,10 +1,18 @@
 """The two mechanisms by themselves: rows, the stand-in model, the mode."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from sip_plugin.adapters.projection import BatchProjection, IterateProjection, ProjectedModel
+from sip_plugin.adapters.projection import (
+    AttackMode,
+    BatchProjection,
+    ProjectedModel,
+    RowSelections,
+    UnknownRowsError,
+    watched_array,
+)
 
 
 @pytest.fixture
@@ -17,44 +25,58 @@ def test_as_many_rows_as_images_are_in_the_images_order_however_far_they_are(pro
     assert torch.equal(projection(queries), torch.where(salience, images, queries))
 
 
-@pytest.mark.parametrize("rows", [[4], [5, 0, 2], [0, 0, 1, 2, 3, 4, 5, 5], [3] * 50])
-@pytest.mark.parametrize("autocast", [False, True])
-def test_other_numbers_of_rows_take_their_nearest_image(rows, autocast, projection, images, salience):
-    queries = (images[rows] + 0.03 * torch.randn(len(rows), 3, 16, 16)).clamp(0, 1)
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        projected = projection(queries)
+@pytest.mark.parametrize("rows", [[4], [5, 0, 2], [3, 1]])
+def test_other_numbers_of_rows_are_the_images_that_were_selected_however_far_they_are(rows, images, salience):
+    selections = RowSelections(images)
+    selections.record(images, torch.tensor(rows), images[rows])
+    queries = torch.rand(len(rows), 3, 16, 16)
+    projected = BatchProjection(images, salience, selections=selections)(queries)
     assert torch.equal(projected, torch.where(salience[rows], images[rows], queries))
 
 
-def test_rows_are_told_apart_even_where_images_are_close(salience):
-    base = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    images = base + 1e-3 * torch.arange(6).view(6, 1, 1, 1)
-    rows = [5, 2, 3]
-    projected = BatchProjection(images, salience)(images[rows] + 1e-4)
-    assert torch.equal(projected, torch.where(salience[rows], images[rows], images[rows] + 1e-4))
+def test_other_numbers_of_rows_are_never_guessed(projection, images):
+    for rows in ([4], [0, 0, 1, 2, 3, 4, 5, 5], [3] * 50):
+        with pytest.raises(UnknownRowsError):
+            projection(images[rows])
 
 
-@pytest.mark.parametrize(("piece", "rows"), [(4, [0, 1, 2, 3]), (4, [4, 5]), (2, [2, 3]), (3, [3, 4, 5])])
-def test_a_piece_of_the_batch_is_recognised_as_a_whole(piece, rows, images, salience):
-    twins = images.clone()
-    twins[rows[-1]] = twins[rows[0]]  # alone, they could not be told apart
-    queries = (twins[rows] + 0.1 * torch.randn(len(rows), 3, 16, 16)).clamp(0, 1)
-    projected = BatchProjection(twins, salience, piece=piece)(queries)
-    assert torch.equal(projected, torch.where(salience[rows], twins[rows], queries))
+def test_a_tiled_query_is_the_batch_again_and_again(images, salience):
+    queries = torch.rand(18, 3, 16, 16)
+    projected = BatchProjection(images, salience, tiled=True)(queries)
+    assert torch.equal(projected, torch.where(salience.repeat(3, 1, 1, 1), images.repeat(3, 1, 1, 1), queries))
 
 
-def test_other_rows_than_a_pieces_go_by_distance(images, salience):
-    queries = images[[5, 0, 3]]
-    projected = BatchProjection(images, salience, piece=4)(queries)
-    assert torch.equal(projected, queries)
+def test_any_number_of_rows_is_about_a_single_image(images, salience):
+    queries = torch.rand(9, 3, 16, 16)
+    projected = BatchProjection(images[:1], salience[:1])(queries)
+    assert torch.equal(projected, torch.where(salience[:1], images[:1], queries))
 
 
-def test_a_map_for_every_image_is_not_looked_up_by_row(images):
+def test_a_map_that_marks_nothing_leaves_any_query_as_it_is(images):
+    queries = torch.rand(4, 3, 16, 16)
+    assert BatchProjection(images, torch.zeros_like(images, dtype=torch.bool))(queries) is queries
+
+
+def test_selections_are_seen_of_tensors_and_of_arrays(images):
+    seen = RowSelections(images)
+    with AttackMode(None, seen):
+        again = (images + 0.1)[torch.tensor([5, 2, 0])] * 2
+        _ = again[again.flatten(1).sum(1) > 0][1:]
+    assert seen.of(3).tolist() == [5, 2, 0]
+    assert seen.of(2).tolist() == [2, 0]
+    seen = RowSelections(images)
+    array = watched_array(images.numpy(), seen)
+    _ = np.clip(array.astype(np.float64) + 0.1, 0, 1)[np.array([False, True, True, False, False, True])][:2]
+    assert seen.of(3).tolist() == [1, 2, 5]
+    assert seen.of(2).tolist() == [1, 2]
+
+
+def test_one_map_stands_for_every_image(images):
     mask = torch.zeros(1, 1, 16, 16, dtype=torch.bool)
     mask[..., :8] = True
-    projected = BatchProjection(images, mask)(images[[2, 4]] * 0.9)
-    assert torch.equal(projected[..., :8], images[[2, 4]][..., :8])
-    assert torch.equal(projected[..., 8:], images[[2, 4]][..., 8:] * 0.9)
+    projected = BatchProjection(images, mask)(images * 0.9)
+    assert torch.equal(projected[..., :8], images[..., :8])
+    assert torch.equal(projected[..., 8:], images[..., 8:] * 0.9)
 
 
 def test_the_model_sees_projected_queries_and_has_zero_gradients_on_salient_elements(
@@ -86,7 +108,7 @@ def test_the_stand_in_model_hands_everything_else_through(projection, network):
 def test_the_mode_projects_a_tensor_that_is_marked_and_masks_its_gradient(how, projection, images, salience):
     point = torch.rand_like(images)
     before = point.clone()
-    with IterateProjection(projection):
+    with AttackMode(projection):
         if how == "attribute":
             point.requires_grad = True
         elif how == "method":
@@ -101,7 +123,7 @@ def test_the_mode_projects_a_tensor_that_is_marked_and_masks_its_gradient(how, p
 def test_the_mode_leaves_unmarked_tensors_and_those_of_other_shapes_alone(projection, images):
     off, other, integer = torch.rand_like(images), torch.rand(6, 10), torch.zeros(6, 3, 16, 16, dtype=torch.int64)
     copies = [t.clone() for t in (off, other)]
-    with IterateProjection(projection):
+    with AttackMode(projection):
         off.requires_grad = False
         off.requires_grad_(False)
         other.requires_grad_()
@@ -118,7 +140,7 @@ def test_the_mode_is_out_of_the_networks_way_and_back_afterwards(projection, ima
             active.append(torch.overrides._get_current_function_mode())
             return x
 
-    mode = IterateProjection(projection)
+    mode = AttackMode(projection)
     with mode:
         ProjectedModel(Looks(), None, mode)(images)
         assert torch.overrides._get_current_function_mode() is mode
@@ -130,7 +152,7 @@ def test_the_mode_returns_also_when_the_network_fails(projection, images):
         def forward(self, x):
             raise RuntimeError("the network failed")
 
-    mode = IterateProjection(projection)
+    mode = AttackMode(projection)
     with mode:
         with pytest.raises(RuntimeError, match="failed"):
             ProjectedModel(Fails(), None, mode)(images)

@@ -299,7 +299,6 @@ def test_near_identical_images_with_different_maps(network, images, labels):
     assert len(single) == len(seen)
     seen.clear()
     batched = run(SIPWrapper(attack, maps), other, y)
-    # The result is right in either mode; what the network was asked on the way may not be (see BatchProjection's tests).
     assert torch.equal(batched[~free], other[~free])
 
 
