@@ -21,7 +21,7 @@ from sip_plugin.salience.captum_method import (
     permutes_features,
     takes_target,
 )
-from sip_plugin.salience.selection import check_finite, check_mass, needed_labels, salient
+from sip_plugin.salience.selection import binarize, check_finite, check_mass, require_labels
 
 Target = Literal["predicted", "true"] | int | None
 Sign = Literal["absolute", "positive"]
@@ -117,7 +117,7 @@ class AttributionSalience:
             Exception: What the method raises. docs/salience.md says what each of them asks of a network.
         """
         check_images(images)
-        labels = needed_labels(self.target, labels, images) if self.target == "true" else None
+        labels = require_labels(self.target, labels, images) if self.target == "true" else None
         parts = images.split(self.batch_size or len(images))
         known = labels.split(self.batch_size or len(images)) if labels is not None else [None] * len(parts)
         if permutes_features(self.method) and min(map(len, parts)) == 1:
@@ -129,7 +129,7 @@ class AttributionSalience:
             found = [self._attributions(method, part, given) for part, given in zip(parts, known, strict=True)]
         attributions = torch.cat(found)
         check_finite(attributions, f"Captum's {type(self.method).__name__}", "the network and the method's options")
-        return salient(self._scores(attributions, images), self.mass, per_pixel=self.per_pixel).expand_as(images)
+        return binarize(self._scores(attributions, images), self.mass, per_pixel=self.per_pixel).expand_as(images)
 
     def __repr__(self) -> str:
         given: dict[str, Any] = {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sip_plugin.cam import CAM, KINDS, class_activation_maps, named_layer
 from sip_plugin.checks import check_images
 from sip_plugin.model_state import eval_mode
-from sip_plugin.salience.selection import check_finite, check_mass, needed_labels, smallest_mass
+from sip_plugin.salience.selection import check_finite, check_mass, require_labels, top_mass_mask
 
 Target = Literal["predicted", "true"]
 
@@ -87,12 +87,12 @@ class CAMSalience:
                 activation map is NaN or infinite.
         """
         check_images(images)
-        classes = None if self.target == "predicted" else needed_labels(self.target, labels, images)
+        classes = None if self.target == "predicted" else require_labels(self.target, labels, images)
         # A caller may be inside no_grad or inference_mode (a validation step); a map needs its gradient all the same.
         with torch.inference_mode(False), torch.enable_grad(), eval_mode(self.teacher):
             maps = class_activation_maps(self.teacher, images.detach().clone(), self.cam, self.layer, classes)
         check_finite(maps, "The teacher's class activation map")
-        chosen = maps > self.threshold if self.mass is None else smallest_mass(maps, self.mass)  # type: ignore[operator]
+        chosen = maps > self.threshold if self.mass is None else top_mass_mask(maps, self.mass)  # type: ignore[operator]
         return chosen.expand_as(images)
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sip_plugin.checks import check_classes, check_images
 from sip_plugin.model_state import eval_mode
-from sip_plugin.salience.selection import check_finite, check_mass, needed_labels, salient
+from sip_plugin.salience.selection import binarize, check_finite, check_mass, require_labels
 
 Target = Literal["predicted", "true", "loss"]
 
@@ -64,7 +64,7 @@ class GradientSalience:
             TypeError: If ``images`` or ``labels`` are of the wrong type.
             ValueError: If their shapes or values do not fit, labels are missing, or a gradient is NaN or infinite.
         """
-        return salient(self.magnitude(images, labels), self.mass, per_pixel=self.per_pixel)
+        return binarize(self.magnitude(images, labels), self.mass, per_pixel=self.per_pixel)
 
     def magnitude(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """``|∇_x T(x)|``, what the map holds a share of; arguments and errors as of a call.
@@ -84,7 +84,7 @@ class GradientSalience:
         )
 
     def _gradient(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        labels = None if self.target == "predicted" else needed_labels(self.target, labels, images)
+        labels = None if self.target == "predicted" else require_labels(self.target, labels, images)
         # A caller may be inside no_grad or inference_mode (a validation step); a map needs its gradient all the same.
         with torch.inference_mode(False), torch.enable_grad(), eval_mode(self.teacher):
             inputs = images.detach().clone().requires_grad_()

@@ -12,7 +12,7 @@ from torch import Tensor
 from sip_plugin.checks import check_labels
 
 
-def smallest_mass(scores: Tensor, mass: float = 0.5) -> Tensor:
+def top_mass_mask(scores: Tensor, mass: float = 0.5) -> Tensor:
     """Mark, for each image, the fewest elements that hold at least ``mass`` of its summed scores (eq. 8).
 
     The ``k`` largest elements are marked, with the smallest ``k`` whose sum reaches ``mass`` of the total; sums are taken
@@ -75,11 +75,11 @@ def _first_of_equals(rows: Tensor, least: Tensor, count: Tensor) -> Tensor:
     return above | (equal & (equal.cumsum(1) <= left))
 
 
-def salient(scores: Tensor, mass: float, *, per_pixel: bool = False) -> Tensor:
-    """The map of :func:`smallest_mass`; per pixel, the channels' scores are summed first and share one map."""
+def binarize(scores: Tensor, mass: float, *, per_pixel: bool = False) -> Tensor:
+    """The map of :func:`top_mass_mask`; per pixel, the channels' scores are summed first and share one map."""
     if not per_pixel:
-        return smallest_mass(scores, mass)
-    return smallest_mass(scores.sum(1, keepdim=True, dtype=torch.float64), mass).expand_as(scores)
+        return top_mass_mask(scores, mass)
+    return top_mass_mask(scores.sum(1, keepdim=True, dtype=torch.float64), mass).expand_as(scores)
 
 
 def check_mass(mass: Any) -> float:
@@ -112,7 +112,7 @@ def check_finite(scores: Tensor, what: str, where: str = "the teacher's weights 
         )
 
 
-def needed_labels(target: Any, labels: Tensor | None, images: Tensor) -> Tensor:
+def require_labels(target: Any, labels: Tensor | None, images: Tensor) -> Tensor:
     """The labels of a call whose target needs them.
 
     Raises:

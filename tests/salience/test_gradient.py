@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sip_plugin.salience import GradientSalience
-from sip_plugin.salience.selection import smallest_mass
+from sip_plugin.salience.selection import top_mass_mask
 from tests.adapters.test_contract import everything, same
 from tests.salience.passes import convolutions
 
@@ -48,7 +48,7 @@ def x():
 
 def test_the_default_is_the_gradient_of_the_predicted_classs_logit(teacher, x):
     predicted = teacher(x).argmax(1)
-    expected = smallest_mass(teacher.weight[predicted].abs().detach(), 0.5)
+    expected = top_mass_mask(teacher.weight[predicted].abs().detach(), 0.5)
     assert torch.equal(GradientSalience(teacher)(x), expected)
     assert torch.equal(GradientSalience(teacher)(x, torch.zeros(7, dtype=torch.int64)), expected)  # labels are not used
     share = expected.float().mean().item()
@@ -57,7 +57,7 @@ def test_the_default_is_the_gradient_of_the_predicted_classs_logit(teacher, x):
 
 def test_the_true_classs_logit_and_the_loss_are_options(teacher, x):
     y = torch.tensor([0, 1, 2, 3, 0, 1, 2])
-    expected = smallest_mass(teacher.weight[y].abs().detach(), 0.3)
+    expected = top_mass_mask(teacher.weight[y].abs().detach(), 0.3)
     assert torch.equal(GradientSalience(teacher, 0.3, target="true")(x, y), expected)
     p = teacher(x).softmax(1) - F.one_hot(y, 4)
     gradient = torch.einsum("nk,kchw->nchw", p, teacher.weight).abs().detach()
@@ -79,7 +79,7 @@ def test_per_pixel_maps_mark_all_channels_or_none(teacher, x):
     assert chosen.shape == x.shape
     assert torch.equal(chosen, chosen[:, :1].expand_as(chosen))
     summed = teacher.weight[teacher(x).argmax(1)].abs().sum(1, keepdim=True).detach()
-    assert torch.equal(chosen[:, :1], smallest_mass(summed, 0.5))
+    assert torch.equal(chosen[:, :1], top_mass_mask(summed, 0.5))
 
 
 def test_each_image_has_the_map_it_has_alone(network, images):
