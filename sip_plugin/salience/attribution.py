@@ -138,7 +138,7 @@ class AttributionSalience:
             Exception: What the method raises. docs/salience.md says what each of them asks of a network.
         """
         check_images(images)
-        size = self.batch_size or len(images)
+        size = len(images) if self.batch_size is None else self.batch_size
         parts = images.split(size)
         kinds = {kind.__name__ for part in _parts(self.method) for kind in type(part).__mro__}
         if "FeaturePermutation" in kinds and min(map(len, parts)) == 1:

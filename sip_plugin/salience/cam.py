@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import numbers
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +34,7 @@ class CAMSalience:
         target: The class: the ``"predicted"`` one, or the ``"true"`` one, which needs labels.
 
     Raises:
-        TypeError: If ``teacher`` is not an ``nn.Module``, or ``threshold`` is not a number.
+        TypeError: If ``teacher`` is not an ``nn.Module``.
         ValueError: If both ``mass`` and ``threshold`` are given, or an argument is not one of the above.
 
     Example:
@@ -61,11 +60,15 @@ class CAMSalience:
             raise ValueError(f"Give mass or threshold, not both; got mass={mass!r} and threshold={threshold!r}.")
         if target not in ("predicted", "true"):
             raise ValueError(f'target must be "predicted" or "true", got {target!r}.')
+        if threshold is not None and not 0 <= threshold < 1:
+            raise ValueError(
+                f"threshold is on a map that is scaled to [0, 1], so it must be in [0, 1), got {threshold!r}."
+            )
         if layer is not None:
             named_layer(teacher, layer)
         self.teacher = teacher
         self.cam: CAM = cam
-        self.threshold = None if threshold is None else _check_threshold(threshold)
+        self.threshold = None if threshold is None else float(threshold)
         self.mass = None if threshold is not None else check_mass(0.5 if mass is None else mass)
         self.layer = layer
         self.target: Target = target
@@ -101,13 +104,3 @@ class CAMSalience:
             f"CAMSalience({type(self.teacher).__name__}, {self.cam!r}, {choice}, layer={self.layer!r}, "
             f"target={self.target!r})"
         )
-
-
-def _check_threshold(threshold: Any) -> float:
-    if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real):
-        raise TypeError(f"threshold must be a number in [0, 1), got {threshold!r}.")
-    if not 0 <= float(threshold) < 1:
-        raise ValueError(
-            f"threshold is on a map that is scaled to [0, 1], so it must be in [0, 1); got {float(threshold):g}."
-        )
-    return float(threshold)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -82,19 +81,15 @@ def binarize(scores: Tensor, mass: float, *, per_pixel: bool = False) -> Tensor:
     return top_mass_mask(scores.sum(1, keepdim=True, dtype=torch.float64), mass).expand_as(scores)
 
 
-def check_mass(mass: Any) -> float:
+def check_mass(mass: float) -> float:
     """Refuse anything but a share in ``(0, 1]``.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If it is another number.
     """
-    try:
-        share = math.nan if isinstance(mass, (bool, str)) else float(mass)
-    except (TypeError, ValueError, RuntimeError):  # None, a list, a tensor of several
-        share = math.nan
-    if not 0 < share <= 1:
+    if not 0 < mass <= 1:
         raise ValueError(f"mass must be the share of the summed scores that a map holds, in (0, 1], got {mass!r}.")
-    return share
+    return float(mass)
 
 
 def check_finite(scores: Tensor, what: str, where: str = "the teacher's weights and output") -> None:

@@ -166,7 +166,6 @@ def test_a_source_can_be_copied_and_pickled(network, images):
         ({"threshold": 1.0}, ValueError, r"\[0, 1\)"),
         ({"threshold": -0.1}, ValueError, r"\[0, 1\)"),
         ({"threshold": float("nan")}, ValueError, r"\[0, 1\)"),
-        ({"threshold": "0.5"}, TypeError, "number"),
         ({"target": "loss"}, ValueError, "predicted"),
         ({"layer": "layer4"}, ValueError, "has no layer 'layer4'. It has: 0, 1"),
     ],
