@@ -33,37 +33,37 @@ _EXPECTED_WARNINGS = (
 
 
 class AttributionSalience:
-    """Salience maps from one of Captum's methods: the fewest elements that hold half of what it attributes.
+    """Salience maps from one of Captum's methods: the fewest elements that hold half of the attributions' magnitude.
 
     With the attributions ``a`` to a class, the map marks the ``k`` largest elements of ``|a|`` for the smallest ``k`` whose
     sum is at least ``mass · Σ|a|`` (eq. 8 of SIP-AT). Attributions to a layer, ``(N, K, h, w)``, are summed over its
-    channels and enlarged bilinearly, so that their maps are the same for all channels. The passes are the method's own; one
-    forward pass more finds the class where ``target`` is ``"predicted"``.
+    channels and upsampled bilinearly, so that their maps are the same for all channels. ``target="predicted"`` takes one
+    forward pass more than the method itself.
 
     The network runs in eval mode and is left as it was, also when the method raises; Captum works on a copy of ``method``.
-    A network inside a function that the method was built on cannot be seen: put it into eval mode yourself.
+    If the method was built on a function, the network inside it is not found: put it into eval mode yourself.
 
     Args:
-        method: An instance built on the teacher, ``captum.attr.IntegratedGradients(teacher)``. By position: Captum has
+        method: An instance built on the teacher, ``captum.attr.IntegratedGradients(teacher)``. Positional only: Captum has
             options of that name.
         mass: The share of the attributions' magnitude that the map holds, in ``(0, 1]``.
-        target: The class: the ``"predicted"`` one, the ``"true"`` one, which needs labels, or the index of one for all
-            images. None where the method takes none, or the network gives one number per image.
-        sign: ``"absolute"`` counts what speaks for the class and against it; ``"positive"`` what speaks for it.
+        target: The class to explain: the ``"predicted"`` one, the ``"true"`` one (needs labels), or a class index for all
+            images. None if the method takes no target, or the network returns one number per image.
+        sign: ``"absolute"`` uses the magnitude of all attributions, ``"positive"`` only those in favour of the class.
         per_pixel: Sum ``|a|`` over the channels first, so that a pixel is salient in all of them or in none.
-        batch_size: The most images that the method gets at once; None for all.
+        batch_size: The largest number of images passed to the method at once; None for all.
         seed: For methods that draw random numbers: each call draws the same, and torch's, NumPy's and Python's random
             generators are left as they were (on the CPU and on CUDA devices).
         per_batch: Options of ``method.attribute`` that depend on the images, each a function of them:
             ``{"baselines": torch.zeros_like}``.
-        **options: Options of ``method.attribute`` that do not: ``n_steps=20``.
+        **options: The other options of ``method.attribute``: ``n_steps=20``.
 
     Raises:
         TypeError: If ``method`` is none of Captum's, has no such option or target, or needs an option that is not given.
         ValueError: If an argument is none of the above, or the method cannot work on a compiled network.
 
     Attributes:
-        layer: The name in the network of the layer that the method looks at, None if it looks at none.
+        layer: The name of the layer that the method was built on (as ``named_modules`` has it), None without one.
 
     Example:
         >>> mask_fn = AttributionSalience(captum.attr.IntegratedGradients(teacher), n_steps=20)
@@ -122,7 +122,7 @@ class AttributionSalience:
         self.options = options
 
     def __call__(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The maps of a batch.
+        """Returns the maps of a batch.
 
         Args:
             images: ``(N, C, H, W)`` in ``[0, 1]``.
@@ -135,7 +135,7 @@ class AttributionSalience:
             TypeError: If ``images`` or ``labels`` are of the wrong type.
             ValueError: If their shapes or values do not fit, labels are missing, or attributions are not of images or not
                 finite.
-            Exception: What the method raises. docs/salience.md says what each of them asks of a network.
+            Exception: What the method raises. docs/salience.md lists what each of them needs.
         """
         check_images(images)
         size = len(images) if self.batch_size is None else self.batch_size
@@ -143,8 +143,8 @@ class AttributionSalience:
         kinds = {kind.__name__ for part in _parts(self.method) for kind in type(part).__mro__}
         if "FeaturePermutation" in kinds and min(map(len, parts)) == 1:
             raise ValueError(
-                f"{_described(self.method)} swaps features between the images of a batch, and so finds nothing for a batch "
-                f"of one; {len(images)} image(s) came, with batch_size={self.batch_size}. Give it two or more at once."
+                f"{_described(self.method)} swaps features between the images of a batch, and finds nothing in a batch of "
+                f"one; got {len(images)} image(s) with batch_size={self.batch_size}. It needs two or more at once."
             )
         labels = require_labels(self.target, labels, images) if self.target == "true" else None
         classes = [self.target] * len(parts) if labels is None else labels.split(size)
@@ -169,9 +169,9 @@ class AttributionSalience:
 
     @contextmanager
     def _isolated(self, device: torch.device) -> Iterator[Any]:
-        """A copy of the method on the same network, which is in eval mode and put back afterwards.
+        """A copy of the method on the same network, which is in eval mode; both are left as they were.
 
-        Captum leaves handles and fitted models in its methods, and where a method raises also attributes in the network.
+        Captum leaves hook handles and fitted models in its methods and, if one raises, attributes in the network.
         """
         networks = _networks(self.method)
         shared = (*networks, *(part.forward_func for part in _parts(self.method)))
@@ -203,7 +203,7 @@ class AttributionSalience:
         if target is not None:
             options["target"] = target
         attributions = method.attribute(images.requires_grad_(), **options)
-        if images._version != version:  # methods without gradients go on with what the network left
+        if images._version != version:  # methods without gradients would go on with the changed images
             raise ValueError(
                 f"The network of {_described(method)} writes into its input, and Captum needs that input again. Let it work "
                 "on a copy: x = x.clone() at the beginning of its forward."
@@ -221,11 +221,11 @@ class AttributionSalience:
 
 
 def _signature(method: Any) -> inspect.Signature:
-    """What ``method.attribute`` takes by name."""
+    """The arguments of ``method.attribute``."""
     if not hasattr(method, "attribute"):
         return inspect.Signature()
     known = list(inspect.signature(method.attribute).parameters.values())
-    if method.attribute.__module__.startswith("captum."):  # whose ``**kwargs`` are ignored, but for NoiseTunnel's
+    if method.attribute.__module__.startswith("captum."):  # it ignores its **kwargs, except in NoiseTunnel
         known = [parameter for parameter in known if parameter.kind is not parameter.VAR_KEYWORD]
     if hasattr(method, "attribution_method"):
         names = [parameter.name for parameter in known]
@@ -239,7 +239,7 @@ def _parts(method: Any) -> list[Any]:
 
 
 def _networks(method: Any) -> list[nn.Module]:
-    """The networks and layers that a method was built on; a network inside a function cannot be seen."""
+    """The networks and layers that a method was built on; a network inside a function is not found."""
     found = []
     for part in _parts(method):
         layers = getattr(part, "layer", None)
@@ -268,7 +268,7 @@ def _short(value: Any) -> str:
 
 
 def _set_seed(seed: int, device: torch.device) -> None:
-    """Of the generators that Captum draws from: torch's for the CPU and the device, NumPy's and Python's."""
+    """Seed torch's generators of the CPU and of the device (no other's), NumPy's and Python's."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         torch.cuda.default_generators[device.index].manual_seed(seed)

@@ -16,21 +16,21 @@ Target = Literal["predicted", "true"]
 
 
 class CAMSalience:
-    """Salience maps from where a teacher's convolutions see a class: pixels, all channels alike.
+    """Salience maps from a teacher's class activation maps: per pixel, the same for all channels.
 
-    The class activation map of the teacher's last convolution stage (:func:`sip_plugin.cam.class_activation_maps`, the one
-    that PART's budgets come from), scaled to ``[0, 1]`` and enlarged to the image, becomes binary in one of two ways: the
-    fewest pixels that hold ``mass`` of its sum (eq. 8 of SIP-AT), or the pixels above ``threshold``. One forward pass per
-    batch, and a backward pass down to the layer.
+    The class activation map of the last convolution stage (:func:`sip_plugin.cam.class_activation_maps`, which PART's budgets
+    use too), scaled to ``[0, 1]`` and upsampled to the image, is made binary in one of two ways: the fewest pixels that hold
+    ``mass`` of its sum (eq. 8 of SIP-AT), or the pixels above ``threshold``. One forward pass per batch, and a backward pass
+    down to the layer.
 
     Args:
         teacher: A classifier, images ``(N, C, H, W)`` to logits ``(N, classes)``. Runs in eval mode, and is left as it was.
         cam: ``"gradcam"`` (Selvaraju et al. 2017), ``"xgradcam"`` (Fu et al. 2020) or ``"layercam"`` (Jiang et al. 2021).
         mass: The share of the map's sum that is salient, in ``(0, 1]``; 0.5 where there is no ``threshold``.
-        threshold: Pixels above it are salient; in ``[0, 1)``, on the map after it was scaled to ``[0, 1]`` and enlarged. It
-            is a share of the map's range, so it says nothing of how many pixels are above it.
-        layer: The name of the module whose output is looked at (as ``named_modules`` gives it); None for the last module
-            with convolutions in it whose output still has more than one position.
+        threshold: Pixels above it are salient; in ``[0, 1)``, on the map after it was scaled to ``[0, 1]`` and upsampled. It
+            is a share of the map's range, so it does not fix the number of salient pixels.
+        layer: The name of the module whose output is used (as ``named_modules`` has it); None for the last module that
+            contains convolutions and whose output has more than one position.
         target: The class: the ``"predicted"`` one, or the ``"true"`` one, which needs labels.
 
     Raises:
@@ -74,7 +74,7 @@ class CAMSalience:
         self.target: Target = target
 
     def __call__(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The maps of a batch.
+        """Returns the maps of a batch.
 
         Args:
             images: ``(N, C, H, W)`` in ``[0, 1]``.

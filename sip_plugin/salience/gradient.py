@@ -51,7 +51,7 @@ class GradientSalience:
         self.per_pixel = per_pixel
 
     def __call__(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The maps of a batch.
+        """Returns the maps of a batch.
 
         Args:
             images: ``(N, C, H, W)`` in ``[0, 1]``.
@@ -67,7 +67,7 @@ class GradientSalience:
         return binarize(self.magnitude(images, labels), self.mass, per_pixel=self.per_pixel)
 
     def magnitude(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """``|∇_x T(x)|``, what the map holds a share of; arguments and errors as of a call.
+        """Returns ``|∇_x T(x)|``, the scores that the map is selected from; arguments and errors as of a call.
 
         Returns:
             Non-negative and finite, ``(N, C, H, W)``.
@@ -88,11 +88,11 @@ class GradientSalience:
         # A caller may be inside no_grad or inference_mode (a validation step); a map needs its gradient all the same.
         with torch.inference_mode(False), torch.enable_grad(), eval_mode(self.teacher):
             inputs = images.detach().clone().requires_grad_()
-            logits = self.teacher(inputs.clone())  # which may write into its input, but not into a leaf
+            logits = self.teacher(inputs.clone())  # it may write into its input, but not into a leaf
             if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
                 got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 raise ValueError(f"The teacher must give logits of shape ({len(images)}, classes), got {got}.")
-            if not logits.requires_grad:  # a teacher that does not look at the image: no gradient, an empty map
+            if not logits.requires_grad:  # it does not depend on the images: empty maps
                 return torch.zeros_like(inputs)
             if labels is not None:
                 check_classes(labels, logits)
