@@ -18,10 +18,10 @@ Target = Literal["predicted", "true"]
 class CAMSalience:
     """Salience maps from a teacher's class activation maps: per pixel, the same for all channels.
 
-    The class activation map of the last convolution stage (:func:`sip_plugin.cam.class_activation_maps`, which PART's budgets
-    use too), scaled to ``[0, 1]`` and upsampled to the image, is made binary in one of two ways: the fewest pixels that hold
-    ``mass`` of its sum (eq. 8 of SIP-AT), or the pixels above ``threshold``. One forward pass per batch, and a backward pass
-    down to the layer.
+    The class activation map of the last convolution stage (:func:`sip_plugin.cam.class_activation_maps`; PART uses it too),
+    scaled to ``[0, 1]`` and upsampled to the image, is made binary in one of two ways: the fewest pixels that hold ``mass``
+    of its sum (eq. 8 of SIP-AT), or the pixels above ``threshold``. One forward pass per batch, and a backward pass down to
+    the layer.
 
     Args:
         teacher: A classifier, images ``(N, C, H, W)`` to logits ``(N, classes)``. Runs in eval mode, and is left as it was.
