@@ -22,19 +22,19 @@ def class_activation_maps(
     layer: str | None = None,
     classes: Tensor | None = None,
 ) -> Tensor:
-    """How much each pixel speaks for a class, the one that the network predicts unless another is given.
+    """Returns class activation maps: how much each pixel contributes to the logit of a class.
 
     With the activations ``A_k`` of a layer and the gradient ``G_k`` of the class's logit to them, the map is
     ``ReLU(Σ_k w_k A_k)``: for Grad-CAM (Selvaraju et al. 2017) ``w_k`` is the mean of ``G_k``, for XGrad-CAM (Fu et al.
-    2020) ``Σ G_k A_k / Σ A_k``, both over the positions; for LayerCAM (Jiang et al. 2021) ``ReLU(G_k)``, at each position
-    its own. Each map is scaled to ``[0, 1]`` and then enlarged bilinearly.
+    2020) ``Σ G_k A_k / Σ A_k``, both over the positions; for LayerCAM (Jiang et al. 2021) ``ReLU(G_k)`` at each position.
+    Each map is scaled to ``[0, 1]`` and then upsampled bilinearly.
 
     Args:
-        network: The network, in the mode that it should be looked at in. No trace is left in it.
+        network: The network, used in its current mode. Nothing is left behind in it.
         images: ``(N, C, H, W)``.
         kind: ``"gradcam"``, ``"xgradcam"`` or ``"layercam"``.
-        layer: The name of a module (as ``named_modules`` gives it); None for the last module with convolutions in it whose
-            output still has more than one position.
+        layer: The name of a module (as ``named_modules`` has it); None for the last module that contains convolutions and
+            whose output has more than one position.
         classes: Class indices ``(N,)``; None for the predicted ones.
 
     Returns:
@@ -82,7 +82,7 @@ def _gradcam(activation: Tensor, gradient: Tensor) -> Tensor:
 
 def _xgradcam(activation: Tensor, gradient: Tensor) -> Tensor:
     total = activation.sum((2, 3), keepdim=True)
-    total = torch.where(total == 0, torch.ones_like(total), total)  # a dead channel has no part in the map
+    total = torch.where(total == 0, torch.ones_like(total), total)  # a dead channel contributes nothing
     weight = (gradient * activation).sum((2, 3), keepdim=True) / total
     return (weight * activation).sum(1, keepdim=True)
 

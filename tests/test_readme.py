@@ -187,4 +187,4 @@ def test_what_maps_cost_is_the_committed_result():
     assert f"{loader:.3f} with `SalientDataset`" in quoted
     assert loader <= 1.03
     selection = json.loads((speed / "salience_selection.json").read_text())["results"]
-    assert f"{100 * selection['smallest_mass / forward and backward']['median_ratio']:.1f} % of a ResNet-50" in quoted
+    assert f"{100 * selection['top_mass_mask / forward and backward']['median_ratio']:.1f} % of a ResNet-50" in quoted

@@ -11,7 +11,7 @@ import torch
 from sip_plugin.constraint import prepare_mask
 from sip_plugin.mask_source import compute_mask
 from sip_plugin.salience import AttributionSalience
-from sip_plugin.salience.captum_method import options_of
+from sip_plugin.salience.attribution import _signature
 from tests.conftest import ROOT
 from tests.salience.captum_table import NOT_WORKING, WORKING
 
@@ -75,7 +75,7 @@ def test_a_method_makes_as_many_passes_as_the_table_says(row, network, images, l
         cost = f"nt_samples * ({cost})"
     network = row.network(network)
     method = row.build(network)
-    numbers = {name: parameter.default for name, parameter in options_of(method)[0].items()} | row.options
+    numbers = {name: parameter.default for name, parameter in _signature(method).parameters.items()} | row.options
     numbers |= {"features": 4, "baselines": 2, "windows": row.windows, "factorial": math.factorial}
     passed = []
     next(module for module in network.modules() if not list(module.children())).register_forward_hook(

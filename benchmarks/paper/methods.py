@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.paper.data import Maps
 from benchmarks.paper.seeds import derived
 from sip_plugin.salience import GradientSalience
-from sip_plugin.salience.selection import smallest_mass
+from sip_plugin.salience.selection import top_mass_mask
 from sip_plugin.training import FAT, MART, PART, SIPAT, TRADES, Madry, Method, Standard
 
 Salience = Literal["teacher", "human", "random", "least"]
@@ -81,7 +81,7 @@ class LeastGradient:
     def __call__(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """The maps of a batch ``(N, C, H, W)``: ``bool``, of the images' shape."""
         magnitude = self.source.magnitude(images, labels).flatten(1)
-        count = smallest_mass(magnitude, self.source.mass).sum(1, keepdim=True)
+        count = top_mass_mask(magnitude, self.source.mass).sum(1, keepdim=True)
         rank = torch.empty_like(magnitude, dtype=torch.int64)
         places = torch.arange(magnitude.shape[1], device=images.device).expand_as(rank)
         rank.scatter_(1, magnitude.argsort(dim=1, stable=True), places)

@@ -24,7 +24,7 @@ from torchvision.models import resnet50
 from benchmarks.record import run_record, write_json
 from benchmarks.speed.measure import interleaved, ratio, shown
 from sip_plugin.salience import CAMSalience, GradientSalience
-from sip_plugin.salience.selection import smallest_mass
+from sip_plugin.salience.selection import top_mass_mask
 
 PASSES = "forward and backward"
 
@@ -66,12 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     images = torch.rand(options.batch, 3, options.size, options.size, device=options.device)
 
     scores = gradient(model, images).abs()
-    salience = smallest_mass(scores)
+    salience = top_mass_mask(scores)
     if not torch.equal(salience, selected_by_position(scores)):
-        raise RuntimeError("smallest_mass does not give the maps of a plain selection.")
+        raise RuntimeError("top_mass_mask does not give the maps of a plain selection.")
     selection: dict[str, Callable[[], Any]] = {
         PASSES: partial(gradient, model, images),
-        "smallest_mass": partial(smallest_mass, scores),
+        "top_mass_mask": partial(top_mass_mask, scores),
         "sorting values with their positions": partial(selected_by_position, scores),
     }
     few = images[: options.small_batch]

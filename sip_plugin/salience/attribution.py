@@ -2,64 +2,68 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import numbers
-from collections.abc import Callable, Mapping
+import random
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from sip_plugin.checks import check_classes, check_images, check_logits
-from sip_plugin.salience.captum_method import (
-    check_method,
-    described,
-    in_use,
-    layer_of,
-    logits_checked,
-    options_of,
-    permutes_features,
-    takes_target,
-)
-from sip_plugin.salience.selection import check_finite, check_mass, needed_labels, salient
+from sip_plugin.model_state import eval_mode, preserve_model_state
+from sip_plugin.salience.selection import binarize, check_finite, check_mass, require_labels
+from sip_plugin.utils import isolated_rng
 
 Target = Literal["predicted", "true"] | int | None
 Sign = Literal["absolute", "positive"]
 
+_EXPECTED_WARNINGS = (
+    "Setting backward hooks on ReLU activations",
+    "Setting forward, backward hooks and attributes on non-linear",
+    "Input Tensor .* did not already require gradients",
+    "You are providing multiple inputs for Lime / Kernel SHAP",
+)
+
 
 class AttributionSalience:
-    """Salience maps from one of Captum's methods: the fewest elements that hold half of what it attributes.
+    """Salience maps from one of Captum's methods: the fewest elements that hold half of the attributions' magnitude.
 
     With the attributions ``a`` to a class, the map marks the ``k`` largest elements of ``|a|`` for the smallest ``k`` whose
     sum is at least ``mass · Σ|a|`` (eq. 8 of SIP-AT). Attributions to a layer, ``(N, K, h, w)``, are summed over its
-    channels and enlarged bilinearly, so that their maps are the same for all channels. The passes are the method's own; one
-    forward pass more finds the class where ``target`` is ``"predicted"``.
+    channels and upsampled bilinearly, so that their maps are the same for all channels. ``target="predicted"`` takes one
+    forward pass more than the method itself.
 
     The network runs in eval mode and is left as it was, also when the method raises; Captum works on a copy of ``method``.
-    A network inside a function that the method was built on cannot be seen: put it into eval mode yourself.
+    If the method was built on a function, the network inside it is not found: put it into eval mode yourself.
 
     Args:
-        method: An instance built on the teacher, ``captum.attr.IntegratedGradients(teacher)``. By position: Captum has
+        method: An instance built on the teacher, ``captum.attr.IntegratedGradients(teacher)``. Positional only: Captum has
             options of that name.
         mass: The share of the attributions' magnitude that the map holds, in ``(0, 1]``.
-        target: The class: the ``"predicted"`` one, the ``"true"`` one, which needs labels, or the index of one for all
-            images. None where the method takes none, or the network gives one number per image.
-        sign: ``"absolute"`` counts what speaks for the class and against it; ``"positive"`` what speaks for it.
+        target: The class to explain: the ``"predicted"`` one, the ``"true"`` one (needs labels), or a class index for all
+            images. None if the method takes no target, or the network returns one number per image.
+        sign: ``"absolute"`` uses the magnitude of all attributions, ``"positive"`` only those in favour of the class.
         per_pixel: Sum ``|a|`` over the channels first, so that a pixel is salient in all of them or in none.
-        batch_size: The most images that the method gets at once; None for all.
+        batch_size: The largest number of images passed to the method at once; None for all.
         seed: For methods that draw random numbers: each call draws the same, and torch's, NumPy's and Python's random
             generators are left as they were (on the CPU and on CUDA devices).
         per_batch: Options of ``method.attribute`` that depend on the images, each a function of them:
             ``{"baselines": torch.zeros_like}``.
-        **options: Options of ``method.attribute`` that do not: ``n_steps=20``.
+        **options: The other options of ``method.attribute``: ``n_steps=20``.
 
     Raises:
-        TypeError: If ``method`` is none of Captum's, has no such option, needs one that is not given, or an argument is of
-            the wrong type.
+        TypeError: If ``method`` is none of Captum's, has no such option or target, or needs an option that is not given.
         ValueError: If an argument is none of the above, or the method cannot work on a compiled network.
 
     Attributes:
-        layer: The name in the network of the layer that the method looks at, None if it looks at none.
+        layer: The name of the layer that the method was built on (as ``named_modules`` has it), None without one.
 
     Example:
         >>> mask_fn = AttributionSalience(captum.attr.IntegratedGradients(teacher), n_steps=20)
@@ -80,28 +84,45 @@ class AttributionSalience:
         per_batch: Mapping[str, Callable[[Tensor], Any]] | None = None,
         **options: Any,
     ) -> None:
-        check_method(method)
-        if per_batch is not None and not isinstance(per_batch, Mapping):
+        from captum.attr import Attribution
+
+        if not isinstance(method, Attribution) or "inputs" not in (signature := _signature(method)).parameters:
             raise TypeError(
-                'per_batch must be a mapping of options to functions of the images, {"baselines": torch.zeros_like}, got '
-                f"{type(per_batch).__name__}."
+                "method must be one of Captum's for images, an instance of captum.attr.Attribution such as "
+                f"captum.attr.IntegratedGradients(teacher), got {method!r}. For a plain gradient: GradientSalience(teacher)."
             )
-        _check_options(method, options, per_batch or {})
+        self.per_batch = dict(per_batch or {})
+        given: dict[str, Any] = {"inputs": None} | ({} if target is None else {"target": target})
+        try:
+            signature.bind(**given, **options, **self.per_batch)
+        except TypeError as error:
+            raise TypeError(
+                f"{_described(method)}.attribute: {error}. It takes {', '.join(signature.parameters)}; a method "
+                "that takes no target needs target=None."
+            ) from None
+        if target not in ("predicted", "true", None) and not _is_index(target):
+            raise ValueError(f'target must be "predicted", "true", the index of a class or None, got {target!r}.')
         if sign not in ("absolute", "positive"):
             raise ValueError(f'sign must be "absolute" or "positive", got {sign!r}.')
+        networks = _networks(method)
+        if any({"model", "layer"} & vars(part).keys() for part in _parts(method)) and any(map(_is_compiled, networks)):
+            raise ValueError(
+                f"{_described(method)} puts hooks on its network, and a compiled network does not call them. Build it on "
+                "the network itself."
+            )
+        names = {id(module): name for network in reversed(networks) for name, module in network.named_modules()}
+        self.layer = ", ".join(dict.fromkeys(names[id(network)] for network in networks if names[id(network)])) or None
         self.method = method
-        self.layer = layer_of(method)
         self.mass = check_mass(mass)
-        self.target: Target = _check_target(target, method)
+        self.target: Target = target
         self.sign: Sign = sign
         self.per_pixel = per_pixel
-        self.batch_size = None if batch_size is None else _check_whole("batch_size", batch_size, least=1)
-        self.seed = None if seed is None else _check_whole("seed", seed, least=0)
-        self.per_batch = dict(per_batch or {})
+        self.batch_size = batch_size
+        self.seed = seed
         self.options = options
 
     def __call__(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The maps of a batch.
+        """Returns the maps of a batch.
 
         Args:
             images: ``(N, C, H, W)`` in ``[0, 1]``.
@@ -114,156 +135,155 @@ class AttributionSalience:
             TypeError: If ``images`` or ``labels`` are of the wrong type.
             ValueError: If their shapes or values do not fit, labels are missing, or attributions are not of images or not
                 finite.
-            Exception: What the method raises. docs/salience.md says what each of them asks of a network.
+            Exception: What the method raises. docs/salience.md lists what each of them needs.
         """
         check_images(images)
-        labels = needed_labels(self.target, labels, images) if self.target == "true" else None
-        parts = images.split(self.batch_size or len(images))
-        known = labels.split(self.batch_size or len(images)) if labels is not None else [None] * len(parts)
-        if permutes_features(self.method) and min(map(len, parts)) == 1:
+        size = len(images) if self.batch_size is None else self.batch_size
+        parts = images.split(size)
+        kinds = {kind.__name__ for part in _parts(self.method) for kind in type(part).__mro__}
+        if "FeaturePermutation" in kinds and min(map(len, parts)) == 1:
             raise ValueError(
-                f"{described(self.method)} swaps features between the images of a batch, and so finds nothing for a batch "
-                f"of one; {len(images)} image(s) came, with batch_size={self.batch_size}. Give it two or more at once."
+                f"{_described(self.method)} swaps features between the images of a batch, and finds nothing in a batch of "
+                f"one; got {len(images)} image(s) with batch_size={self.batch_size}. It needs two or more at once."
             )
-        with in_use(self.method, self.seed, images.device) as method:
-            found = [self._attributions(method, part, given) for part, given in zip(parts, known, strict=True)]
+        labels = require_labels(self.target, labels, images) if self.target == "true" else None
+        classes = [self.target] * len(parts) if labels is None else labels.split(size)
+        with self._isolated(images.device) as method:
+            if labels is not None and isinstance(method.forward_func, nn.Module):
+                # Before Captum picks a class past the output's end, which on CUDA would end the process.
+                method.forward_func.register_forward_hook(lambda module, inputs, output: check_classes(labels, output))
+            found = [self._attribute(method, part, target) for part, target in zip(parts, classes, strict=True)]
         attributions = torch.cat(found)
         check_finite(attributions, f"Captum's {type(self.method).__name__}", "the network and the method's options")
-        return salient(self._scores(attributions, images), self.mass, per_pixel=self.per_pixel).expand_as(images)
+        scores = attributions.abs() if self.sign == "absolute" else attributions.clamp(min=0)
+        if scores.shape != images.shape:  # those of a layer
+            scores = scores.sum(1, keepdim=True, dtype=torch.float64)
+            scores = F.interpolate(scores, size=images.shape[2:], mode="bilinear", align_corners=False)
+        return binarize(scores, self.mass, per_pixel=self.per_pixel).expand_as(images)
 
     def __repr__(self) -> str:
-        given: dict[str, Any] = {
-            "mass": self.mass,
-            "target": self.target,
-            "sign": self.sign,
-            "per_pixel": self.per_pixel,
-        }
-        optional = {"layer": self.layer, "batch_size": self.batch_size, "seed": self.seed, "per_batch": self.per_batch}
-        given |= {name: value for name, value in optional.items() if value not in (None, {})} | self.options
-        arguments = ", ".join(f"{name}={_short(value)}" for name, value in given.items())
-        return f"AttributionSalience({described(self.method)}, {arguments})"
+        names = ("mass", "target", "sign", "per_pixel", "layer", "batch_size", "seed")
+        settings = {name: getattr(self, name) for name in names} | dict.fromkeys(self.per_batch, "…") | self.options
+        shown = [f"{name}={_short(value)}" for name, value in settings.items()]
+        return f"AttributionSalience({_described(self.method)}, {', '.join(shown)})"
 
-    def _attributions(self, method: Any, images: Tensor, labels: Tensor | None) -> Tensor:
+    @contextmanager
+    def _isolated(self, device: torch.device) -> Iterator[Any]:
+        """A copy of the method on the same network, which is in eval mode; both are left as they were.
+
+        Captum leaves hook handles and fitted models in its methods and, if one raises, attributes in the network.
+        """
+        networks = _networks(self.method)
+        shared = (*networks, *(part.forward_func for part in _parts(self.method)))
+        with ExitStack() as stack:
+            for network in networks:
+                stack.enter_context(preserve_model_state(network))
+                stack.enter_context(_preserve_attributes(network))
+                stack.enter_context(eval_mode(network))
+            stack.enter_context(warnings.catch_warnings())
+            for message in _EXPECTED_WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
+            if self.seed is not None:
+                stack.enter_context(isolated_rng(device))
+                _set_seed(self.seed, device)
+            # A caller may be inside no_grad or inference_mode (a validation step); attributions need gradients all the same.
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            yield copy.deepcopy(self.method, {id(value): value for value in shared})
+
+    def _attribute(self, method: Any, images: Tensor, target: Tensor | Target) -> Tensor:
         images = images.detach().clone()
-        untouched = images._version
+        version = images._version
         options = self.options | {name: function(images.clone()) for name, function in self.per_batch.items()}
-        if self.target is not None:
-            options["target"] = self._classes(method.forward_func, images, labels, options)
-        try:
-            with logits_checked(method, lambda output: _check_classes(options.get("target"), output)):
-                attributions = method.attribute(images.requires_grad_(), **options)
-        except Exception as error:
-            if hasattr(error, "add_note"):  # from Python 3.11 on
-                error.add_note("docs/salience.md of sip-plugin says what each of Captum's methods asks of a network.")
-                if "in-place" in str(error):
-                    error.add_note("A network that writes into its input must be given a copy of it: x = x.clone().")
-            raise
-        if images._version != untouched:  # methods without gradients go on with what the network left
+        if target == "predicted":
+            more = options.get("additional_forward_args")
+            extra = more if isinstance(more, tuple) else () if more is None else (more,)
+            with torch.no_grad():
+                target = check_logits(method.forward_func(images.clone(), *extra), len(images)).argmax(1)
+        if target is not None:
+            options["target"] = target
+        attributions = method.attribute(images.requires_grad_(), **options)
+        if images._version != version:  # methods without gradients would go on with the changed images
             raise ValueError(
-                f"The network of {described(method)} writes into its input, and Captum needs that input again. Let it work "
+                f"The network of {_described(method)} writes into its input, and Captum needs that input again. Let it work "
                 "on a copy: x = x.clone() at the beginning of its forward."
             )
-        return _checked(attributions, images, method)
-
-    def _classes(
-        self, network: Callable[..., Any], images: Tensor, labels: Tensor | None, options: dict[str, Any]
-    ) -> Tensor | int:
-        if isinstance(self.target, int):
-            return self.target
-        if labels is not None:
-            return labels
-        more = options.get("additional_forward_args")
-        if not isinstance(more, tuple):
-            more = () if more is None else (more,)
-        with torch.no_grad():
-            output = network(images.clone(), *more)
-        return check_logits(output, len(images)).argmax(1)
-
-    def _scores(self, attributions: Tensor, images: Tensor) -> Tensor:
-        scores = attributions.abs() if self.sign == "absolute" else attributions.clamp(min=0)
-        if scores.shape == images.shape:
-            return scores
-        pixels = scores.sum(1, keepdim=True, dtype=torch.float64)
-        return F.interpolate(pixels, size=images.shape[2:], mode="bilinear", align_corners=False)
+        if isinstance(attributions, tuple) and len(attributions) == 1:
+            (attributions,) = attributions
+        if not isinstance(attributions, Tensor) or attributions.dim() != 4 or len(attributions) != len(images):
+            got = tuple(attributions.shape) if isinstance(attributions, Tensor) else f"a {type(attributions).__name__}"
+            raise ValueError(
+                f"{_described(method)}.attribute must return one tensor, of the images' shape {tuple(images.shape)} or, for "
+                f"a layer, ({len(images)}, K, h, w), got {got}. The network must return a result per image, and a layer one "
+                "tensor with positions."
+            )
+        return attributions.detach()
 
 
-def _check_options(method: Any, options: Mapping[str, Any], per_batch: Mapping[str, Any]) -> None:
-    known, takes_others = options_of(method)
-    given = options.keys() | per_batch.keys()
-    unknown = sorted(given - known.keys())
-    if unknown and not takes_others:
-        raise TypeError(
-            f"{type(method).__name__}.attribute has no option {', '.join(unknown)}. It has: {', '.join(known) or 'none'}."
-        )
-    missing = [name for name, parameter in known.items() if parameter.default is parameter.empty and name not in given]
-    if missing:
-        raise TypeError(
-            f"{type(method).__name__}.attribute needs {', '.join(missing)}: give {missing[0]}=..., or "
-            f"per_batch={{{missing[0]!r}: function of the images}}."
-        )
-    twice = sorted(options.keys() & per_batch.keys())
-    if twice:
-        raise TypeError(f"Give {', '.join(twice)} as an option or in per_batch, not both.")
-    for name, function in per_batch.items():
-        if not callable(function):
-            raise TypeError(f"per_batch[{name!r}] must be a function of the images, got {type(function).__name__}.")
+def _signature(method: Any) -> inspect.Signature:
+    """The arguments of ``method.attribute``."""
+    if not hasattr(method, "attribute"):
+        return inspect.Signature()
+    known = list(inspect.signature(method.attribute).parameters.values())
+    if method.attribute.__module__.startswith("captum."):  # it ignores its **kwargs, except in NoiseTunnel
+        known = [parameter for parameter in known if parameter.kind is not parameter.VAR_KEYWORD]
+    if hasattr(method, "attribution_method"):
+        names = [parameter.name for parameter in known]
+        known += [p for p in _signature(method.attribution_method).parameters.values() if p.name not in names]
+    return inspect.Signature([p if p.kind is p.VAR_KEYWORD else p.replace(kind=p.KEYWORD_ONLY) for p in known])
 
 
-def _check_target(target: Any, method: Any) -> Target:
-    if target is None:
-        return None
-    if not takes_target(method):
-        raise ValueError(f"{type(method).__name__}.attribute takes no target: give target=None.")
-    if target in ("predicted", "true"):
-        return target  # type: ignore[no-any-return]
-    if isinstance(target, bool) or not isinstance(target, numbers.Integral) or target < 0:
-        raise ValueError(f'target must be "predicted", "true", the index of a class or None, got {target!r}.')
-    return int(target)
+def _parts(method: Any) -> list[Any]:
+    """The method, and the methods that it is made of (NoiseTunnel, GuidedGradCam)."""
+    return [method, *(part for value in vars(method).values() if hasattr(value, "attribute") for part in _parts(value))]
 
 
-def _check_classes(target: Any, output: Any) -> None:
-    """Refuse a class that the network has no logit for."""
-    if not isinstance(output, Tensor) or output.dim() != 2:
-        return
-    if isinstance(target, Tensor):
-        check_classes(target, output)
-    elif isinstance(target, int) and target >= output.shape[1]:
-        raise ValueError(f"target must be below {output.shape[1]}, the number of the network's classes, got {target}.")
+def _networks(method: Any) -> list[nn.Module]:
+    """The networks and layers that a method was built on; a network inside a function is not found."""
+    found = []
+    for part in _parts(method):
+        layers = getattr(part, "layer", None)
+        found.append(getattr(part.forward_func, "__self__", part.forward_func))  # also of model.forward
+        found += layers if isinstance(layers, (list, tuple)) else [layers]
+    return [network for network in found if isinstance(network, nn.Module)]
 
 
-def _check_whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, got {value!r}.")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}.")
-    return int(value)
+def _is_compiled(network: nn.Module) -> bool:
+    return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) for m in network.modules())
 
 
-def _checked(attributions: Any, images: Tensor, method: Any) -> Tensor:
-    """The attributions if they are of images: of their shape, or of a layer with positions."""
-    if isinstance(attributions, tuple) and len(attributions) == 1:
-        (attributions,) = attributions
-    if not isinstance(attributions, Tensor):
-        several = isinstance(attributions, (tuple, list))
-        got = f"{len(attributions)} of them" if several else type(attributions).__name__
-        raise ValueError(
-            f"{type(method).__name__}.attribute must give one tensor of attributions, got {got}. For a layer with several "
-            "inputs or outputs, choose one with a single tensor."
-        )
-    if attributions.dim() != 4 or len(attributions) != len(images):
-        raise ValueError(
-            f"{type(method).__name__}.attribute must give attributions of the images' shape {tuple(images.shape)} or, for a "
-            f"layer, ({len(images)}, K, h, w), got {tuple(attributions.shape)}. The network must give a result for each "
-            "image, and a layer one with positions."
-        )
-    return attributions.detach()
+def _is_index(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 0
+
+
+def _described(value: Any) -> str:
+    """``NoiseTunnel(Saliency(ResNet))``."""
+    inside = getattr(value, "attribution_method", getattr(value, "forward_func", None))
+    name = str(getattr(value, "__qualname__", type(value).__name__))
+    return name if inside is None else f"{name}({_described(inside)})"
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"Tensor{tuple(value.shape)}"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{key!r}: {_short(entry)}' for key, entry in value.items())}}}"
-    if callable(value) and hasattr(value, "__qualname__"):
-        return str(value.__qualname__)
-    return repr(value)
+    return f"Tensor{tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
+def _set_seed(seed: int, device: torch.device) -> None:
+    """Seed torch's generators of the CPU and of the device (no other's), NumPy's and Python's."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+@contextmanager
+def _preserve_attributes(network: nn.Module) -> Iterator[None]:
+    """Remove the attributes that were added to a network's modules, and put back those that were removed (LRP's rules)."""
+    before = [(module, dict(vars(module))) for module in network.modules()]
+    try:
+        yield
+    finally:
+        for module, had in before:
+            for name in vars(module).keys() - had.keys():
+                del vars(module)[name]
+            vars(module).update({name: had[name] for name in had.keys() - vars(module).keys()})

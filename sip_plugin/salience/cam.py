@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import numbers
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,31 +10,31 @@ from torch import Tensor, nn
 from sip_plugin.cam import CAM, KINDS, class_activation_maps, named_layer
 from sip_plugin.checks import check_images
 from sip_plugin.model_state import eval_mode
-from sip_plugin.salience.selection import check_finite, check_mass, needed_labels, smallest_mass
+from sip_plugin.salience.selection import check_finite, check_mass, require_labels, top_mass_mask
 
 Target = Literal["predicted", "true"]
 
 
 class CAMSalience:
-    """Salience maps from where a teacher's convolutions see a class: pixels, all channels alike.
+    """Salience maps from a teacher's class activation maps: per pixel, the same for all channels.
 
-    The class activation map of the teacher's last convolution stage (:func:`sip_plugin.cam.class_activation_maps`, the one
-    that PART's budgets come from), scaled to ``[0, 1]`` and enlarged to the image, becomes binary in one of two ways: the
-    fewest pixels that hold ``mass`` of its sum (eq. 8 of SIP-AT), or the pixels above ``threshold``. One forward pass per
-    batch, and a backward pass down to the layer.
+    The class activation map of the last convolution stage (:func:`sip_plugin.cam.class_activation_maps`; PART uses it too),
+    scaled to ``[0, 1]`` and upsampled to the image, is made binary in one of two ways: the fewest pixels that hold ``mass``
+    of its sum (eq. 8 of SIP-AT), or the pixels above ``threshold``. One forward pass per batch, and a backward pass down to
+    the layer.
 
     Args:
         teacher: A classifier, images ``(N, C, H, W)`` to logits ``(N, classes)``. Runs in eval mode, and is left as it was.
         cam: ``"gradcam"`` (Selvaraju et al. 2017), ``"xgradcam"`` (Fu et al. 2020) or ``"layercam"`` (Jiang et al. 2021).
         mass: The share of the map's sum that is salient, in ``(0, 1]``; 0.5 where there is no ``threshold``.
-        threshold: Pixels above it are salient; in ``[0, 1)``, on the map after it was scaled to ``[0, 1]`` and enlarged. It
-            is a share of the map's range, so it says nothing of how many pixels are above it.
-        layer: The name of the module whose output is looked at (as ``named_modules`` gives it); None for the last module
-            with convolutions in it whose output still has more than one position.
+        threshold: Pixels above it are salient; in ``[0, 1)``, on the map after it was scaled to ``[0, 1]`` and upsampled. It
+            is a share of the map's range, so it does not fix the number of salient pixels.
+        layer: The name of the module whose output is used (as ``named_modules`` has it); None for the last module that
+            contains convolutions and whose output has more than one position.
         target: The class: the ``"predicted"`` one, or the ``"true"`` one, which needs labels.
 
     Raises:
-        TypeError: If ``teacher`` is not an ``nn.Module``, or ``threshold`` is not a number.
+        TypeError: If ``teacher`` is not an ``nn.Module``.
         ValueError: If both ``mass`` and ``threshold`` are given, or an argument is not one of the above.
 
     Example:
@@ -61,17 +60,21 @@ class CAMSalience:
             raise ValueError(f"Give mass or threshold, not both; got mass={mass!r} and threshold={threshold!r}.")
         if target not in ("predicted", "true"):
             raise ValueError(f'target must be "predicted" or "true", got {target!r}.')
+        if threshold is not None and not 0 <= threshold < 1:
+            raise ValueError(
+                f"threshold is on a map that is scaled to [0, 1], so it must be in [0, 1), got {threshold!r}."
+            )
         if layer is not None:
             named_layer(teacher, layer)
         self.teacher = teacher
         self.cam: CAM = cam
-        self.threshold = None if threshold is None else _check_threshold(threshold)
+        self.threshold = None if threshold is None else float(threshold)
         self.mass = None if threshold is not None else check_mass(0.5 if mass is None else mass)
         self.layer = layer
         self.target: Target = target
 
     def __call__(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The maps of a batch.
+        """Returns the maps of a batch.
 
         Args:
             images: ``(N, C, H, W)`` in ``[0, 1]``.
@@ -87,12 +90,12 @@ class CAMSalience:
                 activation map is NaN or infinite.
         """
         check_images(images)
-        classes = None if self.target == "predicted" else needed_labels(self.target, labels, images)
+        classes = None if self.target == "predicted" else require_labels(self.target, labels, images)
         # A caller may be inside no_grad or inference_mode (a validation step); a map needs its gradient all the same.
         with torch.inference_mode(False), torch.enable_grad(), eval_mode(self.teacher):
             maps = class_activation_maps(self.teacher, images.detach().clone(), self.cam, self.layer, classes)
         check_finite(maps, "The teacher's class activation map")
-        chosen = maps > self.threshold if self.mass is None else smallest_mass(maps, self.mass)  # type: ignore[operator]
+        chosen = maps > self.threshold if self.mass is None else top_mass_mask(maps, self.mass)  # type: ignore[operator]
         return chosen.expand_as(images)
 
     def __repr__(self) -> str:
@@ -101,13 +104,3 @@ class CAMSalience:
             f"CAMSalience({type(self.teacher).__name__}, {self.cam!r}, {choice}, layer={self.layer!r}, "
             f"target={self.target!r})"
         )
-
-
-def _check_threshold(threshold: Any) -> float:
-    if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real):
-        raise TypeError(f"threshold must be a number in [0, 1), got {threshold!r}.")
-    if not 0 <= float(threshold) < 1:
-        raise ValueError(
-            f"threshold is on a map that is scaled to [0, 1], so it must be in [0, 1); got {float(threshold):g}."
-        )
-    return float(threshold)

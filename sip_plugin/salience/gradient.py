@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sip_plugin.checks import check_classes, check_images
 from sip_plugin.model_state import eval_mode
-from sip_plugin.salience.selection import check_finite, check_mass, needed_labels, salient
+from sip_plugin.salience.selection import binarize, check_finite, check_mass, require_labels
 
 Target = Literal["predicted", "true", "loss"]
 
@@ -51,7 +51,7 @@ class GradientSalience:
         self.per_pixel = per_pixel
 
     def __call__(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The maps of a batch.
+        """Returns the maps of a batch.
 
         Args:
             images: ``(N, C, H, W)`` in ``[0, 1]``.
@@ -64,10 +64,10 @@ class GradientSalience:
             TypeError: If ``images`` or ``labels`` are of the wrong type.
             ValueError: If their shapes or values do not fit, labels are missing, or a gradient is NaN or infinite.
         """
-        return salient(self.magnitude(images, labels), self.mass, per_pixel=self.per_pixel)
+        return binarize(self.magnitude(images, labels), self.mass, per_pixel=self.per_pixel)
 
     def magnitude(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """``|∇_x T(x)|``, what the map holds a share of; arguments and errors as of a call.
+        """Returns ``|∇_x T(x)|``, the scores that the map is selected from; arguments and errors as of a call.
 
         Returns:
             Non-negative and finite, ``(N, C, H, W)``.
@@ -84,15 +84,15 @@ class GradientSalience:
         )
 
     def _gradient(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        labels = None if self.target == "predicted" else needed_labels(self.target, labels, images)
+        labels = None if self.target == "predicted" else require_labels(self.target, labels, images)
         # A caller may be inside no_grad or inference_mode (a validation step); a map needs its gradient all the same.
         with torch.inference_mode(False), torch.enable_grad(), eval_mode(self.teacher):
             inputs = images.detach().clone().requires_grad_()
-            logits = self.teacher(inputs.clone())  # which may write into its input, but not into a leaf
+            logits = self.teacher(inputs.clone())  # it may write into its input, but not into a leaf
             if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
                 got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
                 raise ValueError(f"The teacher must give logits of shape ({len(images)}, classes), got {got}.")
-            if not logits.requires_grad:  # a teacher that does not look at the image: no gradient, an empty map
+            if not logits.requires_grad:  # it does not depend on the images: empty maps
                 return torch.zeros_like(inputs)
             if labels is not None:
                 check_classes(labels, logits)

@@ -1,8 +1,7 @@
-"""From scores to a map: for each image the fewest elements that hold a share of the whole (SIP-AT, eq. 8)."""
+"""From scores to a binary map: for each image the fewest elements that hold a share of their sum (SIP-AT, eq. 8)."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 from sip_plugin.checks import check_labels
 
 
-def smallest_mass(scores: Tensor, mass: float = 0.5) -> Tensor:
+def top_mass_mask(scores: Tensor, mass: float = 0.5) -> Tensor:
     """Mark, for each image, the fewest elements that hold at least ``mass`` of its summed scores (eq. 8).
 
     The ``k`` largest elements are marked, with the smallest ``k`` whose sum reaches ``mass`` of the total; sums are taken
@@ -41,11 +40,7 @@ def smallest_mass(scores: Tensor, mass: float = 0.5) -> Tensor:
 
 
 def _descending(rows: Tensor) -> Tensor:
-    """The values of each row, the largest first.
-
-    Without their positions: NumPy sorts bare values with vector instructions, thirty times faster than torch sorts values
-    and positions on a CPU.
-    """
+    """Sort each row, the largest value first; NumPy sorts values alone thirty times faster than torch does with indices."""
     if rows.device.type != "cpu":
         return rows.sort(dim=1, descending=True).values
     known = rows.float() if rows.element_size() < 4 else rows  # NumPy has no bfloat16, and half has no instructions
@@ -53,14 +48,14 @@ def _descending(rows: Tensor) -> Tensor:
 
 
 def _running_sums(rows: Tensor) -> Tensor:
-    """The sum of each value and those before it, in float64."""
+    """Cumulative sums in float64."""
     if rows.device.type == "cpu":
         return rows.cumsum(1, dtype=torch.float64)
     return _sums_by_doubling(rows)
 
 
 def _sums_by_doubling(rows: Tensor) -> Tensor:
-    """The same on other devices, where ``cumsum`` adds in an order that may change from one run to the next."""
+    """Cumulative sums on other devices, where the order of additions in ``cumsum`` may change between runs."""
     sums, step = rows.double(), 1
     while step < rows.shape[1]:
         sums = torch.cat([sums[:, :step], sums[:, step:] + sums[:, :-step]], 1)
@@ -69,32 +64,28 @@ def _sums_by_doubling(rows: Tensor) -> Tensor:
 
 
 def _first_of_equals(rows: Tensor, least: Tensor, count: Tensor) -> Tensor:
-    """Mark what is above ``least``, and of its equals the first ones, ``count`` altogether in each row."""
+    """Mark what is above ``least``, and the first of its equals, ``count`` altogether in each row."""
     above, equal = rows > least, rows == least
     left = count - above.sum(1, keepdim=True)
     return above | (equal & (equal.cumsum(1) <= left))
 
 
-def salient(scores: Tensor, mass: float, *, per_pixel: bool = False) -> Tensor:
-    """The map of :func:`smallest_mass`; per pixel, the channels' scores are summed first and share one map."""
+def binarize(scores: Tensor, mass: float, *, per_pixel: bool = False) -> Tensor:
+    """Returns the map of :func:`top_mass_mask`; per pixel, the scores are summed over the channels first."""
     if not per_pixel:
-        return smallest_mass(scores, mass)
-    return smallest_mass(scores.sum(1, keepdim=True, dtype=torch.float64), mass).expand_as(scores)
+        return top_mass_mask(scores, mass)
+    return top_mass_mask(scores.sum(1, keepdim=True, dtype=torch.float64), mass).expand_as(scores)
 
 
-def check_mass(mass: Any) -> float:
+def check_mass(mass: float) -> float:
     """Refuse anything but a share in ``(0, 1]``.
 
     Raises:
-        ValueError: If it is something else.
+        ValueError: If it is another number.
     """
-    try:
-        share = math.nan if isinstance(mass, (bool, str)) else float(mass)
-    except (TypeError, ValueError, RuntimeError):  # None, a list, a tensor of several
-        share = math.nan
-    if not 0 < share <= 1:
+    if not 0 < mass <= 1:
         raise ValueError(f"mass must be the share of the summed scores that a map holds, in (0, 1], got {mass!r}.")
-    return share
+    return float(mass)
 
 
 def check_finite(scores: Tensor, what: str, where: str = "the teacher's weights and output") -> None:
@@ -112,12 +103,12 @@ def check_finite(scores: Tensor, what: str, where: str = "the teacher's weights 
         )
 
 
-def needed_labels(target: Any, labels: Tensor | None, images: Tensor) -> Tensor:
-    """The labels of a call whose target needs them.
+def require_labels(target: Any, labels: Tensor | None, images: Tensor) -> Tensor:
+    """Returns the labels for a target that needs them.
 
     Raises:
-        TypeError: If they are no class indices.
-        ValueError: If there are none, or they do not fit the images.
+        TypeError: If they are not class indices.
+        ValueError: If they are missing or do not fit the images.
     """
     if labels is None:
         raise ValueError(f"target={target!r} needs labels: call with (images, labels).")

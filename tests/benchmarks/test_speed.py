@@ -88,13 +88,13 @@ def test_salience_selection_runs_and_writes_its_record(tmp_path):
     assert record["images"] == [2, 3, 32, 32]
     assert record["images_of_whole_maps"] == [1, 3, 32, 32]
     assert 0 < record["salient_share"] < 0.5
-    ways = ("smallest_mass", "sorting values with their positions", "GradientSalience", "CAMSalience")
+    ways = ("top_mass_mask", "sorting values with their positions", "GradientSalience", "CAMSalience")
     assert list(results) == [f"{way} / forward and backward" for way in ways]
     assert record["results"] == results
 
 
 def test_salience_selection_refuses_maps_that_differ(monkeypatch):
-    monkeypatch.setattr(salience_selection, "smallest_mass", lambda scores: scores > scores.mean())
+    monkeypatch.setattr(salience_selection, "top_mass_mask", lambda scores: scores > scores.mean())
     with pytest.raises(RuntimeError, match="plain selection"):
         salience_selection.main(["--batch", "1", "--size", "32", "--rounds", "1"])
 
@@ -102,7 +102,7 @@ def test_salience_selection_refuses_maps_that_differ(monkeypatch):
 def test_the_committed_selection_takes_less_than_a_tenth_of_the_passes():
     record = json.loads((ROOT / "benchmarks" / "results" / "speed" / "salience_selection.json").read_text())
     assert record["images"] == [64, 3, 224, 224]
-    assert max(record["results"]["smallest_mass / forward and backward"]["ratios"]) < 0.1
+    assert max(record["results"]["top_mass_mask / forward and backward"]["ratios"]) < 0.1
     assert record["results"]["GradientSalience / forward and backward"]["median_ratio"] < 1.1
 
 
