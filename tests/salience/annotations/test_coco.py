@@ -220,12 +220,12 @@ def test_an_image_of_another_size_than_the_file_says_is_an_error(annotated):
     [
         ("[]", "not a file of COCO instances"),
         ('{"images": []}', "not a file of COCO instances.*annotations"),
-        ("<html>", "not a JSON file"),
+        ("<html>", "not a file of COCO instances"),
     ],
 )
 def test_another_file_is_an_error_that_names_it(content, says, tmp_path):
     (tmp_path / "other.json").write_text(content)
-    with pytest.raises(ValueError, match=rf"other\.json.*{says}|other\.json is {says}"):
+    with pytest.raises(ValueError, match=rf"other\.json is {says}"):
         COCOMasks([1], tmp_path / "other.json")
     with pytest.raises(FileNotFoundError, match=r"absent\.json"):
         COCOMasks([1], tmp_path / "absent.json")
@@ -233,8 +233,7 @@ def test_another_file_is_an_error_that_names_it(content, says, tmp_path):
 
 def test_without_pycocotools_the_error_names_the_extra(annotated, monkeypatch):
     annotated.add(annotated.image("a/1.jpg"), polygon(0, 0, 2, 2))
-    monkeypatch.setitem(sys.modules, "pycocotools", None)
-    monkeypatch.delitem(sys.modules, "pycocotools.mask", raising=False)
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     with pytest.raises(ImportError, match=r"sip-plugin\[annotations\]"):
         annotated.masks()
 
@@ -261,9 +260,7 @@ def test_an_instance_outside_its_image_is_an_error_that_names_it(corners, among_
 def test_a_corner_that_no_image_reaches_is_an_error_that_names_the_instance(far, annotated):
     number = annotated.image("a/1.jpg")
     broken = annotated.add(number, [[0, 0, far, 0, 3, 3]])
-    with pytest.raises(
-        UnreadableAnnotationError, match=rf"annotation {broken} .*a corner at {far:g} pixels".replace("+", "[+]")
-    ):
+    with pytest.raises(UnreadableAnnotationError, match=rf"annotation {broken} .*none beyond"):
         annotated.masks()[0]
 
 

@@ -136,21 +136,43 @@ def test_a_missing_list_is_named(name, archive):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("images", "1 a.jpg\nx b.jpg\n", r"images\.txt, line 2.*'x b\.jpg'"),
-        ("images", "1 a.jpg\n1 b.jpg\n", r"images\.txt, line 2"),
-        ("images", "1\n", r"images\.txt, line 1"),
+        ("images", "1 a.jpg\nx b.jpg\n", r"images\.txt must hold a number.*'x'"),
+        ("images", "1\n", r"images\.txt must hold a number"),
         ("image_class_labels", "1 1\n", r"image_class_labels\.txt and images\.txt.*image 2"),
-        ("image_class_labels", "".join(f"{i} bird\n" for i in range(1, 13)), r"number for the image 1, got 'bird'"),
-        ("image_class_labels", "".join(f"{i} 4\n" for i in range(1, 13)), r"lacks the class 4"),
-        ("image_class_labels", "".join(f"{i} 0\n" for i in range(1, 13)), r"lacks the class 0"),
-        ("train_test_split", "".join(f"{i} 2\n" for i in range(1, 13)), r"0 and 1 only, got 2"),
-        ("classes", "1 a\n2 b\n3 c\n5 d\n", "without gaps"),
+        (
+            "image_class_labels",
+            "".join(f"{i} bird\n" for i in range(1, 13)),
+            r"classes\.txt for the image 1, got 'bird'",
+        ),
+        (
+            "image_class_labels",
+            "".join(f"{i} 4\n" for i in range(1, 13)),
+            r"classes\.txt for the image 1, got '4'",
+        ),
+        (
+            "image_class_labels",
+            "".join(f"{i} 0\n" for i in range(1, 13)),
+            r"classes\.txt for the image 1, got '0'",
+        ),
+        ("train_test_split", "".join(f"{i} 2\n" for i in range(1, 13)), r"0 or 1 for the image 1, got '2'"),
     ],
 )
 def test_a_broken_list_is_named(name, content, says, archive):
     (archive.root / f"{name}.txt").write_text(content)
     with pytest.raises(ValueError, match=says):
         CUB200(archive.root)
+
+
+def test_labels_count_from_zero_and_name_their_classes_where_the_numbers_have_a_gap(archive):
+    (archive.root / "classes.txt").write_text(
+        "".join(f"{i} {name}\n" for i, name in zip((1, 2, 9), SPECIES, strict=True))
+    )
+    renumbered = [9 if label == 2 else label + 1 for label in archive.labels]
+    (archive.root / "image_class_labels.txt").write_text(
+        "".join(f"{i} {n}\n" for i, n in enumerate(renumbered, start=1))
+    )
+    birds = CUB200(archive.root)
+    assert all(birds.classes[label] in str(path) for path, label in birds.samples)
 
 
 def test_the_repr_says_which_images(archive):
