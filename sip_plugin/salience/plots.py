@@ -292,10 +292,8 @@ def _draw(panels: Sequence[_Panel], names: Sequence[str], images_as_rows: bool, 
             frameon=False,
             borderpad=0,
             borderaxespad=0,
-            columnspacing=1,
             handlelength=0.8,
             handleheight=0.8,
-            handletextpad=0.5,
         )
         drawn.get_title().set_color("black")
     # The size of all texts is known now: the figure takes it, and the axes keeps its own.

@@ -44,30 +44,27 @@ class HumanMasks(Dataset[Tensor], ABC):
 
     Attributes:
         images: The images that the maps belong to: their paths, or their ids in the annotation file.
+        unannotated: The indices of the images that have an empty map because their annotation is missing, is unreadable, or
+            marks no pixel enough.
     """
 
     def __init__(self, images: Sequence[Path | int]) -> None:
         self.images = tuple(images)
-        self._empty: frozenset[int] = frozenset()
-
-    @property
-    def unannotated(self) -> tuple[int, ...]:
-        """The indices of the images that have an empty map because their annotation is missing, is unreadable, or marks no
-        pixel enough."""
-        return tuple(sorted(self._empty))
+        self.unannotated: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
         index = range(len(self))[operator.index(index)]
-        if index in self._empty:
+        if index in self.unannotated:
             return torch.zeros(1, *self._size(index), dtype=torch.bool)
+        self._find(index)
         marked, size = self._read(index), self._size(index)
         if marked.shape != size:
             raise ValueError(
-                f"{self._source(index)} is {_pixels(marked.shape)}, but the image {self.images[index]} is {_pixels(size)}. "
-                "A map must be of its image's own size: was one of the two resized or turned?"
+                f"{self._source(index)} is {marked.shape[1]}×{marked.shape[0]} pixels, but the image {self.images[index]} "
+                f"is {size[1]}×{size[0]} pixels. A map must be of its image's own size: was one of the two resized or turned?"
             )
         return torch.from_numpy(np.ascontiguousarray(marked))[None]
 
@@ -81,7 +78,7 @@ class HumanMasks(Dataset[Tensor], ABC):
 
     @abstractmethod
     def _read(self, index: int) -> NDArray[np.bool_]:
-        """The marked pixels, ``(H, W)``. Raises Missing-, Unreadable- and UnmarkedAnnotationError."""
+        """The marked pixels of an annotation that is there, ``(H, W)``. Raises Unreadable- and UnmarkedAnnotationError."""
 
     def _size(self, index: int) -> tuple[int, int]:
         """Height and width of the image, which must be stored upright."""
@@ -96,8 +93,9 @@ class HumanMasks(Dataset[Tensor], ABC):
         failures: dict[int, Exception] = {}
         for index in range(len(self)):
             try:
-                self._find(index)
-                if missing == "empty":  # each annotation is read, so that one warning can count all that fail
+                if missing == "error":
+                    self._find(index)
+                else:  # each annotation is read, so that one warning can count all that fail
                     self[index]
             except (MissingAnnotationError, UnreadableAnnotationError, UnmarkedAnnotationError) as error:
                 failures[index] = error
@@ -118,11 +116,7 @@ class HumanMasks(Dataset[Tensor], ABC):
             UserWarning,
             stacklevel=3,  # the line that makes the maps
         )
-        self._empty = frozenset(failures)
-
-
-def _pixels(size: tuple[int, ...]) -> str:
-    return f"{size[1]}×{size[0]} pixels"
+        self.unannotated = tuple(failures)
 
 
 def check_threshold(threshold: float) -> float:

@@ -91,12 +91,11 @@ class COCOMasks(HumanMasks):
             )
 
     def _read(self, index: int) -> NDArray[np.bool_]:
-        self._find(index)
         instances, (_, size) = self._instances(index), self._listed[self._entries[index]]
         marked = np.zeros(size, dtype=bool)
         for instance in instances:
             try:
-                marked |= self._decoded(instance, *size)
+                marked |= self._decode(instance, *size)
             except (ValueError, TypeError, LookupError, OverflowError) as error:
                 raise UnreadableAnnotationError(
                     f"The annotation {instance['id']} of the image {self.images[index]} in {self.file} cannot be read: "
@@ -122,17 +121,24 @@ class COCOMasks(HumanMasks):
         found = self._coco.imgToAnns.get(self._entries[index], [])
         return [each for each in found if self._categories is None or each["category_id"] in self._categories]
 
-    def _decoded(self, instance: dict[str, Any], height: int, width: int) -> NDArray[np.bool_]:
-        """The pixels of an instance. Raises where pycocotools would take them for others, or crash."""
+    def _decode(self, instance: dict[str, Any], height: int, width: int) -> NDArray[np.bool_]:
+        """The pixels of an instance. Raises where pycocotools would crash, or take the segmentation for another."""
         segmentation = instance["segmentation"]
         if isinstance(segmentation, list):
-            _check_polygons(segmentation, height, width)
+            polygons = [np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
+            for corners in polygons:
+                if len(corners) < 3 or not (np.abs(corners) <= _FARTHEST).all():  # also refuses NaN
+                    raise ValueError(
+                        "a polygon is x, y of three corners or more, in pixels, and none beyond "
+                        f"{_FARTHEST:g}, got {corners.tolist()}."
+                    )
+            if all((corners.max(0) <= 0).any() or (corners.min(0) >= (width, height)).any() for corners in polygons):
+                raise ValueError(f"all polygons lie outside the image of {width}×{height} pixels: {segmentation}.")
         elif list(segmentation["size"]) != [height, width]:
             raise ValueError(f"its RLE is of the size {segmentation['size']}, the image of {[height, width]}.")
-        else:
-            _check_complete(self._coco.annToRLE(instance))
-        decoded: NDArray[np.bool_] = self._coco.annToMask(instance).astype(bool)
-        return decoded
+        elif not _is_complete(self._coco.annToRLE(instance)):
+            raise ValueError(f"its RLE ends before its {height} * {width} pixels.")
+        return np.asarray(self._coco.annToMask(instance), dtype=bool)
 
     def _category_ids(self, categories: Sequence[str | int]) -> set[int]:
         names = {number: category["name"] for number, category in self._coco.cats.items()}
@@ -192,28 +198,11 @@ def _ids(images: Any) -> tuple[int, ...] | None:
     return None
 
 
-def _check_polygons(polygons: list[list[float]], height: int, width: int) -> None:
-    """Refuse broken polygons, and those that all lie outside the image."""
-    parts = [np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in polygons]
-    for corners in parts:
-        if len(corners) < 3 or not (np.abs(corners) <= _FARTHEST).all():  # also refuses NaN
-            raise ValueError(
-                f"a polygon is x, y of three corners or more, in pixels (none beyond {_FARTHEST:g}), got {corners.tolist()}."
-            )
-    if all((corners.max(0) <= 0).any() or (corners.min(0) >= (width, height)).any() for corners in parts):
-        raise ValueError(
-            f"its polygons lie outside the image of {width}×{height} pixels, or there are none: {polygons}."
-        )
-
-
-def _check_complete(rle: dict[str, Any]) -> None:
-    """Refuse an RLE with fewer pixels than its size: pycocotools leaves the rest of the mask as the memory was.
-
-    (One with more is an error of its own.) A complete one holds too many pixels for a size of one pixel less.
-    """
+def _is_complete(rle: dict[str, Any]) -> bool:
+    """Whether an RLE holds all pixels of its size. If not, pycocotools leaves the rest of the mask as the memory was."""
     height, width = rle["size"]
     try:
         import_module("pycocotools.mask").decode({"size": [height * width - 1, 1], "counts": rle["counts"]})
-    except ValueError:
-        return
-    raise ValueError(f"its RLE ends before its {height} * {width} pixels.")
+    except ValueError:  # it is too long for one pixel less
+        return True
+    return False

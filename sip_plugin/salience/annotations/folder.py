@@ -100,7 +100,6 @@ class FolderMasks(HumanMasks):
             raise MissingAnnotationError(f"There is no mask {self.files[index]} for the image {self.images[index]}.")
 
     def _read(self, index: int) -> NDArray[np.bool_]:
-        self._find(index)
         levels, white = _grey_levels(self.files[index])
         full = white if self.full_level is None else self.full_level
         highest = int(levels.max(initial=0))

@@ -110,13 +110,11 @@ class LabelStudioMasks(HumanMasks):
             raise MissingAnnotationError(f"{self.file} has no submitted annotation of the image {self.images[index]}.")
 
     def _read(self, index: int) -> NDArray[np.bool_]:
-        self._find(index)
         size = self._size(index)
         votes = np.zeros(size, dtype=np.int64)
         for regions in self._annotations[index]:
             votes += self._covered(regions, size, index)
-        salient: NDArray[np.bool_] = votes / len(self._annotations[index]) >= self.threshold
-        return salient
+        return np.asarray(votes / len(self._annotations[index]) >= self.threshold)
 
     def _covered(self, regions: list[_Region], size: tuple[int, int], index: int) -> NDArray[np.bool_]:
         """The pixels that the strokes of one annotation cover."""
