@@ -64,7 +64,7 @@ class HumanMasks(Dataset[Tensor], ABC):
         if marked.shape != size:
             raise ValueError(
                 f"{self._source(index)} is {marked.shape[1]}×{marked.shape[0]} pixels, but the image {self.images[index]} "
-                f"is {size[1]}×{size[0]} pixels. A map must be of its image's own size: was one of the two resized or turned?"
+                f"is {size[1]}×{size[0]} pixels. A map must be of its image's own size: was one resized or turned?"
             )
         return torch.from_numpy(np.ascontiguousarray(marked))[None]
 

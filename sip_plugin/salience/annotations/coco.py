@@ -133,7 +133,7 @@ class COCOMasks(HumanMasks):
                         f"{_FARTHEST:g}, got {corners.tolist()}."
                     )
             if all((corners.max(0) <= 0).any() or (corners.min(0) >= (width, height)).any() for corners in polygons):
-                raise ValueError(f"all polygons lie outside the image of {width}×{height} pixels: {segmentation}.")
+                raise ValueError(f"no polygon lies inside the image of {width}×{height} pixels: {segmentation}.")
         elif list(segmentation["size"]) != [height, width]:
             raise ValueError(f"its RLE is of the size {segmentation['size']}, the image of {[height, width]}.")
         elif not _is_complete(self._coco.annToRLE(instance)):

@@ -238,30 +238,31 @@ def test_without_pycocotools_the_error_names_the_extra(annotated, monkeypatch):
         annotated.masks()
 
 
-def test_the_repr_says_which_file(annotated):
-    annotated.add(annotated.image("a/1.jpg"), polygon(0, 0, 2, 2))
-    assert repr(annotated.masks()) == f"COCOMasks(1 images of {annotated.file})"
+FAR = {
+    "right": (1, 20, 4, 25),
+    "left": (1, -9, 4, -2),
+    "below": (30, 1, 40, 4),
+    "above": (-40, 1, -30, 4),
+    "1e30": (0, 0, 3, 1e30),
+    "-1e30": (0, -1e30, 3, 3),
+    "1e9": (0, 0, 1e9, 3),
+}
 
 
-@pytest.mark.parametrize("corners", [(1, 20, 4, 25), (1, -9, 4, -2), (30, 1, 40, 4), (-40, 1, -30, 4)])
+@pytest.mark.parametrize("where", FAR)
 @pytest.mark.parametrize("among_others", [False, True])
-def test_an_instance_outside_its_image_is_an_error_that_names_it(corners, among_others, annotated):
+def test_an_instance_outside_its_image_or_that_no_image_reaches_is_an_error_that_names_it(
+    where, among_others, annotated
+):
     number = annotated.image("a/1.jpg")
     if among_others:
         annotated.add(number, polygon(0, 0, 2, 2))
-    outside = annotated.add(number, polygon(*corners))
-    with pytest.raises(UnreadableAnnotationError, match=rf"annotation {outside} .*a/1\.jpg.*outside the image of 8×6"):
+    outside = annotated.add(number, polygon(*FAR[where]))
+    says = "none beyond" if "1e" in where else "inside the image of 8×6"
+    with pytest.raises(UnreadableAnnotationError, match=rf"annotation {outside} .*a/1\.jpg.*{says}"):
         annotated.masks()[0]
     with pytest.warns(UserWarning, match="1 are unreadable"):
         assert annotated.masks(missing="empty").unannotated == (0,)
-
-
-@pytest.mark.parametrize("far", [1e30, -1e30, 1e9])
-def test_a_corner_that_no_image_reaches_is_an_error_that_names_the_instance(far, annotated):
-    number = annotated.image("a/1.jpg")
-    broken = annotated.add(number, [[0, 0, far, 0, 3, 3]])
-    with pytest.raises(UnreadableAnnotationError, match=rf"annotation {broken} .*none beyond"):
-        annotated.masks()[0]
 
 
 def test_polygons_that_reach_over_the_edge_are_cut_off_there(annotated):

@@ -344,9 +344,3 @@ def test_without_the_sdk_the_error_names_the_extra(project, monkeypatch):
     monkeypatch.setitem(sys.modules, "label_studio_sdk.converter.brush", None)
     with pytest.raises(ImportError, match=r"sip-plugin\[labelstudio\]"):
         project.masks([path])
-
-
-def test_the_repr_says_which_file(project):
-    project.photo("a/1.jpg")
-    project.task("1.jpg", [])
-    assert repr(project.masks()) == f"LabelStudioMasks(1 images of {project.file}, threshold=0.5)"
