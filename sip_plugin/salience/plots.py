@@ -8,7 +8,7 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -50,12 +50,8 @@ _LINE, _CHARACTER = (
 )  # dots: a line's height, a mean character's width, a point of size
 
 
-class _Panel(NamedTuple):
-    """One picture of each image, ``(N, 3, H, W)`` in ``[0, 1]``, with a common title and perhaps a caption beneath each."""
-
-    title: str
-    pictures: Tensor
-    captions: Sequence[str] = ()
+# A title, one picture of each image ``(N, 3, H, W)`` in ``[0, 1]``, and a caption beneath each of them.
+_Panel = tuple[str, Tensor, Sequence[str]]
 
 
 def plot_salience(
@@ -212,13 +208,13 @@ def _panels(
     free = [] if attacked is None else [attacked - images]
     kept = {name: restricted[name] - images for name in masks if restricted}
     gain = display_gain([*free, *kept.values()]) if restricted else 1.0
-    projected = f"projected perturbation ×{gain:g}"
+    projected, blank = f"projected perturbation ×{gain:g}", [""] * len(images)
     return {
-        "image": [_Panel("image", images.expand(-1, 3, -1, -1))],
-        "map": [_Panel(_title("salience map", name), render_map(m), captions[name]) for name, m in masks.items()],
-        "overlay": [_Panel(_title("overlay", name), render_overlay(images, m)) for name, m in masks.items()],
-        "perturbation": [_Panel(f"perturbation ×{gain:g}", render_perturbation(change, gain)) for change in free],
-        "projected": [_Panel(_title(projected, name), render_perturbation(c, gain)) for name, c in kept.items()],
+        "image": [("image", images.expand(-1, 3, -1, -1), blank)],
+        "map": [(_title("salience map", name), render_map(mask), captions[name]) for name, mask in masks.items()],
+        "overlay": [(_title("overlay", name), render_overlay(images, mask), blank) for name, mask in masks.items()],
+        "perturbation": [(f"perturbation ×{gain:g}", render_perturbation(change, gain), blank) for change in free],
+        "projected": [(_title(projected, name), render_perturbation(c, gain), blank) for name, c in kept.items()],
     }
 
 
@@ -241,33 +237,34 @@ def _draw(panels: Sequence[_Panel], names: Sequence[str], images_as_rows: bool, 
         from matplotlib.patches import Patch, Rectangle
     except ImportError as error:
         raise ImportError("Pictures need matplotlib: pip install 'sip-plugin[plots]'.") from error
-    titles = [panel.title for panel in panels]
+    titles = [title for title, *_ in panels]
+    cells = [list(zip(pictures, captions, strict=True)) for _, pictures, captions in panels]
+    if images_as_rows:
+        cells = [list(row) for row in zip(*cells, strict=True)]
     row_labels, column_labels = (names, titles) if images_as_rows else (titles, names)
-    width, height = _cell_size(len(row_labels), len(column_labels), *panels[0].pictures.shape[2:])
+    width, height = _cell_size(len(row_labels), len(column_labels), *panels[0][1].shape[2:])
     pitch = max(width, _COLUMN) + _GAP
     figure = Figure(dpi=_DPI)
     figure.set_layout_engine("none")  # whatever the user's style says
     axes = figure.add_axes((0, 0, 1, 1), frame_on=False)
 
     top, middles = 0, []
-    for row in range(len(row_labels)):
+    for row in cells:
         bottom = top + height
         middles.append((top + bottom) / 2)
-        for column in range(len(column_labels)):
-            panel, image = (panels[column], row) if images_as_rows else (panels[row], column)
+        for column, (picture, caption) in enumerate(row):
             left = column * pitch + (pitch - _GAP - width) // 2
-            picture = (255 * panel.pictures[image]).round().byte().permute(1, 2, 0).numpy()
-            smooth = "antialiased" if picture.shape[1] > width else "nearest"
-            axes.imshow(picture, interpolation=smooth, extent=(left, left + width, top + height, top), aspect="auto")
+            pixels = (255 * picture).round().byte().permute(1, 2, 0).numpy()
+            smooth = "antialiased" if pixels.shape[1] > width else "nearest"
+            axes.imshow(pixels, interpolation=smooth, extent=(left, left + width, top + height, top), aspect="auto")
             frame = Rectangle(
                 (left, top), width, height, edgecolor="0.6", facecolor="none", linewidth=0.5, clip_on=False
             )
             axes.add_patch(frame)
-            if panel.captions:
-                caption = _wrap(panel.captions[image], pitch - _GAP, _CAPTION, 3)
-                place = (left + width / 2, top + height + 5)
-                axes.text(*place, caption, ha="center", va="top", size=_CAPTION, color="black", parse_math=False)
-                bottom = max(bottom, top + height + _GAP + round((caption.count("\n") + 1) * _CAPTION * _LINE))
+            if caption:
+                wrapped, place = _wrap(caption, pitch - _GAP, _CAPTION, 3), (left + width / 2, top + height + 5)
+                axes.text(*place, wrapped, ha="center", va="top", size=_CAPTION, color="black", parse_math=False)
+                bottom = max(bottom, top + height + _GAP + round((wrapped.count("\n") + 1) * _CAPTION * _LINE))
         top = bottom + _GAP
     right = len(column_labels) * pitch - _GAP
     axes.set(xlim=(0, right), ylim=(bottom, 0))
