@@ -183,7 +183,7 @@ def display_gain(perturbations: Sequence[Tensor]) -> float:
 
 def _first_maps(source: MaskSource, images: Tensor, labels: Tensor | None, count: int) -> Tensor:
     check_mask_source(source, "maps")
-    if callable(source):  # asked for the images drawn alone: a map may be dear
+    if callable(source):  # called with the drawn images only: maps may be expensive
         images, labels = images[:count], None if labels is None else labels[:count]
     mask = prepare_mask(compute_mask(source, images, labels), images, soft=True)
     return mask.expand(images.shape)[:count].cpu()

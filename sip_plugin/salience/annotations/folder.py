@@ -39,9 +39,9 @@ class FolderMasks(HumanMasks):
             image paths.
         masks: The root of the masks' tree.
         threshold: The share of annotators from which on a pixel is salient, in ``(0, 1]``: ``level / full_level >=
-            threshold``. Of no account for binary masks.
+            threshold``. Makes no difference for binary masks.
         image_root: The root of the images' tree; the data set's own (``.root``) if it has one.
-        suffix: What takes the place of the images' suffix; ``"_mask.png"`` will do too.
+        suffix: Replaces the images' suffix; ``"_mask.png"`` works too.
         full_level: The level that stands for all annotators; None for white. 1 for 8-bit files of zeros and ones.
         missing: ``"error"``, or ``"empty"`` for an empty map where a mask is missing or unreadable, or none of its levels
             reaches the threshold, with one warning that counts them; every mask is read once for that.

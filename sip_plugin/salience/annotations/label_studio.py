@@ -124,16 +124,14 @@ class LabelStudioMasks(HumanMasks):
                 continue
             if "rle" not in region["value"]:
                 raise ValueError(
-                    f"{self._source(index)} has a region of the type {region['type']!r}; only brush strokes are taken. "
+                    f"{self._source(index)} has a region of the type {region.get('type')!r}; only brush strokes are taken. "
                     "Export the project in the format COCO and use COCOMasks, or name the labels of the strokes, labels=."
                 )
-            drawn_on, turned = (
-                (region.get("original_height"), region.get("original_width")),
-                region.get("image_rotation"),
-            )
+            drawn_on = region.get("original_height"), region.get("original_width")
+            turned = region.get("image_rotation") or 0
             if drawn_on != size or turned:
                 raise ValueError(
-                    f"{self._source(index)} was drawn on {drawn_on[1]}×{drawn_on[0]} pixels, turned by {turned or 0}°, but "
+                    f"{self._source(index)} was drawn on {drawn_on[1]}×{drawn_on[0]} pixels, turned by {turned}°, but "
                     f"the image is {size[1]}×{size[0]} pixels. Annotation and image must be of one size and orientation."
                 )
             try:
@@ -147,13 +145,13 @@ class LabelStudioMasks(HumanMasks):
 
 
 def _annotations(task: Mapping[str, Any]) -> list[list[_Region]]:
-    """The regions of each of a task's annotations, but those of somebody who skipped it."""
+    """The regions of each of a task's submitted annotations (a skipped one is not)."""
     submitted = [each for each in task["annotations"] if not each.get("was_cancelled")]
     return [_regions(each["result"]) for each in submitted if each.get("result") is not None]
 
 
 def _regions(results: Sequence[Mapping[str, Any]]) -> list[_Region]:
-    """The regions in the results; one region may be in several of one id: its look, its labels, what was said about it."""
+    """The regions in the results. Several results of one id are one region: its pixels, its labels, a text about it."""
     found: dict[Any, _Region] = {}
     for number, result in enumerate(results):
         value = result.get("value") or {}
@@ -161,7 +159,7 @@ def _regions(results: Sequence[Mapping[str, Any]]) -> list[_Region]:
             continue
         region = found.setdefault(result.get("id", number), {**result, "labels": set()})
         region["labels"] |= {label for name, names in value.items() if name.endswith("labels") for label in names}
-        with contextlib.suppress(KeyError, TypeError, ValueError):  # what cannot be bytes, decoding it says so
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # of a broken stroke, decoding raises
             region["value"] = {"rle": bytes(value["rle"])}  # an eighth of the list
     return list(found.values())
 
@@ -226,7 +224,7 @@ def _match(images: Sequence[Path], places: Sequence[PurePosixPath], file: Path) 
     numbers = []
     for image in images:
         named = by_name.get(_stored_name(image.name), [])
-        agreement = [_common_folders(image, places[number]) for number in named]
+        agreement = [_shared_folders(image, places[number]) for number in named]
         best = [number for number, count in zip(named, agreement, strict=True) if count == max(agreement)]
         if len(best) > 1:
             raise ValueError(
@@ -243,6 +241,7 @@ def _stored_name(name: str) -> str:
     return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
 
 
-def _common_folders(image: Path, place: PurePosixPath) -> int:
-    pairs = zip(reversed(image.parts[:-1]), reversed(place.parts[:-1]), strict=False)
+def _shared_folders(image: Path, place: PurePosixPath) -> int:
+    """How many folders two paths share, counted from the file."""
+    pairs = zip(image.parts[-2::-1], place.parts[-2::-1], strict=False)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
