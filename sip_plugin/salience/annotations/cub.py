@@ -116,8 +116,6 @@ class CUB200(Dataset[tuple[Any, int]]):
 
 def _read_list(path: Path) -> dict[int, str]:
     """The lines ``<id> <text>`` of one of the archive's lists."""
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no {path}. CUB-200-2011 is unpacked from CUB_200_2011.tgz of {_SITE}.")
     try:
         lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
         return {int(number): text.strip() for number, text in lines}
@@ -126,12 +124,9 @@ def _read_list(path: Path) -> dict[int, str]:
 
 
 def _read_values(path: Path, names: dict[int, str], values: dict[str, int], expected: str) -> dict[int, int]:
-    """A list ``<image id> <text>`` of exactly the images of ``images.txt``, as what each text stands for."""
+    """A list ``<image id> <text>`` of the images of ``images.txt``, as what each text stands for."""
     entries = _read_list(path)
-    if entries.keys() != names.keys():
-        odd = min(entries.keys() ^ names.keys())
-        raise ValueError(f"{path} and images.txt must hold the same images; the image {odd} is only in one of them.")
-    for image, text in entries.items():
-        if text not in values:
-            raise ValueError(f"{path}: expected {expected} for the image {image}, got {text!r}.")
-    return {image: values[text] for image, text in entries.items()}
+    for image in names:
+        if entries.get(image) not in values:
+            raise ValueError(f"{path}: expected {expected} for the image {image}, got {entries.get(image)!r}.")
+    return {image: values[entries[image]] for image in names}

@@ -175,8 +175,6 @@ def _import_decoder() -> Callable[[bytes], NDArray[np.uint8]]:
 
 def _decode(stroke: Any, height: int, width: int) -> NDArray[np.bool_]:
     """The pixels that a stroke covers. Raises ValueError, TypeError or IndexError if it is broken."""
-    if not isinstance(stroke, bytes):
-        raise ValueError(f"a stroke must be a list of numbers from 0 to 255, got {stroke!r:.80}.")
     values = int.from_bytes(stroke[:4], "big")
     if values != height * width * 4:  # before the decoder makes room for them
         raise ValueError(f"a stroke is of {values} values, not of {height} * {width} * 4.")

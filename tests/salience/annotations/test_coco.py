@@ -119,7 +119,7 @@ def test_categories_are_chosen_by_name_or_id(wanted, annotated):
     assert torch.equal(annotated.masks(categories=wanted)[0][0], torch.from_numpy(box(3, 3, 5, 6)))
     both = torch.from_numpy(box(3, 3, 5, 6) | box(0, 0, 2, 2))
     assert torch.equal(annotated.masks(categories=["bird", 7])[0][0], both)
-    with pytest.raises(ValueError, match=r"no category 'dog'. It has: bird, cat"):
+    with pytest.raises(ValueError, match=r"\(bird, cat\).*got \['dog'\]"):
         annotated.masks(categories=["dog"])
     with pytest.raises(ValueError, match="None for all"):
         annotated.masks(categories=[])
@@ -219,7 +219,7 @@ def test_an_image_of_another_size_than_the_file_says_is_an_error(annotated):
     ("content", "says"),
     [
         ("[]", "not a file of COCO instances"),
-        ('{"images": []}', "not a file of COCO instances.*annotations"),
+        ('{"annotations": []}', "not a file of COCO instances.*images"),
         ("<html>", "not a file of COCO instances"),
     ],
 )
@@ -258,8 +258,8 @@ def test_an_instance_outside_its_image_or_that_no_image_reaches_is_an_error_that
     if among_others:
         annotated.add(number, polygon(0, 0, 2, 2))
     outside = annotated.add(number, polygon(*FAR[where]))
-    says = "none beyond" if "1e" in where else "inside the image of 8×6"
-    with pytest.raises(UnreadableAnnotationError, match=rf"annotation {outside} .*a/1\.jpg.*{says}"):
+    says = rf"annotation {outside} .*a/1\.jpg.*not beyond 1e.06.*inside the image of 8×6"
+    with pytest.raises(UnreadableAnnotationError, match=says):
         annotated.masks()[0]
     with pytest.warns(UserWarning, match="1 are unreadable"):
         assert annotated.masks(missing="empty").unannotated == (0,)
