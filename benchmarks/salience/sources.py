@@ -70,7 +70,7 @@ def table(comparisons: dict[str, SalienceComparison]) -> str:
         assert found.mass_second is not None
         lines.append(
             f"| {other} | {_percent(found.share_second)} | {found.iou.mean():.3f} ± {found.iou.std(correction=0):.3f} "
-            f"| {found.chance_iou.mean():.3f} | {100 * found.mass_second.mean():.1f} |"
+            f"| {found.expected_iou.mean():.3f} | {100 * found.mass_second.mean():.1f} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from sip_plugin.checks import check_images
 from sip_plugin.constraint import SalienceMap, prepare_mask
 from sip_plugin.mask_source import MaskSource, check_mask_source, compute_mask
-from sip_plugin.salience.chance import chance_iou
+
+_PAIRS_AT_ONCE = 1024
 
 
 class MapSequence(Protocol):
@@ -36,7 +37,7 @@ class SalienceComparison:
         share_first: Share of all elements that the first map marks.
         share_second: The same of the second.
         iou: Elements that both maps mark over those that either marks (intersection over union). Two empty maps agree: 1.
-        chance_iou: The IoU to expect of two maps that mark as many elements at places drawn at random and independently
+        expected_iou: The IoU to expect of two maps that mark as many elements at places drawn at random and independently
             of each other. An overlap says something only where it differs from this one.
         overlap_first: Of the first map's salient elements, the share that is salient in the second. NaN for an empty map.
         overlap_second: Of the second map's salient elements, the share that is salient in the first. NaN for an empty map.
@@ -48,7 +49,7 @@ class SalienceComparison:
     share_first: Tensor
     share_second: Tensor
     iou: Tensor
-    chance_iou: Tensor
+    expected_iou: Tensor
     overlap_first: Tensor
     overlap_second: Tensor
     mass_first: Tensor | None = None
@@ -65,9 +66,7 @@ class SalienceComparison:
             ValueError: If there are none, or they compare different sources, or only some have scores.
         """
         parts = list(parts)
-        if not parts:
-            raise ValueError("No comparisons to join: there was no batch.")
-        if len({(part.names, part.mass_first is None) for part in parts}) > 1:
+        if len({(part.names, part.mass_first is None) for part in parts}) != 1:
             kinds = sorted({f"{part.names}{'' if part.mass_first is None else ' with scores'}" for part in parts})
             raise ValueError(f"Comparisons of one pair of sources can be joined, all with scores or none, got {kinds}.")
         measures = {name: torch.cat([part._measures()[name] for part in parts]) for name in parts[0]._measures()}
@@ -87,7 +86,7 @@ class SalienceComparison:
             "share_first": f"salient, {first}",
             "share_second": f"salient, {second}",
             "iou": "IoU",
-            "chance_iou": "IoU expected by chance",
+            "expected_iou": "IoU expected by chance",
             "overlap_first": f"of {first}, also in {second}",
             "overlap_second": f"of {second}, also in {first}",
             "mass_first": f"mass held, {first}",
@@ -146,109 +145,120 @@ def compare_salience(
     Example:
         >>> print(compare_salience(GradientSalience(teacher), human_maps, images, names=("machine", "human")))
     """
-    first, second, scores = (
-        _asked(source, images, labels, name)
-        for source, name in ((first, "first"), (second, "second"), (scores, "scores"))
-    )
-    if isinstance(names, str) or len(names) != 2:
-        raise ValueError(f"names must be two, of the first source and of the second, got {names!r}.")
     first_name, second_name = map(str, names)
     if first is None or second is None:
         raise TypeError("Two sources of maps are needed, got None. A source is maps or a function that gives them.")
-    reference = _reference(images, [values for values in (first, second, scores) if values is not None])
-    maps = [_binary(values, reference, name) for values, name in ((first, "first"), (second, "second"))]
-    elements = reference[0].numel()
-    counts = [_count(mask) for mask in maps]
-    both = _count(maps[0] & maps[1])
-    either = counts[0] + counts[1] - both
-    masses = [None, None] if scores is None else _masses(scores, maps, reference)
+    if images is not None:
+        check_images(images)
+    sources = {"first": first, "second": second, **({} if scores is None else {"scores": scores})}
+    given = {name: _values(source, images, labels, name) for name, source in sources.items()}
+    if images is None:
+        shapes = [(1, 1, *values.shape) if values.ndim == 2 else tuple(values.shape) for values in given.values()]
+        try:
+            shape = torch.broadcast_shapes(*shapes)
+        except RuntimeError as error:
+            raise ValueError(f"The maps (and scores) are of shapes that do not fit together: {shapes}.") from error
+        # Something of their shape and on their device takes the images' place.
+        images = torch.zeros((), device=given["first"].device).expand(shape)
+    one, two = (_binary_map(given[name], images, name) for name in ("first", "second"))
+    elements, count_one, count_two, both = images[0].numel(), _count(one), _count(two), _count(one & two)
+    either = count_one + count_two - both
+    masses = _masses(given["scores"], (one, two), images) if "scores" in given else [None, None]
     return SalienceComparison(
         names=(first_name, second_name),
-        share_first=counts[0] / elements,
-        share_second=counts[1] / elements,
+        share_first=count_one / elements,
+        share_second=count_two / elements,
         iou=torch.where(either > 0, both / either, 1.0),
-        chance_iou=chance_iou(counts[0], counts[1], elements),
-        overlap_first=both / counts[0],
-        overlap_second=both / counts[1],
+        expected_iou=expected_iou(count_one, count_two, elements),
+        overlap_first=both / count_one,
+        overlap_second=both / count_two,
         mass_first=masses[0],
         mass_second=masses[1],
     )
 
 
-def _asked(
-    source: MaskSource | MapSequence, images: Tensor | None, labels: Tensor | None, name: str
-) -> SalienceMap | None:
+def expected_iou(first: Tensor, second: Tensor, elements: int) -> Tensor:
+    """The expected IoU of two maps that mark so many elements each, drawn at random and independently of each other.
+
+    How many elements both mark is hypergeometric. The expectation is that of the ratio; the ratio of the expectations,
+    ``pq / (p + q - pq)`` for shares ``p`` and ``q``, is too low, by half for maps of one element.
+
+    Args:
+        first: How many elements the first map of each pair marks, ``(N,)``.
+        second: The same of the second.
+        elements: How many elements an image has.
+
+    Returns:
+        float64, ``(N,)``, on the CPU; 1 for two empty maps.
+    """
+    sizes = torch.stack([first, second], 1).cpu().to(torch.int64)
+    pairs, row = sizes.unique(dim=0, return_inverse=True)
+    log_factorial = torch.lgamma(torch.arange(1, elements + 2, dtype=torch.float64))
+    parts = [
+        _hypergeometric_iou(part[:, :1], part[:, 1:], elements, log_factorial) for part in pairs.split(_PAIRS_AT_ONCE)
+    ]
+    return torch.cat(parts)[row]
+
+
+def _hypergeometric_iou(first: Tensor, second: Tensor, elements: int, log_factorial: Tensor) -> Tensor:
+    """For map sizes ``(n, 1)``: the sum over all sizes of the intersection that are at all likely."""
+    smallest, largest = (first + second - elements).clamp(min=0), torch.minimum(first, second)
+    p, q = first.double() / elements, second.double() / elements
+    deviation = elements * (p * (1 - p) * q * (1 - q) / max(elements - 1, 1)).sqrt()
+    reach = int(12 * deviation.max()) + 12  # what lies further from the mean weighs less than a rounding error
+    both = (elements * p * q).round().long() + torch.arange(-reach, reach + 1)
+    possible = (both >= smallest) & (both <= largest)
+    both = torch.where(possible, both, largest)
+    either = first + second - both
+    counts = (both, first - both, second - both, elements - either)
+    log_ways = -sum((log_factorial[count] for count in counts), torch.zeros(()))
+    weight = log_ways.masked_fill(~possible, -torch.inf).softmax(1)
+    return (weight * torch.where(either > 0, both / either.double(), 1.0)).sum(1)
+
+
+def _values(source: Any, images: Tensor | None, labels: Tensor | None, name: str) -> SalienceMap:
     """The maps (or scores) of a source: itself, or what it gives for the images."""
-    if _is_sequence(source):
-        return _stacked(source, images, name)  # type: ignore[arg-type]
-    check_mask_source(source, name)  # type: ignore[arg-type]
-    if not callable(source):
-        return source  # type: ignore[return-value]
-    if images is None:
+    arrays = (Tensor, np.ndarray, str, Mapping)
+    if not callable(source) and not isinstance(source, arrays) and hasattr(source, "__getitem__"):
+        if images is not None and len(source) != len(images):
+            raise ValueError(
+                f"{name} holds {len(source)} maps, one for each image of its data set, and {len(images)} images came. Give "
+                "those of the images: torch.stack([maps[i] for i in indices])."
+            )
+        maps = [torch.as_tensor(source[index]) for index in range(len(source))]
+        if len({each.shape for each in maps}) != 1:
+            raise ValueError(
+                f"The maps of {name} must be of one shape (C, H, W) to be compared. Move them to their images' size first "
+                "(SalientDataset does, with its transform)."
+            )
+        return torch.stack(maps)
+    check_mask_source(source, name)
+    if callable(source) and images is None:
         raise ValueError(f"{name} is a function, so images are needed: compare_salience(first, second, images).")
-    check_images(images)
-    return compute_mask(source, images, labels)
+    return compute_mask(source, images, labels)  # type: ignore[arg-type]
 
 
-def _is_sequence(source: Any) -> bool:
-    other = callable(source) or isinstance(source, (Tensor, np.ndarray, str, bytes, Mapping))
-    return not other and hasattr(source, "__len__") and hasattr(source, "__getitem__")
-
-
-def _stacked(source: MapSequence, images: Tensor | None, name: str) -> Tensor:
-    """A batch of the maps that come one by one."""
-    if images is not None and len(source) != len(images):
-        raise ValueError(
-            f"{name} holds {len(source)} maps, one for each image of its data set, and {len(images)} images came. Give "
-            "those of the images: torch.stack([maps[i] for i in indices])."
-        )
-    maps = [torch.as_tensor(source[index]) for index in range(len(source))]
-    shapes = sorted({tuple(each.shape) for each in maps})
-    if len(shapes) != 1 or len(shapes[0]) != 3:
-        found = ", ".join(map(str, shapes[:5])) or "none"
-        raise ValueError(
-            f"The maps of {name} must be of one shape (C, H, W) to be compared, got {found}. Move "
-            "them to their images' size first (SalientDataset does, with its transform)."
-        )
-    return torch.stack(maps)
-
-
-def _reference(images: Tensor | None, given: list[SalienceMap]) -> Tensor:
-    """Something of the shape and on the device that all is compared in: the images, or what the maps broadcast to."""
-    if images is not None:
-        check_images(images)
-        return images
-    shapes = [(1, 1, *values.shape) if values.ndim == 2 else tuple(values.shape) for values in given]
-    try:
-        shape = torch.broadcast_shapes(*shapes)
-    except RuntimeError as error:
-        raise ValueError(f"The maps (and scores) are of shapes that do not fit together: {shapes}.") from error
-    return torch.zeros((), device=given[0].device if isinstance(given[0], Tensor) else None).expand(shape)
-
-
-def _binary(values: SalienceMap, reference: Tensor, name: str) -> Tensor:
-    mask = prepare_mask(values, reference, soft=True)
+def _binary_map(values: SalienceMap, images: Tensor, name: str) -> Tensor:
+    mask = prepare_mask(values, images, soft=True)
     if mask.dtype != torch.bool:
         raise ValueError(
             f"The {name} map is soft, and overlap is defined for maps of 0 and 1. Binarise it first (mask > threshold)."
         )
-    return mask.expand(reference.shape)
+    return mask.expand(images.shape)
 
 
 def _count(mask: Tensor) -> Tensor:
     return mask.flatten(1).sum(1).cpu().double()
 
 
-def _masses(scores: SalienceMap, maps: list[Tensor], reference: Tensor) -> list[Tensor]:
+def _masses(scores: SalienceMap, maps: Iterable[Tensor], images: Tensor) -> list[Tensor]:
     """The share of each image's scores that lies on each map."""
-    values = torch.as_tensor(scores, device=reference.device)
-    if values.ndim == 2:
-        values = values[None, None]
-    if values.ndim != 4 or any(s not in (1, r) for s, r in zip(values.shape, reference.shape, strict=True)):
+    values = torch.as_tensor(scores, device=images.device).detach()
+    if values.ndim not in (2, 4):  # of three dimensions, images and channels could be mistaken for each other
         raise ValueError(
-            f"Scores must be (H, W) or 4-D and broadcastable to {tuple(reference.shape)}, got shape {tuple(values.shape)}."
+            f"Scores must be (H, W) or 4-D and broadcastable to {tuple(images.shape)}, got {values.ndim}-D."
         )
-    values = values.detach().expand(reference.shape)
+    values = values.expand(images.shape)
     usable = (values.isfinite() & (values >= 0)).flatten(1).all(1)
     if not bool(usable.all()):
         bad = (~usable).nonzero().flatten().tolist()

@@ -87,7 +87,7 @@ def test_look_at_salience(tmp_path, capsys):
     assert len(found) == 500
     assert found.names == ("Madry", "standard")
     assert 0.5 <= found.mass_first.min() <= found.mass_first.max() < 0.6
-    assert found.iou.mean() > found.chance_iou.mean() + 0.05  # both look at the strokes
+    assert found.iou.mean() > found.expected_iou.mean() + 0.05  # both look at the strokes
     assert str(found) in capsys.readouterr().out
     assert path.read_bytes().startswith(b"\x89PNG")
 

@@ -10,8 +10,7 @@ from scipy.stats import hypergeom
 from torch import nn
 
 from sip_plugin.salience import GradientSalience
-from sip_plugin.salience.chance import chance_iou
-from sip_plugin.salience.compare import SalienceComparison, compare_salience
+from sip_plugin.salience.compare import SalienceComparison, compare_salience, expected_iou
 
 
 def rows(*maps):
@@ -35,7 +34,7 @@ def test_each_measure_equals_what_a_hand_counts():
 def test_two_empty_maps_agree_and_an_empty_map_has_no_share_in_the_other():
     found = compare_salience(rows("0000", "0000"), rows("0000", "0110"))
     assert found.iou.tolist() == [1.0, 0.0]
-    assert found.chance_iou.tolist() == [1.0, 0.0]
+    assert found.expected_iou.tolist() == [1.0, 0.0]
     assert found.overlap_first.isnan().all()
     assert found.overlap_second[0].isnan()
     assert found.overlap_second[1] == 0.0
@@ -64,7 +63,7 @@ def test_swapping_the_sources_swaps_their_measures():
     for measure in ("share", "overlap", "mass"):
         assert torch.equal(getattr(there, f"{measure}_first"), getattr(back, f"{measure}_second"))
     assert torch.equal(there.iou, back.iou)
-    assert torch.allclose(there.chance_iou, back.chance_iou, atol=1e-14)
+    assert torch.allclose(there.expected_iou, back.expected_iou, atol=1e-14)
 
 
 def test_a_map_of_pixels_stands_for_every_channel():
@@ -73,7 +72,7 @@ def test_a_map_of_pixels_stands_for_every_channel():
     elements = torch.rand(4, 3, 6, 5, generator=generator) < 0.3
     one = compare_salience(elements, pixels)
     other = compare_salience(elements, pixels.expand(4, 3, 6, 5))
-    for name in ("share_second", "iou", "chance_iou", "overlap_first", "overlap_second"):
+    for name in ("share_second", "iou", "expected_iou", "overlap_first", "overlap_second"):
         assert torch.equal(getattr(one, name), getattr(other, name))
     flat = compare_salience(elements, pixels[0, 0])
     assert torch.equal(flat.iou[:1], one.iou[:1])
@@ -132,7 +131,7 @@ def test_chance_is_the_mean_over_all_pairs_of_maps(elements):
             for one in map(set, itertools.combinations(places, a))
             for two in map(set, itertools.combinations(places, b))
         ]
-        found = chance_iou(torch.tensor([a]), torch.tensor([b]), elements)
+        found = expected_iou(torch.tensor([a]), torch.tensor([b]), elements)
         assert found.item() == pytest.approx(np.mean(ious), abs=1e-12)
 
 
@@ -140,7 +139,7 @@ def test_chance_is_the_mean_over_all_pairs_of_maps(elements):
 def test_chance_equals_the_sum_over_scipys_hypergeometric_distribution(elements):
     shares = (0, 1 / elements, 0.01, 0.18, 0.5, 0.97, 1)
     sizes = torch.tensor([[round(share * elements) for share in pair] for pair in itertools.product(shares, repeat=2)])
-    found = chance_iou(sizes[:, 0], sizes[:, 1], elements)
+    found = expected_iou(sizes[:, 0], sizes[:, 1], elements)
     for (a, b), value in zip(sizes.tolist(), found.tolist(), strict=True):
         both = np.arange(max(0, a + b - elements), min(a, b) + 1)
         either = a + b - both
@@ -152,8 +151,8 @@ def test_random_maps_have_the_overlap_of_chance():
     generator = torch.Generator().manual_seed(0)
     one, two = (torch.rand(400, 3, 8, 8, generator=generator) < share for share in (0.15, 0.3))
     found = compare_salience(one, two)
-    error = (found.iou - found.chance_iou).std() / 400**0.5
-    assert (found.iou.mean() - found.chance_iou.mean()).abs() < 4 * error
+    error = (found.iou - found.expected_iou).std() / 400**0.5
+    assert (found.iou.mean() - found.expected_iou.mean()).abs() < 4 * error
     assert error < 0.002
 
 
@@ -177,7 +176,7 @@ def test_batches_join_to_the_comparison_of_the_whole():
 
 def test_only_comparisons_of_one_kind_can_be_joined():
     one = compare_salience(rows("10"), rows("01"))
-    with pytest.raises(ValueError, match="no batch"):
+    with pytest.raises(ValueError, match=r"got \[\]"):
         SalienceComparison.join([])
     with pytest.raises(ValueError, match="one pair"):
         SalienceComparison.join([one, compare_salience(rows("10"), rows("01"), names=("machine", "human"))])
@@ -275,11 +274,5 @@ def test_maps_may_come_one_by_one():
     assert torch.equal(compare_salience(OneByOne(elements), list(pixels)).iou, expected.iou)
     with pytest.raises(ValueError, match=r"first holds 4 maps.*2 images came.*torch\.stack"):
         compare_salience(OneByOne(elements), elements[:2], images[:2])
-    with pytest.raises(ValueError, match=r"maps of second must be of one shape.*\(1, 4, 5\), \(1, 5, 5\)"):
+    with pytest.raises(ValueError, match="maps of second must be of one shape"):
         compare_salience(elements, [*pixels[:3], pixels[3, :, :4]], images)
-
-
-@pytest.mark.parametrize("names", [("x",), (), ("a", "b", "c"), "ab"])
-def test_names_are_two(names):
-    with pytest.raises(ValueError, match="names must be two"):
-        compare_salience(rows("01"), rows("10"), names=names)

@@ -15,14 +15,14 @@ from matplotlib import rc_context
 from matplotlib.image import imread
 
 from sip_plugin.salience.compare import compare_salience
-from sip_plugin.salience.pictures import (
+from sip_plugin.salience.plots import (
     CHANNEL_COLOURS,
-    enlargement,
-    map_picture,
-    overlay_picture,
-    perturbation_picture,
+    display_gain,
+    plot_salience,
+    render_map,
+    render_overlay,
+    render_perturbation,
 )
-from sip_plugin.salience.plots import plot_salience
 from tests.conftest import ROOT
 
 EPS = 8 / 255
@@ -52,8 +52,18 @@ def shows(shown, picture):
 GREY = 128  # half of 255, rounded to the even one
 
 
+def all_texts(figure):
+    """Titles and names along the sides, captions, the legend."""
+    (axes,) = figure.axes
+    legend = axes.get_legend()
+    beneath = [] if legend is None else [legend.get_title(), *legend.get_texts()]
+    every = [*axes.get_xticklabels(), *axes.get_yticklabels(), *axes.texts, *beneath]
+    return [text for text in every if text.get_text()]
+
+
 def texts(figure):
-    return [text.get_text() for text in figure.axes[0].texts if text.get_text()]
+    """Their lines."""
+    return [line for text in all_texts(figure) for line in text.get_text().split("\n")]
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -63,10 +73,10 @@ def test_a_map_is_black_where_nothing_is_salient_white_where_all_is_and_has_the_
     maps = torch.tensor([[0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 1]]).view(4, 3, 1, 1) == 1
     red, green, blue = CHANNEL_COLOURS
     expected = torch.stack([torch.zeros(3), torch.ones(3), red, green + blue])
-    assert torch.allclose(map_picture(maps)[:, :, 0, 0], expected)
+    assert torch.allclose(render_map(maps)[:, :, 0, 0], expected)
     pixels = torch.rand(2, 1, 3, 3) < 0.5
-    assert torch.equal(map_picture(pixels), pixels.float().expand(2, 3, 3, 3))
-    assert torch.allclose(map_picture(pixels.expand(2, 3, 3, 3)), map_picture(pixels))
+    assert torch.equal(render_map(pixels), pixels.float().expand(2, 3, 3, 3))
+    assert torch.allclose(render_map(pixels.expand(2, 3, 3, 3)), render_map(pixels))
 
 
 PROTANOPIA = [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
@@ -92,7 +102,7 @@ def test_the_eight_colours_of_a_map_are_told_apart_with_every_sight(vision):
 
 def test_an_overlay_is_grey_where_nothing_is_salient_and_coloured_where_something_is(batch):
     images, maps, _ = batch
-    picture = overlay_picture(images, maps)
+    picture = render_overlay(images, maps)
     salient = maps.any(1, keepdim=True).expand_as(picture)
     spread = (picture.amax(1, keepdim=True) - picture.amin(1, keepdim=True)).expand_as(picture)
     assert spread[~salient].max() < 1e-6
@@ -102,7 +112,7 @@ def test_an_overlay_is_grey_where_nothing_is_salient_and_coloured_where_somethin
 
 def test_perturbations_are_enlarged_around_grey():
     change = torch.tensor([0.0, 0.03, -0.03, 0.3]).view(1, 1, 2, 2)
-    assert torch.allclose(perturbation_picture(change, 10)[0, 0], torch.tensor([[0.5, 0.8], [0.2, 1.0]]))
+    assert torch.allclose(render_perturbation(change, 10)[0, 0], torch.tensor([[0.5, 0.8], [0.2, 1.0]]))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +128,7 @@ def test_perturbations_are_enlarged_around_grey():
     ],
 )
 def test_the_factor_keeps_nearly_all_that_was_changed_between_black_and_white(changes, factor):
-    assert enlargement(changes) == factor
+    assert display_gain(changes) == factor
 
 
 # --- the figure -------------------------------------------------------------------------------------------------------
@@ -129,8 +139,8 @@ def test_a_row_holds_image_map_overlay_perturbation_and_projected_perturbation(b
     figure = plot_salience(images, maps, adversarial=adversarial)
     shown = drawn(figure).unflatten(0, (5, 5))
     assert shows(shown[:, 0], images)
-    assert shows(shown[:, 1], map_picture(maps))
-    assert shows(shown[:, 2], overlay_picture(images, maps))
+    assert shows(shown[:, 1], render_map(maps))
+    assert shows(shown[:, 2], render_overlay(images, maps))
     assert shows(shown[:, 3], 0.5 + 15 * (adversarial - images))
     assert (shown[:, 4][maps] == GREY).all()  # nothing is left of it on salient elements
     assert torch.equal(shown[:, 4][~maps], shown[:, 3][~maps])
@@ -143,9 +153,9 @@ def test_images_may_be_columns(batch):
     images, maps, _ = batch
     rows, columns = (plot_salience(images, maps, images_as=side) for side in ("rows", "columns"))
     assert torch.equal(drawn(columns).unflatten(0, (3, 5)).transpose(0, 1), drawn(rows).unflatten(0, (5, 3)))
-    first, second, *_, below = (picture.get_extent() for picture in columns.axes[0].images[:6])
-    assert first[1] < second[0]
-    assert first[2] == second[2] > below[3]
+    first, second, *_, below = (picture.get_window_extent() for picture in columns.axes[0].images[:6])
+    assert first.x1 < second.x0
+    assert first.y0 == second.y0 > below.y1
 
 
 def test_what_a_wrapped_attack_found_is_shown_instead_of_the_projection(batch):
@@ -163,10 +173,10 @@ def test_two_sources_are_side_by_side_with_their_overlap_beneath(batch):
     human[3:9, 2:8] = 1
     figure = plot_salience(images, {"machine": maps, "human": human}, show=("image", "map"))
     shown = drawn(figure).unflatten(0, (5, 3))
-    assert shows(shown[:, 1], map_picture(maps))
+    assert shows(shown[:, 1], render_map(maps))
     assert shows(shown[:, 2], human.expand(5, 3, 12, 10))
     found = compare_salience(maps, human)
-    for iou, chance in zip(found.iou, found.chance_iou, strict=True):
+    for iou, chance in zip(found.iou, found.expected_iou, strict=True):
         assert f"IoU {iou:.2f}" in texts(figure)
         assert f"({chance:.2f} by chance)" in texts(figure)
     whole = plot_salience(images, {"machine": maps, "human": human}, adversarial=adversarial)
@@ -193,7 +203,7 @@ def test_the_first_images_alone_are_drawn_and_asked_for(batch):
         max_images=2,
         show=("image", "map"),
     )
-    assert shows(drawn(figure).unflatten(0, (2, 2))[:, 1], map_picture(maps[:2]))
+    assert shows(drawn(figure).unflatten(0, (2, 2))[:, 1], render_map(maps[:2]))
     ((x, labels),) = asked
     assert torch.equal(x, images[:2])
     assert labels.tolist() == [0, 1]
@@ -216,7 +226,7 @@ def test_the_legend_names_every_colour_of_a_map_of_elements(batch):
     figure = plot_salience(images, maps, show=("map",))
     named = texts(figure)[texts(figure).index("salient in:") + 1 :]
     assert named == ["red", "green", "blue", "red+green", "red+blue", "green+blue", "all three"]
-    swatches = [patch.get_facecolor()[:3] for patch in figure.axes[0].patches[-7:]]
+    swatches = [patch.get_facecolor()[:3] for patch in figure.axes[0].get_legend().get_patches()]
     red, green, blue = CHANNEL_COLOURS.tolist()
     for swatch, parts in zip(
         swatches,
@@ -229,8 +239,8 @@ def test_the_legend_names_every_colour_of_a_map_of_elements(batch):
 def test_a_figure_of_strips_without_a_legend_has_room_for_its_title():
     figure = plot_salience(torch.rand(1, 3, 200, 4), torch.ones(200, 4), show=("map",))
     assert figure.get_size_inches()[0] * figure.dpi > 150
-    box = figure.axes[0].images[0].get_extent()
-    assert (box[1] - box[0]) / (box[3] - box[2]) == pytest.approx(4 / 200)  # and its pixels are square all the same
+    box = figure.axes[0].images[0].get_window_extent()
+    assert box.width / box.height == pytest.approx(4 / 200)  # and its pixels are square all the same
 
 
 def test_a_soft_map_is_drawn_in_its_strength(batch):
@@ -291,7 +301,7 @@ def test_no_text_leaves_the_figure_or_lies_on_a_picture_or_another_text(layout):
     figure = plot_salience(images, maps if len(maps) > 1 else maps[""], adversarial=adversarial, **options)
     FigureCanvasAgg(figure).draw()
     (page,) = figure.axes
-    boxes = [(text.get_text(), text.get_window_extent()) for text in page.texts if text.get_text()]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in all_texts(figure)]
     cells = [("a picture", picture.get_window_extent()) for picture in page.images]
     everything = boxes + cells
     for what, box in everything:
@@ -302,7 +312,7 @@ def test_no_text_leaves_the_figure_or_lies_on_a_picture_or_another_text(layout):
     for (one, first), (other, second) in itertools.combinations(everything, 2):
         across = min(first.x1, second.x1) - max(first.x0, second.x0)
         along = min(first.y1, second.y1) - max(first.y0, second.y0)
-        assert across <= 1 or along <= 4, (one, other)  # lines of one text may touch
+        assert across <= 1 or along <= 1, (one, other)
     assert 200 < figure.bbox.width < 2400
 
 
@@ -386,12 +396,11 @@ M = torch.ones(2, 3, 4, 4, dtype=torch.bool)
         ((X, M * 2), {}, ValueError, "0 and 1"),
         ((X, "map"), {}, TypeError, "maps must be a callable"),
         ((X, None), {}, ValueError, "No salience map"),
-        ((X, {}), {}, ValueError, "at least one source"),
         ((X, M), {"adversarial": X[:1]}, ValueError, "adversarial must be of the images' shape"),
         ((X, M), {"adversarial": X * 3}, ValueError, r"adversarial must lie in \[0, 1\]"),
         ((X, {"one": M, "two": M}), {"projected": X}, ValueError, "projected must have the sources of maps"),
         ((X, {"one": M}), {"projected": {"two": X}}, ValueError, "projected must have the sources of maps"),
-        ((X, M), {"show": ("image", "perturbation")}, ValueError, "perturbation cannot be shown without adversarial"),
+        ((X, M), {"show": ("image", "perturbation")}, ValueError, "show must be .*adversarial="),
         ((X, M), {"show": ("picture",)}, ValueError, "show must be a sequence of image, map"),
         ((X, M), {"show": "map"}, ValueError, "show must be a sequence of image, map"),
         ((X, M), {"show": ()}, ValueError, "show must be a sequence of image, map"),
@@ -405,9 +414,9 @@ def test_what_cannot_be_drawn_is_a_clear_error(arguments, options, kind, says):
         plot_salience(*arguments, **options)
 
 
-@pytest.mark.parametrize("name", ["x", "x.gif2", "folder/x"])
+@pytest.mark.parametrize("name", ["x", "x.gif2"])
 def test_a_file_name_without_a_known_format_is_an_error_that_says_which_there_are(name, batch, tmp_path):
     images, maps, _ = batch
-    with pytest.raises(ValueError, match=rf"{name}'.*\.pdf.*\.png.*\.svg"):
+    with pytest.raises(ValueError, match=r"supported formats.*pdf.*png.*svg"):
         plot_salience(images, maps, path=tmp_path / name)
     assert not list(tmp_path.iterdir())

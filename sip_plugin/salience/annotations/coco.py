@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import numbers
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sip_plugin.salience.annotations.files import Images, check_one_image_each, image_paths, read_json
-from sip_plugin.salience.annotations.masks import (
+from sip_plugin.salience.annotations.base import (
     HumanMasks,
+    Images,
     Missing,
     MissingAnnotationError,
     UnmarkedAnnotationError,
     UnreadableAnnotationError,
+    check_one_image_each,
+    image_paths,
+    image_size,
 )
 
 _FARTHEST = 1e6  # pixels; pycocotools takes memory for every pixel along an edge, and counts them in 32 bits
-
-
-class _Image(NamedTuple):
-    """What a COCO file says of one image."""
-
-    name: str
-    size: tuple[int, int]
-    instances: list[tuple[Any, Any]]  # each annotation's id, and its polygons or RLE
 
 
 class COCOMasks(HumanMasks):
@@ -69,16 +67,11 @@ class COCOMasks(HumanMasks):
         categories: Sequence[str | int] | None = None,
         missing: Missing = "error",
     ) -> None:
-        _coco_mask()
-        super().__init__(_ids(images) or image_paths(images))  # type: ignore[arg-type]
         self.file = Path(annotations)
-        content = read_json(self.file)
-        try:
-            chosen = _category_ids(content, categories, self.file)
-            known = _images(content, chosen)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{self.file} is not a file of COCO instances: {error!r}.") from error
-        self._entries = _matched(self.images, known, self.file)
+        self._coco, self._listed = _load(self.file)
+        super().__init__(_ids(images) or image_paths(images))  # type: ignore[arg-type]
+        self._categories = None if categories is None else self._category_ids(categories)
+        self._entries = self._matched()
         self._check(missing)
 
     def __repr__(self) -> str:
@@ -88,27 +81,22 @@ class COCOMasks(HumanMasks):
         return f"The entry of {self.images[index]} in {self.file}"
 
     def _find(self, index: int) -> None:
-        entry, image = self._entries[index], self.images[index]
-        if entry is None:
-            raise MissingAnnotationError(f"{self.file} does not list the image {image} (by file_name or id).")
-        if not entry.instances:
-            raise MissingAnnotationError(f"{self.file} has no instance of the categories in the image {image}.")
+        if not self._instances(index):
+            found = "does not list" if self._entries[index] is None else "has no instance of the categories in"
+            raise MissingAnnotationError(f"{self.file} {found} the image {self.images[index]} (by file_name or id).")
 
     def _read(self, index: int) -> NDArray[np.bool_]:
-        self._find(index)
-        entry = self._entries[index]
-        assert entry is not None
-        runs = []
-        for annotation, segmentation in entry.instances:
+        instances, (_, size) = self._instances(index), self._listed[self._entries[index]]
+        marked = np.zeros(size, dtype=bool)
+        for instance in instances:
             try:
-                runs += _run_lengths(segmentation, *entry.size)
-            except (ValueError, TypeError) as error:
+                marked |= self._decode(instance, *size)
+            except (ValueError, TypeError, LookupError, OverflowError) as error:
                 raise UnreadableAnnotationError(
-                    f"The annotation {annotation} of the image {self.images[index]} in {self.file} cannot be read: {error}"
+                    f"The annotation {instance['id']} of the image {self.images[index]} in {self.file} cannot be read: "
+                    f"{error}"
                 ) from error
-        mask = _coco_mask()
-        marked: NDArray[np.bool_] = mask.decode(mask.merge(runs)).astype(bool)
-        drawn = [annotation for annotation, segmentation in entry.instances if isinstance(segmentation, list)]
+        drawn = [instance["id"] for instance in instances if isinstance(instance["segmentation"], list)]
         if drawn and not marked.any():  # an RLE may say that nothing is marked
             raise UnmarkedAnnotationError(
                 f"The annotation {drawn[0]} of the image {self.images[index]} in {self.file} has polygons that cover no "
@@ -118,13 +106,77 @@ class COCOMasks(HumanMasks):
         return marked
 
     def _size(self, index: int) -> tuple[int, int]:
-        image, entry = self.images[index], self._entries[index]
-        if entry is None or (isinstance(image, Path) and image.is_file()):
-            return super()._size(index)
-        return entry.size
+        image = self.images[index]
+        if isinstance(image, Path) and (image.is_file() or self._entries[index] is None):
+            return image_size(image, upright=False)
+        return self._listed[self._entries[index]][1]
+
+    def _instances(self, index: int) -> list[dict[str, Any]]:
+        """The annotations of an image that are of the categories."""
+        found = self._coco.imgToAnns.get(self._entries[index], [])
+        return [each for each in found if self._categories is None or each["category_id"] in self._categories]
+
+    def _decode(self, instance: dict[str, Any], height: int, width: int) -> NDArray[np.bool_]:
+        """The pixels of an instance. Raises where pycocotools would crash, or take the segmentation for another."""
+        segmentation = instance["segmentation"]
+        if isinstance(segmentation, list):
+            polygons = [np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in segmentation]
+            whole = all(len(p) >= 3 and (np.abs(p) <= _FARTHEST).all() for p in polygons)  # NaN is not
+            if not whole or all((p.max(0) <= 0).any() or (p.min(0) >= (width, height)).any() for p in polygons):
+                raise ValueError(
+                    f"its polygons must be x, y of three corners or more in pixels, not beyond {_FARTHEST:g}, one of them "
+                    f"inside the image of {width}×{height} pixels, got {segmentation!r:.200}."
+                )
+        elif list(segmentation["size"]) != [height, width] or not _is_complete(self._coco.annToRLE(instance)):
+            raise ValueError(
+                f"its RLE, of size {segmentation['size']}, must hold the image's {height} * {width} pixels."
+            )
+        return np.asarray(self._coco.annToMask(instance), dtype=bool)
+
+    def _category_ids(self, categories: Sequence[str | int]) -> set[int]:
+        names = {number: category["name"] for number, category in self._coco.cats.items()}
+        wanted = [categories] if isinstance(categories, (str, int)) else list(categories)
+        if not wanted or not all(each in names or each in names.values() for each in wanted):
+            raise ValueError(
+                f"categories must be of {self.file} ({', '.join(map(str, names.values()))}) or None for all, got {wanted}."
+            )
+        return {number for number, name in names.items() if number in wanted or name in wanted}
+
+    def _matched(self) -> list[int | None]:
+        """The id in the file of each image, None for an image that it does not list."""
+        by_name: dict[str, int | None] = {}
+        for number, (name, _) in self._listed.items():
+            if by_name.setdefault(name, number) != number and any(isinstance(image, Path) for image in self.images):
+                raise ValueError(
+                    f"{self.file} lists {name!r} twice (as {number} too), so give the images by their ids."
+                )
+
+        def find(image: Path | int) -> int | None:
+            if isinstance(image, int):
+                return image if image in self._listed else None
+            tails = ("/".join(image.parts[start:]) for start in range(len(image.parts)))
+            return next((by_name[tail] for tail in tails if tail in by_name), None)
+
+        entries = [find(image) for image in self.images]
+        names = [None if entry is None else self._listed[entry][0] for entry in entries]
+        check_one_image_each(names, self.images, self.file)
+        return entries
 
 
-# --- the file ---------------------------------------------------------------------------------------------------------
+def _load(file: Path) -> tuple[Any, dict[int | None, tuple[str, tuple[int, int]]]]:
+    """The file as pycocotools holds it; the name and the size (height, width) of each of its images, by id."""
+    try:
+        coco = import_module("pycocotools.coco").COCO()
+    except ImportError as error:
+        raise ImportError("pycocotools is not installed: pip install 'sip-plugin[annotations]'") from error
+    try:
+        coco.dataset = json.loads(file.read_bytes())  # COCO(file) reads it in the encoding of the system
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco.createIndex()
+        images = coco.dataset["images"]
+        return coco, {e["id"]: (str(PurePosixPath(e["file_name"])), (e["height"], e["width"])) for e in images}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} is not a file of COCO instances: {error!r}.") from error
 
 
 def _ids(images: Any) -> tuple[int, ...] | None:
@@ -134,113 +186,11 @@ def _ids(images: Any) -> tuple[int, ...] | None:
     return None
 
 
-def _category_ids(content: Any, categories: Sequence[str | int] | None, file: Path) -> set[int] | None:
-    if categories is None:
-        return None
-    names = {category["id"]: category["name"] for category in content["categories"]}
-    wanted = [categories] if isinstance(categories, (str, int)) else list(categories)
-    if not wanted:
-        raise ValueError("categories must name a category or more, or be None for all.")
-    for category in wanted:
-        if category not in names and category not in names.values():
-            raise ValueError(f"{file} has no category {category!r}. It has: {', '.join(map(str, names.values()))}.")
-    return {number for number, name in names.items() if number in wanted or name in wanted}
-
-
-def _images(content: Any, chosen: set[int] | None) -> dict[int, _Image]:
-    known = {
-        image["id"]: _Image(str(PurePosixPath(image["file_name"])), (image["height"], image["width"]), [])
-        for image in content["images"]
-    }
-    for annotation in content["annotations"]:
-        if annotation["image_id"] in known and (chosen is None or annotation["category_id"] in chosen):
-            known[annotation["image_id"]].instances.append((annotation["id"], annotation["segmentation"]))
-    return known
-
-
-def _matched(images: Sequence[Path | int], known: Mapping[int, _Image], file: Path) -> list[_Image | None]:
-    by_name: dict[str, _Image] = {}
-    for number, entry in known.items():
-        if by_name.setdefault(entry.name, entry) is not entry and any(isinstance(image, Path) for image in images):
-            raise ValueError(f"{file} lists {entry.name!r} twice (as {number} too), so give the images by their ids.")
-
-    def find(image: Path | int) -> _Image | None:
-        if isinstance(image, int):
-            return known.get(image)
-        tails = ("/".join(image.parts[start:]) for start in range(len(image.parts)))
-        return next((by_name[tail] for tail in tails if tail in by_name), None)
-
-    entries = [find(image) for image in images]
-    check_one_image_each([entry and entry.name for entry in entries], images, file)
-    return entries
-
-
-# --- segmentations ----------------------------------------------------------------------------------------------------
-
-
-def _coco_mask() -> Any:
+def _is_complete(rle: dict[str, Any]) -> bool:
+    """Whether an RLE holds all pixels of its size. If not, pycocotools leaves the rest of the mask as the memory was."""
+    height, width = rle["size"]
     try:
-        return import_module("pycocotools.mask")
-    except ImportError as error:
-        raise ImportError("pycocotools is not installed: pip install 'sip-plugin[annotations]'") from error
-
-
-def _run_lengths(segmentation: Any, height: int, width: int) -> list[Any]:
-    """Compressed RLEs of an annotation's parts.
-
-    What pycocotools would take for something else, or decode into memory that it did not write, is refused.
-
-    Raises:
-        ValueError: If the segmentation is broken.
-    """
-    mask = _coco_mask()
-    if isinstance(segmentation, list):
-        if not segmentation:
-            raise ValueError("it has no polygon.")
-        for polygon in segmentation:
-            corners = np.asarray(polygon, dtype=np.float64)
-            if corners.ndim != 1 or len(corners) < 6 or len(corners) % 2 or not np.isfinite(corners).all():
-                raise ValueError(f"a polygon is x, y of three corners or more, got {polygon!r:.80}.")
-        _check_inside(segmentation, height, width)
-        return list(mask.frPyObjects(segmentation, height, width))
-    if not isinstance(segmentation, Mapping) or not {"size", "counts"} <= segmentation.keys():
-        raise ValueError(
-            f"a segmentation is a list of polygons or an RLE of size and counts, got {segmentation!r:.80}."
-        )
-    size, counts = segmentation["size"], segmentation["counts"]
-    if list(size) != [height, width]:
-        raise ValueError(f"its RLE is of the size {size}, the image of {[height, width]}.")
-    if isinstance(counts, list):
-        if any(not isinstance(run, int) or run < 0 for run in counts) or sum(counts) != height * width:
-            raise ValueError(f"the runs of an RLE must be {height} * {width} pixels together.")
-        return [mask.frPyObjects(segmentation, height, width)]
-    run_lengths = {"size": [height, width], "counts": counts}
-    _check_complete(run_lengths)
-    return [run_lengths]
-
-
-def _check_inside(polygons: list[list[float]], height: int, width: int) -> None:
-    """Refuse polygons that all lie outside the image, or have a corner so far away that it can be none."""
-    parts = [np.asarray(polygon, dtype=np.float64).reshape(-1, 2) for polygon in polygons]
-    low, high = np.concatenate(parts).min(0), np.concatenate(parts).max(0)
-    if max(-low.min(), high.max()) > _FARTHEST:
-        raise ValueError(f"a polygon has a corner at {max(low.min(), high.max(), key=abs):g} pixels.")
-    if all((part.max(0) <= 0).any() or (part.min(0) >= (width, height)).any() for part in parts):
-        raise ValueError(
-            f"its polygons lie outside the image of {width}×{height} pixels: they go from {tuple(low.tolist())} to "
-            f"{tuple(high.tolist())}."
-        )
-
-
-def _check_complete(run_lengths: dict[str, Any]) -> None:
-    """Refuse a compressed RLE that does not hold exactly its size."""
-    mask = _coco_mask()
-    mask.decode(run_lengths)  # raises where it holds more
-    # One that holds fewer pixels leaves the rest of the mask as the memory was, without an error. If it is complete, it must
-    # hold too many for a size of one pixel less.
-    height, width = run_lengths["size"]
-    try:
-        mask.decode({"size": [height * width - 1, 1], "counts": run_lengths["counts"]})
-    except ValueError:
-        return
-    raise ValueError(f"its RLE ends before its {height} * {width} pixels.")
+        import_module("pycocotools.mask").decode({"size": [height * width - 1, 1], "counts": rle["counts"]})
+    except ValueError:  # it is too long for one pixel less
+        return True
+    return False

@@ -9,9 +9,8 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from sip_plugin.salience.annotations.files import pillow
+from sip_plugin.salience.annotations.base import Missing, import_pillow
 from sip_plugin.salience.annotations.folder import FolderMasks
-from sip_plugin.salience.annotations.masks import Missing
 
 _SITE = "https://www.vision.caltech.edu/datasets/cub_200_2011/"
 
@@ -51,21 +50,13 @@ class CUB200(Dataset[tuple[Any, int]]):
         self.root = root / "CUB_200_2011" if (root / "CUB_200_2011").is_dir() else root
         self.train = train
         self.transform = transform
-        names = _read_list(self.root / "images.txt")
-        labels = _numbers(self.root / "image_class_labels.txt", names)
-        split = _numbers(self.root / "train_test_split.txt", names)
-        classes = _read_list(self.root / "classes.txt")
-        if unknown := set(labels.values()) - classes.keys():
-            raise ValueError(f"{self.root / 'classes.txt'} lacks the class {min(unknown)} of image_class_labels.txt.")
-        if sorted(classes) != list(range(1, len(classes) + 1)):
-            raise ValueError(f"{self.root / 'classes.txt'} must number the classes from 1 without gaps.")
-        if other := set(split.values()) - {0, 1}:
-            raise ValueError(f"{self.root / 'train_test_split.txt'} must hold 0 and 1 only, got {min(other)}.")
+        names, classes = _read_list(self.root / "images.txt"), _read_list(self.root / "classes.txt")
         self.classes = [classes[number] for number in sorted(classes)]
+        label_of = {str(number): label for label, number in enumerate(sorted(classes))}
+        labels = _read_values(self.root / "image_class_labels.txt", names, label_of, "a number of classes.txt")
+        split = _read_values(self.root / "train_test_split.txt", names, {"0": False, "1": True}, "0 or 1")
         self.samples = [
-            (self.root / "images" / name, labels[number] - 1)
-            for number, name in names.items()
-            if split[number] == int(train)
+            (self.root / "images" / name, labels[number]) for number, name in names.items() if split[number] == train
         ]
 
     def __len__(self) -> int:
@@ -73,7 +64,7 @@ class CUB200(Dataset[tuple[Any, int]]):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         path, label = self.samples[index]
-        with pillow().open(path) as file:
+        with import_pillow().open(path) as file:
             image = file.convert("RGB")  # some of the archive's images are grey
         return (image if self.transform is None else self.transform(image)), label
 
@@ -111,8 +102,9 @@ class CUB200(Dataset[tuple[Any, int]]):
 
     def _segmentations(self) -> Path:
         # Beside the folder as it is called, and as it is: it may be a link.
-        beside = (self.root.absolute().parent, self.root.resolve().parent)
-        places = [folder / "segmentations" for folder in (self.root, *beside)]
+        places = [
+            path / "segmentations" for path in (self.root, self.root.absolute().parent, self.root.resolve().parent)
+        ]
         for place in places:
             if place.is_dir():
                 return place
@@ -124,26 +116,17 @@ class CUB200(Dataset[tuple[Any, int]]):
 
 def _read_list(path: Path) -> dict[int, str]:
     """The lines ``<id> <text>`` of one of the archive's lists."""
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no {path}. CUB-200-2011 is unpacked from CUB_200_2011.tgz of {_SITE}.")
-    entries: dict[int, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        fields = line.split(maxsplit=1)
-        if not fields:
-            continue
-        if len(fields) < 2 or not fields[0].isdecimal() or int(fields[0]) in entries:
-            raise ValueError(f"{path}, line {number}: expected a number of its own, a space and a value, got {line!r}.")
-        entries[int(fields[0])] = fields[1].strip()
-    return entries
+    try:
+        lines = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return {int(number): text.strip() for number, text in lines}
+    except ValueError as error:
+        raise ValueError(f"{path} must hold a number, a space and a value in each line: {error}.") from error
 
 
-def _numbers(path: Path, names: dict[int, str]) -> dict[int, int]:
-    """A list ``<image id> <number>`` of exactly the images of ``images.txt``."""
+def _read_values(path: Path, names: dict[int, str], values: dict[str, int], expected: str) -> dict[int, int]:
+    """A list ``<image id> <text>`` of the images of ``images.txt``, as what each text stands for."""
     entries = _read_list(path)
-    if entries.keys() != names.keys():
-        odd = min(entries.keys() ^ names.keys())
-        raise ValueError(f"{path} and images.txt must hold the same images; the image {odd} is only in one of them.")
-    for image, text in entries.items():
-        if not text.isdecimal():
-            raise ValueError(f"{path}: expected a number for the image {image}, got {text!r}.")
-    return {image: int(text) for image, text in entries.items()}
+    for image in names:
+        if entries.get(image) not in values:
+            raise ValueError(f"{path}: expected {expected} for the image {image}, got {entries.get(image)!r}.")
+    return {image: values[entries[image]] for image in names}

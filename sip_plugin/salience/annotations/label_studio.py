@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from pathlib import Path
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sip_plugin.salience.annotations.files import Images, image_paths, upright_size
-from sip_plugin.salience.annotations.label_studio_export import Region, annotations_of, image_of, read_tasks, tasks_of
-from sip_plugin.salience.annotations.masks import (
+from sip_plugin.salience.annotations.base import (
     HumanMasks,
+    Images,
     Missing,
     MissingAnnotationError,
     UnreadableAnnotationError,
+    check_one_image_each,
     check_threshold,
+    image_paths,
 )
+
+_Region = dict[str, Any]  # a result of the export, with all its labels in "labels"
+_SHAPES = {"rle", "points", "vertices", "x", "imageDataURL"}  # the value of a region holds one of these
 
 
 class LabelStudioMasks(HumanMasks):
@@ -65,19 +75,28 @@ class LabelStudioMasks(HumanMasks):
         image: str | Callable[[Mapping[str, Any]], str] = "image",
         missing: Missing = "error",
     ) -> None:
-        _decoder()
+        _import_decoder()
         paths = image_paths(images)
         super().__init__(paths)
         self.file = Path(export)
         self.threshold = check_threshold(threshold)
         self.labels = None if labels is None else frozenset([labels] if isinstance(labels, str) else labels)
-        if self.labels is not None and not self.labels:
-            raise ValueError("labels must name a label or more, or be None for all.")
-        tasks = read_tasks(self.file)
-        places = [image_of(task, image, self.file) for task in tasks]
-        found = [annotations_of(task) for task in tasks]
-        self._check_labels(found)
-        self._annotations = [[] if number is None else found[number] for number in tasks_of(paths, places, self.file)]
+        try:
+            tasks = json.loads(self.file.read_bytes())
+            found = [_annotations(task) for task in tasks]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{self.file} is not Label Studio's export in the format JSON, a list of tasks with data and annotations "
+                f"(JSON-MIN and CSV are others): {error!r}."
+            ) from error
+        known = {label for task in found for regions in task for region in regions for label in region["labels"]}
+        if self.labels is not None and (not self.labels or self.labels - known):
+            raise ValueError(
+                f"labels must be labels of {self.file} ({', '.join(sorted(known))}) or None for all, got "
+                f"{sorted(self.labels)}."
+            )
+        places = [_image_path(task, image, self.file) for task in tasks]
+        self._annotations = [[] if task is None else found[task] for task in _match(paths, places, self.file)]
         self._check(missing)
 
     def __repr__(self) -> str:
@@ -91,76 +110,136 @@ class LabelStudioMasks(HumanMasks):
             raise MissingAnnotationError(f"{self.file} has no submitted annotation of the image {self.images[index]}.")
 
     def _read(self, index: int) -> NDArray[np.bool_]:
-        self._find(index)
         size = self._size(index)
         votes = np.zeros(size, dtype=np.int64)
         for regions in self._annotations[index]:
             votes += self._covered(regions, size, index)
-        salient: NDArray[np.bool_] = votes / len(self._annotations[index]) >= self.threshold
-        return salient
+        return np.asarray(votes / len(self._annotations[index]) >= self.threshold)
 
-    def _size(self, index: int) -> tuple[int, int]:
-        path = self.images[index]
-        assert isinstance(path, Path)
-        return upright_size(path)  # a browser turns the image before it is drawn on
-
-    def _covered(self, regions: list[Region], size: tuple[int, int], index: int) -> NDArray[np.bool_]:
+    def _covered(self, regions: list[_Region], size: tuple[int, int], index: int) -> NDArray[np.bool_]:
         """The pixels that the strokes of one annotation cover."""
         covered = np.zeros(size, dtype=bool)
         for region in regions:
-            if self.labels is not None and not region.labels & self.labels:
+            if self.labels is not None and not region["labels"] & self.labels:
                 continue
-            if not region.is_brush:
+            if "rle" not in region["value"]:
                 raise ValueError(
-                    f"{self._source(index)} has a region of the type {region.kind!r}; only brush strokes are taken. Export "
-                    "the project in the format COCO and use COCOMasks, or name the labels of the strokes, labels=."
+                    f"{self._source(index)} has a region of the type {region.get('type')!r}; only brush strokes are taken. "
+                    "Export the project in the format COCO and use COCOMasks, or name the labels of the strokes, labels=."
                 )
-            if region.size != size or region.rotation:
+            drawn_on = region.get("original_height"), region.get("original_width")
+            turned = region.get("image_rotation") or 0
+            if drawn_on != size or turned:
                 raise ValueError(
-                    f"{self._source(index)} was drawn on {region.size[1]}×{region.size[0]} pixels, turned by "
-                    f"{region.rotation}°, but the image is {size[1]}×{size[0]} pixels. Annotation and image must be of one "
-                    "size and orientation."
+                    f"{self._source(index)} was drawn on {drawn_on[1]}×{drawn_on[0]} pixels, turned by {turned}°, but "
+                    f"the image is {size[1]}×{size[0]} pixels. Annotation and image must be of one size and orientation."
                 )
             try:
-                covered |= _decoded(region.stroke, *size)
-            except (ValueError, IndexError) as error:
+                covered |= _decode(region["value"]["rle"], *size)
+            except (ValueError, TypeError, IndexError) as error:
                 raise UnreadableAnnotationError(f"{self._source(index)} cannot be read: {error}") from error
         return covered
 
-    def _check_labels(self, found: list[list[list[Region]]]) -> None:
-        known = {label for task in found for regions in task for region in regions for label in region.labels}
-        if self.labels is not None and (unknown := self.labels - known):
-            raise ValueError(
-                f"{self.file} has no region with the label {min(unknown)!r}. Its labels: {', '.join(sorted(known))}."
-            )
+
+# --- regions ----------------------------------------------------------------------------------------------------------
 
 
-# --- strokes ----------------------------------------------------------------------------------------------------------
+def _annotations(task: Mapping[str, Any]) -> list[list[_Region]]:
+    """The regions of each of a task's submitted annotations (a skipped one is not)."""
+    submitted = [each for each in task["annotations"] if not each.get("was_cancelled")]
+    return [_regions(each["result"]) for each in submitted if each.get("result") is not None]
 
 
-def _decoder() -> Callable[[Sequence[int]], NDArray[np.uint8]]:
-    """The SDK's decoder of brush strokes; the package that it used to be in will do too."""
-    for package in ("label_studio_sdk.converter.brush", "label_studio_converter.brush"):
-        try:
-            decoder: Callable[[Sequence[int]], NDArray[np.uint8]] = import_module(package).decode_rle
-        except ImportError:
+def _regions(results: Sequence[Mapping[str, Any]]) -> list[_Region]:
+    """The regions in the results. Several results of one id are one region: its pixels, its labels, a text about it."""
+    found: dict[Any, _Region] = {}
+    for number, result in enumerate(results):
+        value = result.get("value") or {}
+        if not _SHAPES & value.keys():
             continue
-        return decoder
-    raise ImportError("Label Studio's SDK is not installed: pip install 'sip-plugin[labelstudio]'")
+        region = found.setdefault(result.get("id", number), {**result, "labels": set()})
+        region["labels"] |= {label for name, names in value.items() if name.endswith("labels") for label in names}
+        with contextlib.suppress(KeyError, TypeError, ValueError):  # of a broken stroke, decoding raises
+            region["value"] = {"rle": bytes(value["rle"])}  # an eighth of the list
+    return list(found.values())
 
 
-def _decoded(stroke: Any, height: int, width: int) -> NDArray[np.bool_]:
-    """The pixels that a stroke covers.
+def _import_decoder() -> Callable[[bytes], NDArray[np.uint8]]:
+    """The SDK's decoder of brush strokes; an ImportError names the extra."""
+    try:
+        decoder: Callable[[bytes], NDArray[np.uint8]] = import_module("label_studio_sdk.converter.brush").decode_rle
+    except ImportError as error:
+        raise ImportError("Label Studio's SDK is not installed: pip install 'sip-plugin[labelstudio]'") from error
+    return decoder
+
+
+def _decode(stroke: Any, height: int, width: int) -> NDArray[np.bool_]:
+    """The pixels that a stroke covers. Raises ValueError, TypeError or IndexError if it is broken."""
+    values = int.from_bytes(stroke[:4], "big")
+    if values != height * width * 4:  # before the decoder makes room for them
+        raise ValueError(f"a stroke is of {values} values, not of {height} * {width} * 4.")
+    covered: NDArray[np.bool_] = _import_decoder()(stroke).reshape(height, width, 4)[..., 3] > 0
+    return covered
+
+
+# --- which task belongs to which image --------------------------------------------------------------------------------
+
+
+def _image_path(task: Mapping[str, Any], image: str | Callable[[Mapping[str, Any]], str], file: Path) -> PurePosixPath:
+    """The path of a task's image, from a field of the task's data or a function.
 
     Raises:
-        ValueError, IndexError: If it is broken.
+        ValueError: If there is no such field.
     """
-    if not isinstance(stroke, bytes):
-        raise ValueError(f"a stroke must be a list of numbers from 0 to 255, got {stroke!r:.80}.")
-    # It begins with the number of values. Checked before the decoder makes room for them.
-    values = int.from_bytes(stroke[:4], "big")
-    if values != height * width * 4:
-        raise ValueError(f"a stroke is of {values} values, not of {height} * {width} * 4.")
-    pixels = _decoder()(stroke).reshape(height, width, 4)
-    covered: NDArray[np.bool_] = pixels[..., 3] > 0
-    return covered
+    if callable(image):
+        return PurePosixPath(image(task))
+    address = task["data"].get(image)
+    if not isinstance(address, str):
+        raise ValueError(
+            f"The task {task.get('id')} in {file} has no image in its field {image!r}; it has: {', '.join(task['data'])}. "
+            "Name the field, image=."
+        )
+    url = urlsplit(address)
+    if url.path.endswith("/local-files/"):
+        return PurePosixPath(parse_qs(url.query).get("d", [""])[0])
+    # Only an address may end in a query; a path may hold what looks like one.
+    return PurePosixPath(unquote(url.path if url.scheme else address))
+
+
+def _match(images: Sequence[Path], places: Sequence[PurePosixPath], file: Path) -> list[int | None]:
+    """The number of each image's task, None for an image without one: the task of its name; of several, the one with which
+    the most folders agree.
+
+    Raises:
+        ValueError: If an image has several tasks, or a task several images.
+    """
+    by_name = defaultdict(list)
+    for number, place in enumerate(places):
+        name = _stored_name(place.name)
+        # An upload has eight characters of its own before the name.
+        for each in {name, re.sub("^[0-9a-f]{8}-", "", name)} if "upload" in place.parts else {name}:
+            by_name[each].append(number)
+    numbers = []
+    for image in images:
+        named = by_name.get(_stored_name(image.name), [])
+        agreement = [_shared_folders(image, places[number]) for number in named]
+        best = [number for number, count in zip(named, agreement, strict=True) if count == max(agreement)]
+        if len(best) > 1:
+            raise ValueError(
+                f"{file} has {len(best)} tasks for the image {image}, as {places[best[0]]} and {places[best[1]]}. Names "
+                "must tell tasks apart (folders count); image= takes a function from a task to its image's path."
+            )
+        numbers.append(best[0] if best else None)
+    check_one_image_each([None if number is None else places[number] for number in numbers], images, file)
+    return numbers
+
+
+def _stored_name(name: str) -> str:
+    """A file name as an upload stores it."""
+    return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
+
+
+def _shared_folders(image: Path, place: PurePosixPath) -> int:
+    """How many folders two paths share, counted from the file."""
+    pairs = zip(image.parts[-2::-1], place.parts[-2::-1], strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))

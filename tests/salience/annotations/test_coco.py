@@ -119,7 +119,7 @@ def test_categories_are_chosen_by_name_or_id(wanted, annotated):
     assert torch.equal(annotated.masks(categories=wanted)[0][0], torch.from_numpy(box(3, 3, 5, 6)))
     both = torch.from_numpy(box(3, 3, 5, 6) | box(0, 0, 2, 2))
     assert torch.equal(annotated.masks(categories=["bird", 7])[0][0], both)
-    with pytest.raises(ValueError, match=r"no category 'dog'. It has: bird, cat"):
+    with pytest.raises(ValueError, match=r"\(bird, cat\).*got \['dog'\]"):
         annotated.masks(categories=["dog"])
     with pytest.raises(ValueError, match="None for all"):
         annotated.masks(categories=[])
@@ -219,13 +219,13 @@ def test_an_image_of_another_size_than_the_file_says_is_an_error(annotated):
     ("content", "says"),
     [
         ("[]", "not a file of COCO instances"),
-        ('{"images": []}', "not a file of COCO instances.*annotations"),
-        ("<html>", "not a JSON file"),
+        ('{"annotations": []}', "not a file of COCO instances.*images"),
+        ("<html>", "not a file of COCO instances"),
     ],
 )
 def test_another_file_is_an_error_that_names_it(content, says, tmp_path):
     (tmp_path / "other.json").write_text(content)
-    with pytest.raises(ValueError, match=rf"other\.json.*{says}|other\.json is {says}"):
+    with pytest.raises(ValueError, match=rf"other\.json is {says}"):
         COCOMasks([1], tmp_path / "other.json")
     with pytest.raises(FileNotFoundError, match=r"absent\.json"):
         COCOMasks([1], tmp_path / "absent.json")
@@ -233,38 +233,36 @@ def test_another_file_is_an_error_that_names_it(content, says, tmp_path):
 
 def test_without_pycocotools_the_error_names_the_extra(annotated, monkeypatch):
     annotated.add(annotated.image("a/1.jpg"), polygon(0, 0, 2, 2))
-    monkeypatch.setitem(sys.modules, "pycocotools", None)
-    monkeypatch.delitem(sys.modules, "pycocotools.mask", raising=False)
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     with pytest.raises(ImportError, match=r"sip-plugin\[annotations\]"):
         annotated.masks()
 
 
-def test_the_repr_says_which_file(annotated):
-    annotated.add(annotated.image("a/1.jpg"), polygon(0, 0, 2, 2))
-    assert repr(annotated.masks()) == f"COCOMasks(1 images of {annotated.file})"
+FAR = {
+    "right": (1, 20, 4, 25),
+    "left": (1, -9, 4, -2),
+    "below": (30, 1, 40, 4),
+    "above": (-40, 1, -30, 4),
+    "1e30": (0, 0, 3, 1e30),
+    "-1e30": (0, -1e30, 3, 3),
+    "1e9": (0, 0, 1e9, 3),
+}
 
 
-@pytest.mark.parametrize("corners", [(1, 20, 4, 25), (1, -9, 4, -2), (30, 1, 40, 4), (-40, 1, -30, 4)])
+@pytest.mark.parametrize("where", FAR)
 @pytest.mark.parametrize("among_others", [False, True])
-def test_an_instance_outside_its_image_is_an_error_that_names_it(corners, among_others, annotated):
+def test_an_instance_outside_its_image_or_that_no_image_reaches_is_an_error_that_names_it(
+    where, among_others, annotated
+):
     number = annotated.image("a/1.jpg")
     if among_others:
         annotated.add(number, polygon(0, 0, 2, 2))
-    outside = annotated.add(number, polygon(*corners))
-    with pytest.raises(UnreadableAnnotationError, match=rf"annotation {outside} .*a/1\.jpg.*outside the image of 8×6"):
+    outside = annotated.add(number, polygon(*FAR[where]))
+    says = rf"annotation {outside} .*a/1\.jpg.*not beyond 1e.06.*inside the image of 8×6"
+    with pytest.raises(UnreadableAnnotationError, match=says):
         annotated.masks()[0]
     with pytest.warns(UserWarning, match="1 are unreadable"):
         assert annotated.masks(missing="empty").unannotated == (0,)
-
-
-@pytest.mark.parametrize("far", [1e30, -1e30, 1e9])
-def test_a_corner_that_no_image_reaches_is_an_error_that_names_the_instance(far, annotated):
-    number = annotated.image("a/1.jpg")
-    broken = annotated.add(number, [[0, 0, far, 0, 3, 3]])
-    with pytest.raises(
-        UnreadableAnnotationError, match=rf"annotation {broken} .*a corner at {far:g} pixels".replace("+", "[+]")
-    ):
-        annotated.masks()[0]
 
 
 def test_polygons_that_reach_over_the_edge_are_cut_off_there(annotated):

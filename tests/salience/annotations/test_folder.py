@@ -137,33 +137,20 @@ def test_black_on_a_transparent_ground_is_an_error(folders, birds):
         FolderMasks(birds, folders / "masks")[0]
 
 
-def test_an_8_bit_file_of_zeros_and_ones_is_not_taken_for_an_empty_mask(folders, birds):
-    save_mask(folders, Image.fromarray(binary_mask().astype(np.uint8)))
-    with pytest.raises(ValueError, match=r"robin/1\.png holds only the levels 0 and 1 of 255.*full_level=1"):
-        FolderMasks(birds, folders / "masks")[0]
-    alone = FolderMasks([birds.samples[0][0]], folders / "masks", image_root=birds.root, full_level=1)
-    assert torch.equal(alone[0][0], torch.from_numpy(binary_mask()))
-
-
-@pytest.mark.parametrize(("level", "depth", "white"), [(2, np.uint8, 255), (5, np.uint8, 255), (255, np.uint16, 65535)])
+@pytest.mark.parametrize(("level", "depth", "white"), [(1, np.uint8, 255), (5, np.uint8, 255), (255, np.uint16, 65535)])
 def test_a_mask_that_marks_something_of_which_nothing_reaches_the_threshold_is_an_error(
     level, depth, white, folders, birds
 ):
     save_mask(folders, Image.fromarray(binary_mask().astype(depth) * depth(level)))
-    masks = FolderMasks(birds, folders / "masks")
     says = (
         rf"robin/1\.png holds no level above {level} of {white}.*threshold 0\.5.*full_level={level} .*missing=\"empty\""
     )
     with pytest.raises(UnmarkedAnnotationError, match=says):
-        masks[0]
-    assert (
-        FolderMasks(birds, folders / "masks", threshold=level / white)[0][0].numpy().tolist() == binary_mask().tolist()
-    )
+        FolderMasks(birds, folders / "masks")[0]
     alone = FolderMasks([birds.samples[0][0]], folders / "masks", image_root=birds.root, full_level=level)
-    assert alone[0][0].numpy().tolist() == binary_mask().tolist()
-    with pytest.warns(
-        UserWarning, match="0 annotations are missing, 0 are unreadable, 1 mark no salient pixel"
-    ) as caught:
+    for masks in (alone, FolderMasks(birds, folders / "masks", threshold=level / white)):
+        assert torch.equal(masks[0][0], torch.from_numpy(binary_mask()))
+    with pytest.warns(UserWarning, match="1 mark no salient pixel") as caught:
         empty = FolderMasks(birds, folders / "masks", missing="empty")
     assert len(caught) == 1
     assert empty.unannotated == (0,)
@@ -178,11 +165,6 @@ def test_full_level_is_the_level_of_all_annotators(folders, birds):
     assert torch.equal(masks[0][0], torch.from_numpy(votes >= 3))
     with pytest.raises(ValueError, match=r"robin/1\.png has the level 5, above full_level = 4"):
         FolderMasks(birds, folders / "masks", full_level=4)[0]
-
-
-def test_an_empty_mask_is_an_empty_map(folders, birds):
-    save_mask(folders, Image.new("L", (9, 7)))
-    assert not FolderMasks(birds, folders / "masks")[0].any()
 
 
 def test_a_mask_of_another_size_is_an_error_that_names_both_files_and_sizes(folders, birds):
@@ -270,10 +252,13 @@ def test_empty_maps_are_had_for_the_asking_with_one_warning_that_counts_them(fol
     assert all(torch.equal(a, b) for a, b in zip(again, masks, strict=True))
 
 
-def test_nothing_is_said_where_nothing_is_missing(folders, birds):
+def test_nothing_is_said_where_nothing_is_missing_or_a_mask_marks_nothing(folders, birds):
+    save_mask(folders, Image.new("L", (9, 7)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert FolderMasks(birds, folders / "masks", missing="empty").unannotated == ()
+        masks = FolderMasks(birds, folders / "masks", missing="empty")
+    assert masks.unannotated == ()
+    assert not masks[0].any()
 
 
 def test_a_missing_image_is_not_taken_for_a_missing_annotation(folders, birds):
@@ -291,7 +276,7 @@ def test_the_images_may_be_a_list_of_paths_and_the_masks_have_a_suffix_of_their_
     assert [tuple(mask.shape[1:]) for mask in masks] == list(SIZES.values())
     with pytest.raises(ValueError, match="image_root"):
         FolderMasks(paths, folders / "masks")
-    with pytest.raises(ValueError, match=r"images/robin/1\.jpg is not below image_root"):
+    with pytest.raises(ValueError, match=r"images/robin/1\.jpg.* is not in the subpath"):
         FolderMasks(paths, folders / "masks", image_root=folders / "masks")
 
 
@@ -340,14 +325,9 @@ def test_indices_are_a_sequences(folders, birds):
         masks[:2]
 
 
-def test_the_repr_says_where_the_masks_are(folders, birds):
-    shown = repr(FolderMasks(birds, folders / "masks", threshold=0.25))
-    assert shown == f"FolderMasks(3 masks in {folders / 'masks'}, threshold=0.25)"
-
-
 def test_without_pillow_the_error_names_the_extra(folders, birds, monkeypatch):
     masks = FolderMasks(birds, folders / "masks")
-    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(ImportError, match=r"sip-plugin\[annotations\]"):
         masks[0]
 

@@ -13,18 +13,7 @@ from torchvision.datasets import ImageFolder
 
 from sip_plugin.salience.annotations import LabelStudioMasks, MissingAnnotationError, UnreadableAnnotationError
 
-
-def sdk():
-    for package in ("label_studio_sdk.converter.brush", "label_studio_converter.brush"):
-        try:
-            return __import__(package, fromlist=["mask2rle"])
-        except ImportError:
-            continue
-    pytest.skip("needs Label Studio's SDK", allow_module_level=True)
-    raise AssertionError
-
-
-brush = sdk()
+brush = pytest.importorskip("label_studio_sdk.converter.brush", reason="needs Label Studio's SDK")
 HEIGHT, WIDTH = 6, 8
 
 
@@ -170,7 +159,7 @@ def test_labels_choose_strokes(project):
     )
     assert torch.equal(project.masks(labels=["Wing"])[0][0], torch.from_numpy(box(3, 3, 5, 5)))
     assert project.masks(labels=["Wing", "Beak"])[0].sum() == 8
-    with pytest.raises(ValueError, match=r"no region with the label 'Tail'. Its labels: Beak, Shadow, Wing"):
+    with pytest.raises(ValueError, match=r"Beak, Shadow, Wing.*got \['Tail'\]"):
         project.masks(labels=["Tail"])
     with pytest.raises(ValueError, match="None for all"):
         project.masks(labels=[])
@@ -352,15 +341,6 @@ def test_another_file_is_an_error_that_names_it(content, project):
 def test_without_the_sdk_the_error_names_the_extra(project, monkeypatch):
     path = project.photo("a/1.jpg")
     project.task("1.jpg", [])
-    for name in [name for name in sys.modules if name.split(".")[0] in ("label_studio_sdk", "label_studio_converter")]:
-        monkeypatch.delitem(sys.modules, name)
-    for name in ("label_studio_sdk", "label_studio_converter"):
-        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "label_studio_sdk.converter.brush", None)
     with pytest.raises(ImportError, match=r"sip-plugin\[labelstudio\]"):
         project.masks([path])
-
-
-def test_the_repr_says_which_file(project):
-    project.photo("a/1.jpg")
-    project.task("1.jpg", [])
-    assert repr(project.masks()) == f"LabelStudioMasks(1 images of {project.file}, threshold=0.5)"
