@@ -7,13 +7,13 @@ python scripts/make_compatibility.py --check  # say whether it is up to date
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works in a clone that is not installed too
 
-from sip_plugin.adapters import art_table, foolbox_table
 from sip_plugin.adapters.autoattack import MEMBERS
-from sip_plugin.adapters.torchattacks_table import TABLE
+from sip_plugin.adapters.specs import ART, FOOLBOX, TORCHATTACKS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "compatibility.md"
 
@@ -170,7 +170,7 @@ In Foolbox 3.3.4:
 def page() -> str:
     """The page's text."""
     lines = [HEAD, "## torchattacks 3.5", "", "| Attack | Projected at | Batch | Remark |", "|---|---|---|---|"]
-    for name, entry in TABLE.items():
+    for name, entry in TORCHATTACKS.specs.items():
         batch = "one image" if entry.alone else "selects" if entry.selects else ""
         lines.append(f"| {name} | {entry.mechanism.value} | {batch} | {entry.reason} |")
     lines += [
@@ -195,17 +195,17 @@ def _art() -> str:
     rows = [
         f"| {name} | {entry.mechanism.value} | {'yes' if entry.native else ''} | {at_once[entry.at_once]} | "
         f"{entry.reason} |\n"
-        for name, entry in art_table.TABLE.items()
+        for name, entry in ART.specs.items()
     ]
-    return ART_HEAD + "".join(rows) + ART_REFUSED + _reasons(art_table.REFUSED)
+    return ART_HEAD + "".join(rows) + ART_REFUSED + _reasons(ART.refused)
 
 
 def _foolbox() -> str:
-    rows = [f"| {name} | {entry.reason} |\n" for name, entry in foolbox_table.TABLE.items()]
-    return FOOLBOX_HEAD + "".join(rows) + FOOLBOX_REFUSED + _reasons(foolbox_table.REFUSED)
+    rows = [f"| {name} | {entry.reason} |\n" for name, entry in FOOLBOX.specs.items()]
+    return FOOLBOX_HEAD + "".join(rows) + FOOLBOX_REFUSED + _reasons(FOOLBOX.refused)
 
 
-def _reasons(refused: dict[str, str]) -> str:
+def _reasons(refused: Mapping[str, str]) -> str:
     return "".join(f"| {name} | {reason} |\n" for name, reason in refused.items())
 
 

@@ -23,16 +23,23 @@ from tqdm.auto import tqdm  # ART's own progress bars
 
 from sip_plugin.adapters.art_estimator import EstimatorProjection, projected_estimator
 from sip_plugin.adapters.art_inputs import as_indices, check_inputs, check_labels, check_mask, to_map_source
-from sip_plugin.adapters.art_table import MEMBERS, REFUSED, ArtEntry, entry_of, known_name
-from sip_plugin.adapters.base import SalienceAttack, call_lock, check_ball, one_map_if_empty, project_result, replaced
-from sip_plugin.adapters.members import Member
+from sip_plugin.adapters.base import (
+    SalienceAttack,
+    call_lock,
+    check_ball,
+    one_map_if_empty,
+    patched_attribute,
+    project_result,
+)
+from sip_plugin.adapters.composite import MemberProxy
 from sip_plugin.adapters.projection import (
     Mechanism,
     RowSelections,
     salience_rows,
-    warn_if_never_asked,
+    warn_if_not_queried,
     watched_array,
 )
+from sip_plugin.adapters.specs import ART, MEMBERS, ArtSpec
 from sip_plugin.constraint import SalienceMap, prepare_mask
 from sip_plugin.mask_source import MaskSource, compute_mask
 from sip_plugin.model_state import preserve_model_state
@@ -97,7 +104,7 @@ class SalienceArtAttack(SalienceAttack, EvasionAttack):  # type: ignore[misc]
         attack = self.wrapped
         with self._lock, _preserved(attack.estimator):
             check_inputs(x, attack.estimator.clip_values)
-            guides = entry_of(attack).y == "guides"
+            guides = ART.spec_for(attack).y == "guides"
             y = check_labels(y, x, None if guides else attack.estimator.nb_classes)
             allowed = check_mask(mask, x)
             map_ = self._map(x, y, salience)
@@ -139,26 +146,26 @@ def attack_batch(
         salience = salience | attack._map(x, y)
         alone |= attack.one_by_one
         attack = attack.wrapped
-    entry = entry_of(attack)
-    if entry.native == "attribute" and attack.mask is not None:
+    spec = ART.spec_for(attack)
+    if spec.native == "attribute" and attack.mask is not None:
         own = check_mask(attack.mask, x)
         allowed = own if allowed is None else own * (allowed != 0)
     if allowed is not None:
         salience = salience | torch.from_numpy(allowed == 0)
     salience = one_map_if_empty(salience)
-    if entry.universal:
+    if spec.universal:
         salience = _shared(attack, salience)
-    at_once = entry.at_once if bool(salience.any()) else "all"
+    at_once = spec.at_once if bool(salience.any()) else "all"
     with call_lock(attack), _preserved(attack.estimator):
         size = 1 if alone else {"all": len(x), "batch": getattr(attack, "batch_size", len(x)), "one": 1}[at_once]
-        if size >= len(x) and not entry.starts:
-            return _attack_part(attack, entry, x, y, salience, allowed, kwargs, None)
-        return _attack_parts(attack, entry, size, x, y, salience, allowed, kwargs)
+        if size >= len(x) and not spec.starts:
+            return _attack_part(attack, spec, x, y, salience, allowed, kwargs, None)
+        return _attack_parts(attack, spec, size, x, y, salience, allowed, kwargs)
 
 
 def _attack_parts(
     attack: EvasionAttack,
-    entry: ArtEntry,
+    spec: ArtSpec,
     size: int,
     x: np.ndarray,
     y: np.ndarray | None,
@@ -170,7 +177,7 @@ def _attack_parts(
 
     Images of which nothing may change are left out: attacks that search for a starting point would fail or never end.
     """
-    infers = entry.infers_range and attack.estimator.clip_values is None
+    infers = spec.infers_range and attack.estimator.clip_values is None
     value_range = (x.min(), x.max()) if infers else None
     per_image = {name: kwargs[name] for name in _PER_IMAGE if kwargs.get(name) is not None}
     free = np.flatnonzero(~salience.expand(len(x), -1, -1, -1).flatten(1).all(1).numpy())
@@ -185,7 +192,7 @@ def _attack_parts(
             with _budgets_of(attack, rows, len(x)):
                 part = _attack_part(
                     attack,
-                    entry,
+                    spec,
                     x[rows],
                     None if y is None else y[rows],
                     salience if len(salience) == 1 else salience[rows],
@@ -201,7 +208,7 @@ def _attack_parts(
 
 def _attack_part(
     attack: EvasionAttack,
-    entry: ArtEntry,
+    spec: ArtSpec,
     x: np.ndarray,
     y: np.ndarray | None,
     salience: Tensor,
@@ -210,36 +217,36 @@ def _attack_part(
     value_range: tuple[Any, Any] | None,
 ) -> np.ndarray:
     images = torch.from_numpy(np.array(x))  # a copy: an attack may write into what it is handed
-    known = known_name(attack) is not None
+    known = ART.registered_name(attack) is not None
     selections = RowSelections(images) if known and bool(salience.any()) else None
     projection = EstimatorProjection(
         images,
         salience,
         dtype=_network_dtype(attack.estimator),
         selections=selections,
-        masked=entry.native == "argument",
-        in_place=entry.mechanism is Mechanism.ITERATE,
-        exempt=torch.from_numpy(np.asarray(y)) if entry.y == "guides" and y is not None else None,
+        masked=spec.native == "argument",
+        in_place=spec.mechanism is Mechanism.ITERATE,
+        exempt=torch.from_numpy(np.asarray(y)) if spec.y == "guides" and y is not None else None,
     )
     with ExitStack() as stack:
-        if entry.native:
+        if spec.native:
             free = np.broadcast_to(1.0 if allowed is None else allowed, x.shape)
             native = np.where(salience.numpy(), 0, free).astype(np.float32)
-            if entry.native == "argument":
+            if spec.native == "argument":
                 kwargs = {**kwargs, "mask": native}
             else:
-                stack.enter_context(replaced(attack, "mask", native))
-        if entry.mechanism is MEMBERS:
-            stack.enter_context(_members_projected(attack, entry, salience, selections))
+                stack.enter_context(patched_attribute(attack, "mask", native))
+        if spec.mechanism is MEMBERS:
+            stack.enter_context(_members_projected(attack, spec, salience, selections))
         else:
             stack.enter_context(_estimators_projected(attack, projection, value_range))
-        if entry.starts:
-            stack.enter_context(_starts_projected(attack, entry.starts, projection))
+        if spec.starts:
+            stack.enter_context(_starts_projected(attack, spec.starts, projection))
         try:
             given = x.copy() if selections is None else watched_array(x, selections)
             adversarial = attack.generate(given, y, **kwargs)
         except AssertionError as error:
-            if not entry.starts:
+            if not spec.starts:
                 raise
             raise ValueError(
                 f"{type(attack).__name__} found no adversarial starting point for one of the {len(x)} images, and ART "
@@ -247,10 +254,10 @@ def _attack_part(
                 "starting_points=..., which have to be so with their salient elements as in the image, or raise init_size."
             ) from error
     result = _selected(attack, adversarial, images, salience)
-    if entry.mechanism is Mechanism.ITERATE:
+    if spec.mechanism is Mechanism.ITERATE:
         check_ball(attack, torch.from_numpy(result), images)
     if not known:
-        warn_if_never_asked(attack, projection, np.array_equal(result, x))
+        warn_if_not_queried(attack, projection, np.array_equal(result, x))
     return result
 
 
@@ -281,34 +288,34 @@ def _estimators_projected(
                     made[id(held)] = projected_estimator(held, projection)
                     if value_range is not None:
                         made[id(held)]._clip_values = value_range
-                stack.enter_context(replaced(holder, name, made[id(held)]))
+                stack.enter_context(patched_attribute(holder, name, made[id(held)]))
         yield
 
 
 @contextmanager
 def _members_projected(
-    attack: EvasionAttack, entry: ArtEntry, salience: Tensor, selections: RowSelections | None
+    attack: EvasionAttack, spec: ArtSpec, salience: Tensor, selections: RowSelections | None
 ) -> Iterator[None]:
     """Have the attacks that an attack is made of project their own steps."""
-    made: list[Member] = []
-    run = _Run(salience, None if entry.universal else selections)
+    made: list[MemberProxy] = []
+    run = _Run(salience, None if spec.universal else selections)
 
-    def stand_in(member: EvasionAttack) -> Member:
-        made.append(Member(member, run, method="generate"))
+    def stand_in(member: EvasionAttack) -> MemberProxy:
+        made.append(MemberProxy(member, run, method="generate"))
         return made[-1]
 
     get_attack = getattr(attack, "_get_attack", None)
 
-    def get_stand_in(*args: Any) -> Member:
+    def get_stand_in(*args: Any) -> MemberProxy:
         return stand_in(get_attack(*args))  # type: ignore[misc]
 
-    name = "_get_attack" if entry.universal else "attacks"
-    value: Any = get_stand_in if entry.universal else [stand_in(member) for member in attack.attacks]
+    name = "_get_attack" if spec.universal else "attacks"
+    value: Any = get_stand_in if spec.universal else [stand_in(member) for member in attack.attacks]
     try:
         with ExitStack() as stack:
             for member in getattr(attack, "attacks", ()):
                 stack.enter_context(_preserved(member.estimator))
-            stack.enter_context(replaced(attack, name, value))
+            stack.enter_context(patched_attribute(attack, name, value))
             yield
     finally:
         for member in made:
@@ -339,7 +346,7 @@ def _starts_projected(attack: EvasionAttack, method: str, projection: EstimatorP
         with projection.only(index):
             return find(*args, **kwargs)
 
-    with replaced(attack, method, find_start):
+    with patched_attribute(attack, method, find_start):
         yield
 
 
@@ -351,7 +358,7 @@ def _budgets_of(attack: EvasionAttack, rows: np.ndarray, count: int) -> Iterator
             for name in ("eps", "eps_step"):
                 held = vars(holder).get(name)
                 if isinstance(held, np.ndarray) and held.ndim == 4 and len(held) == count:
-                    stack.enter_context(replaced(holder, name, held[rows]))
+                    stack.enter_context(patched_attribute(holder, name, held[rows]))
         yield
 
 
@@ -401,9 +408,8 @@ def _check_attack(attack: Any) -> None:
         raise TypeError(
             f"{name} is no evasion attack (art.attacks.EvasionAttack), so it perturbs no images to be wrapped."
         )
-    known = known_name(attack)
-    if known in REFUSED:
-        raise TypeError(f"{name} cannot be made to preserve salience: {REFUSED[known]}.")
+    ART.check_supported(attack)
+    known = ART.registered_name(attack)
     estimator = attack.estimator
     if not (isinstance(estimator, PyTorchEstimator) and isinstance(estimator, ClassifierMixin)):
         raise TypeError(
@@ -415,8 +421,8 @@ def _check_attack(attack: Any) -> None:
         _check_attack(member)
     for inner in _inner_attacks(attack) if known is None else ():
         _check_attack(inner)
-        entry = entry_of(inner)
-        if isinstance(inner, SalienceArtAttack) or entry.mechanism is MEMBERS or entry.at_once != "all":
+        spec = ART.spec_for(inner)
+        if isinstance(inner, SalienceArtAttack) or spec.mechanism is MEMBERS or spec.at_once != "all":
             raise TypeError(
                 f"{name} is built upon {type(inner).__name__}, whose steps cannot be projected from outside. Wrap that "
                 "attack instead: SIPWrapper(inner, mask_fn)."
@@ -429,7 +435,7 @@ def _inner_attacks(attack: Any) -> list[Any]:
 
 
 def _holds_targets(attack: EvasionAttack) -> bool:
-    return attack.targeted or entry_of(attack).y != "labels"
+    return attack.targeted or ART.spec_for(attack).y != "labels"
 
 
 def _shared(attack: EvasionAttack, salience: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class EstimatorProjection:
         self.dtype = dtype
         self.in_place = in_place
         self.exempt = exempt
-        self.asked = False
+        self.queried = False
         self.masked = masked
         self._use(BatchProjection(images, salience, selections=selections))
 
@@ -53,7 +53,7 @@ class EstimatorProjection:
         Raises:
             RuntimeError: If they are no images of the clean ones' shape.
         """
-        self.asked = True
+        self.queried = True
         queries = x if isinstance(x, Tensor) else _tensor(x)
         if not queries.is_floating_point():
             queries = queries.to(self.dtype)

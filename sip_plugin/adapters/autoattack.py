@@ -19,7 +19,7 @@ from sip_plugin.adapters.base import (
     project_result,
     split_batch,
 )
-from sip_plugin.adapters.members import Member
+from sip_plugin.adapters.composite import MemberProxy
 from sip_plugin.adapters.projection import (
     AttackMode,
     BatchProjection,
@@ -31,6 +31,7 @@ from sip_plugin.adapters.projection import (
 )
 from sip_plugin.checks import check_images, check_labels
 from sip_plugin.constraint import SalienceMap, project
+from sip_plugin.mask_source import MaskSource
 from sip_plugin.model_state import preserve_model_state
 
 MEMBERS: dict[str, Mechanism] = {
@@ -61,6 +62,10 @@ class SalienceAutoAttack(SalienceAttack):
     Queries outside its attacks (checks, clean accuracy, whether an attack succeeded) see images that are clean or projected
     already, and go to the network as they are.
     """
+
+    def __reduce__(self) -> Any:
+        # The class is made for the attack's, so pickle cannot find it by its name.
+        return functools.partial(_rebuild, one_by_one=self.one_by_one), (self.wrapped, self.mask_fn)
 
     def run_standard_evaluation(
         self, x_orig: Tensor, y_orig: Tensor, *args: Any, mask: SalienceMap | None = None, **kwargs: Any
@@ -121,6 +126,10 @@ class SalienceAutoAttack(SalienceAttack):
         return torch.cat(parts)
 
 
+def _rebuild(attack: Any, mask_fn: MaskSource, *, one_by_one: bool) -> SalienceAutoAttack:
+    return adapter(type(attack))(attack, mask_fn, one_by_one=one_by_one)  # type: ignore[arg-type]
+
+
 @contextmanager
 def _members_projected(attack: Any, images: Tensor, salience: Tensor) -> Iterator[None]:
     """Have AutoAttack's attacks project their steps on whichever images they are handed."""
@@ -138,7 +147,7 @@ def _members_projected(attack: Any, images: Tensor, salience: Tensor) -> Iterato
         check_ball(member, result, projection.images)
         return result
 
-    stand_ins = {name: Member(member, run, method="perturb") for name, member in members.items()}
+    stand_ins = {name: MemberProxy(member, run, method="perturb") for name, member in members.items()}
     # The package's individual evaluation leaves only its last attack to run.
     kept = {name: vars(attack)[name] for name in ("attacks_to_run", "verbose") if name in vars(attack)}
     for name, stand_in in stand_ins.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import threading
 import warnings
@@ -59,7 +60,7 @@ class SalienceAttack:
         return type(self)(copy.copy(self.wrapped), self.mask_fn, one_by_one=self.one_by_one)
 
     def __reduce__(self) -> Any:
-        return _rebuild, (self.wrapped, self.mask_fn, self.one_by_one)
+        return functools.partial(type(self), one_by_one=self.one_by_one), (self.wrapped, self.mask_fn)
 
     def __repr__(self) -> str:
         source = self.mask_fn
@@ -81,7 +82,7 @@ class SalienceAttack:
 
         def run(alone: bool) -> Tensor:
             parts = split_batch(images, labels, salience, 1 if alone else len(images))
-            return joined([self._attack(*part, args, kwargs) for part in parts])
+            return concat([self._attack(*part, args, kwargs) for part in parts])
 
         return self._alone_if_need_be(run, salience)
 
@@ -124,7 +125,7 @@ def call_lock(attack: Any) -> Any:
 
 
 @contextmanager
-def replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
+def patched_attribute(holder: Any, name: str, value: Any) -> Iterator[None]:
     """Another value of an object's own attribute for the length of a block.
 
     Past any ``__setattr__``: torchattacks' would keep it (and with it the images) alive in a mutable default argument.
@@ -158,7 +159,7 @@ def split_batch(
     return list(zip(pieces, each, maps, strict=True))
 
 
-def joined(parts: list[Tensor]) -> Tensor:
+def concat(parts: list[Tensor]) -> Tensor:
     """The parts of a batch in one tensor."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
@@ -202,10 +203,3 @@ def check_ball(attack: Any, adversarial: Tensor, images: Tensor) -> None:
             f"{type(attack).__name__} left its ball: it changed an image by {size:g} in {attack.norm}, and eps is "
             f"{attack.eps:g}. That is an error of sip-plugin; please report it. one_by_one=True avoids it."
         )
-
-
-def _rebuild(attack: Any, mask_fn: MaskSource, one_by_one: bool) -> Any:
-    """Unpickle through the front door: an adapter's class may be made for the attack's class."""
-    from sip_plugin.wrapper import SIPWrapper
-
-    return SIPWrapper(attack, mask_fn, one_by_one=one_by_one)

@@ -25,9 +25,9 @@ try:
 except ImportError as error:
     raise ImportError("Foolbox is not installed: pip install 'sip-plugin[foolbox]'") from error
 
-from sip_plugin.adapters.base import SalienceAttack, project_result, replaced
-from sip_plugin.adapters.foolbox_table import REFUSED, entry_of, known_name
-from sip_plugin.adapters.projection import BatchProjection, warn_if_never_asked
+from sip_plugin.adapters.base import SalienceAttack, patched_attribute, project_result
+from sip_plugin.adapters.projection import BatchProjection, warn_if_not_queried
+from sip_plugin.adapters.specs import FOOLBOX
 from sip_plugin.checks import check_images, check_labels
 from sip_plugin.constraint import SalienceMap, project
 from sip_plugin.mask_source import MaskSource
@@ -40,9 +40,7 @@ class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
     """An attack of Foolbox whose every step leaves salient elements alone."""
 
     def __init__(self, attack: Attack, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> None:
-        known = known_name(attack)
-        if known in REFUSED:
-            raise TypeError(f"{type(attack).__name__} cannot be made to preserve salience: {REFUSED[known]}.")
+        FOOLBOX.check_supported(attack)
         for inner in _inner_attacks(attack):
             adapter_of(inner)(inner)  # refuses what may not be part of it either
         super().__init__(attack, mask_fn, one_by_one=one_by_one)
@@ -135,7 +133,7 @@ class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
         innermost = self.wrapped
         while isinstance(innermost, Repeated):
             innermost = innermost.attack
-        if not entry_of(innermost).searches_start or not bool(full.any()):
+        if not FOOLBOX.spec_for(innermost).searches_start or not bool(full.any()):
             return None
         _check_splits(criterion, "a map that marks all of an image")
         return [part for part in (everything[full], everything[~full]) if len(part)]
@@ -154,10 +152,10 @@ class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
         with _runs_projected(self.wrapped, projection):
             outcome = call(projected, images.clone(), criterion, **kwargs)
         result = _each(outcome, lambda found: _selected(found, images, salience))
-        if known_name(self.wrapped) is None and not isinstance(self.wrapped, Repeated):
+        if FOOLBOX.registered_name(self.wrapped) is None and not isinstance(self.wrapped, Repeated):
             changed = result if isinstance(result, Tensor) else result[0]
             first = changed if isinstance(changed, Tensor) else changed[0]
-            warn_if_never_asked(self.wrapped, projected, torch.equal(first, images))
+            warn_if_not_queried(self.wrapped, projected, torch.equal(first, images))
         return result
 
 
@@ -198,7 +196,7 @@ class ProjectedFoolboxModel(Model):  # type: ignore[misc]
     def __init__(self, model: Model, projection: BatchProjection) -> None:
         self.model = model
         self.projection = projection
-        self.asked = False
+        self.queried = False
 
     @property
     def bounds(self) -> Any:
@@ -207,7 +205,7 @@ class ProjectedFoolboxModel(Model):  # type: ignore[misc]
 
     def __call__(self, inputs: Any) -> Any:
         """The model's output at the projected queries."""
-        self.asked = True
+        self.queried = True
         queries = inputs.raw if isinstance(inputs, ep.Tensor) else inputs
         projected = self.projection(queries).to(self.projection.images.dtype)
         return self.model(ep.astensor(projected) if isinstance(inputs, ep.Tensor) else projected)
@@ -237,10 +235,10 @@ def _runs_projected(attack: Attack, projection: BatchProjection) -> Iterator[Non
         for holder in (attack, *_inner_attacks(attack)):
             if isinstance(holder, SalienceFoolboxAttack):
                 continue  # sees to itself
-            for name in ("run", entry_of(holder).start):
+            for name in ("run", FOOLBOX.spec_for(holder).start):
                 if hasattr(holder, name):
                     projected = _with_projected_result(holder, getattr(holder, name), projection)
-                    stack.enter_context(replaced(holder, name, projected))
+                    stack.enter_context(patched_attribute(holder, name, projected))
         yield
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sip_plugin.adapters.base import SalienceAttack, project_result
-from sip_plugin.adapters.projection import BatchProjection, ProjectedModel, model_replaced, warn_if_never_asked
+from sip_plugin.adapters.projection import BatchProjection, ProjectedModel, model_replaced, warn_if_not_queried
 from sip_plugin.checks import check_images, check_labels
 from sip_plugin.constraint import SalienceMap
 from sip_plugin.mask_source import MaskSource
@@ -58,5 +58,5 @@ class SalienceCallable(SalienceAttack):
             given = (images.clone(),) if labels is None else (images.clone(), labels)
             adversarial = self.wrapped(*given, *args, **kwargs)
         result = project_result(self.wrapped, adversarial, images, salience)
-        warn_if_never_asked(self.wrapped, stand_in, torch.equal(result, images))
+        warn_if_not_queried(self.wrapped, stand_in, torch.equal(result, images))
         return result

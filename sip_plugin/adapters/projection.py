@@ -161,10 +161,10 @@ def salience_rows(salience: Tensor, index: Tensor) -> Tensor:
     return salience if len(salience) == 1 else salience[index]
 
 
-class Asked(Protocol):
+class Queried(Protocol):
     """What stands in for a model and knows whether it was asked."""
 
-    asked: bool
+    queried: bool
 
 
 class ProjectedModel(nn.Module):
@@ -191,11 +191,11 @@ class ProjectedModel(nn.Module):
         self.training = training
         self._projection = projection
         self._mode = mode
-        self.asked = False  # whether any query came this way
+        self.queried = False  # whether any query came this way
 
     def forward(self, queries: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The network's output at the projected queries."""
-        self.asked = True
+        self.queried = True
         if self._projection is not None:
             queries = self._projection(queries)
         with self.unseen():
@@ -264,9 +264,9 @@ def _set_model(attack: Any, value: Any) -> None:
         )
 
 
-def warn_if_never_asked(attack: Any, stand_in: Asked, unchanged: bool) -> None:
+def warn_if_not_queried(attack: Any, stand_in: Queried, unchanged: bool) -> None:
     """Say so if an attack found something without asking ``.model``: its steps were not projected then."""
-    if not stand_in.asked and not unchanged:
+    if not stand_in.queried and not unchanged:
         warnings.warn(
             f"{type(attack).__name__} changed the images without one query to its network (.model; ART's .estimator), "
             "so only its result was projected, not its steps. If it asks the network under another name or through another "

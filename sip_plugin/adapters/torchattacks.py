@@ -19,12 +19,12 @@ from sip_plugin.adapters.base import (
     SalienceAttack,
     call_lock,
     check_ball,
-    joined,
+    concat,
+    patched_attribute,
     project_result,
-    replaced,
     split_batch,
 )
-from sip_plugin.adapters.members import Member
+from sip_plugin.adapters.composite import MemberProxy
 from sip_plugin.adapters.projection import (
     AttackMode,
     BatchProjection,
@@ -32,9 +32,9 @@ from sip_plugin.adapters.projection import (
     RowSelections,
     model_replaced,
     salience_rows,
-    warn_if_never_asked,
+    warn_if_not_queried,
 )
-from sip_plugin.adapters.torchattacks_table import ITERATE, MEMBERS, QUERY, Entry, entry_of, known_name
+from sip_plugin.adapters.specs import ITERATE, MEMBERS, QUERY, TORCHATTACKS, AttackSpec
 from sip_plugin.checks import check_images, check_labels
 from sip_plugin.constraint import SalienceMap
 from sip_plugin.mask_source import MaskSource
@@ -90,7 +90,7 @@ class SalienceTorchAttack(SalienceAttack, Attack):  # type: ignore[misc]
     def save(self, *args: Any, **kwargs: Any) -> Any:
         """torchattacks' ``save(data_loader, ...)``, with this object's own calls in it."""
         attack = self.wrapped
-        with self._lock, preserve_model_state(attack.model), replaced(attack, "__call__", self.__call__):
+        with self._lock, preserve_model_state(attack.model), patched_attribute(attack, "__call__", self.__call__):
             return attack.save(*args, **kwargs)
 
     def _checked(self, inputs: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -133,16 +133,16 @@ def attack_batch(
         salience = salience | attack._salience_of(inputs, labels)
         alone |= attack.one_by_one
         attack = attack.wrapped
-    entry = entry_of(attack)
-    size = 1 if alone or entry.alone else _images_at_once(attack, len(inputs))
+    spec = TORCHATTACKS.spec_for(attack)
+    size = 1 if alone or spec.alone else _images_at_once(attack, len(inputs))
     parts = split_batch(inputs, labels, salience, size)
     with call_lock(attack), preserve_model_state(attack.model):
-        return joined([_attack_part(attack, entry, *part, args, kwargs, training) for part in parts])
+        return concat([_attack_part(attack, spec, *part, args, kwargs, training) for part in parts])
 
 
 def _attack_part(
     attack: Attack,
-    entry: Entry,
+    spec: AttackSpec,
     inputs: Tensor,
     labels: Tensor | None,
     salience: Tensor,
@@ -150,34 +150,34 @@ def _attack_part(
     kwargs: Any,
     training: bool,
 ) -> Tensor:
-    known = known_name(attack) is not None
-    with _projecting(attack, entry, inputs, salience, training) as stand_in:
+    known = TORCHATTACKS.registered_name(attack) is not None
+    with _projecting(attack, spec, inputs, salience, training) as stand_in:
         # torchattacks' own attacks copy their images; one of the user's may write into them.
         given = inputs if known else inputs.clone()
         adversarial = attack(given, *(() if labels is None else (labels,)), *args, **kwargs)
     result = project_result(attack, adversarial, inputs, salience)
-    if entry.selects and entry.mechanism is not MEMBERS:
+    if spec.selects and spec.mechanism is not MEMBERS:
         check_ball(attack, _plain(attack, result), _plain(attack, inputs))
     if not known:
-        warn_if_never_asked(attack, stand_in, torch.equal(result, inputs))
+        warn_if_not_queried(attack, stand_in, torch.equal(result, inputs))
     return result
 
 
 @contextmanager
 def _projecting(
-    attack: Attack, entry: Entry, inputs: Tensor, salience: Tensor, training: bool
+    attack: Attack, spec: AttackSpec, inputs: Tensor, salience: Tensor, training: bool
 ) -> Iterator[ProjectedModel]:
     """Put the attack's mechanism in place for the length of a block, and its normalisation flag back after it."""
     applied = attack._normalization_applied
     # The iterate lives in [0, 1]; the network sees it normalised where the attack was told to normalise.
     iterates = _plain(attack, inputs)
     projection = iterate = None
-    selections = RowSelections(inputs) if entry.selects and bool(salience.any()) else None
-    if entry.mechanism is QUERY:
+    selections = RowSelections(inputs) if spec.selects and bool(salience.any()) else None
+    if spec.mechanism is QUERY:
         queries = attack.normalize(inputs) if applied is False else inputs
-        projection = BatchProjection(queries, salience, tiled=entry.tiled, selections=selections)
-    elif entry.mechanism is ITERATE:
-        clean = iterates.new_zeros(()).expand_as(iterates) if entry.offset else iterates
+        projection = BatchProjection(queries, salience, tiled=spec.tiled, selections=selections)
+    elif spec.mechanism is ITERATE:
+        clean = iterates.new_zeros(()).expand_as(iterates) if spec.offset else iterates
         iterate = BatchProjection(clean, salience, selections=selections)
     mode = AttackMode(iterate, selections) if iterate or selections else None
     # A composite's own model only hands queries through: what it asks about is clean or projected already.
@@ -185,7 +185,7 @@ def _projecting(
     with ExitStack() as stack:
         stack.callback(_restore_normalization, attack, applied)
         stack.enter_context(model_replaced(attack, model))
-        if entry.mechanism is MEMBERS:
+        if spec.mechanism is MEMBERS:
             stack.enter_context(_members_projected(attack, salience, selections, model))
         else:
             for inner in attack._attacks.values():  # SparseFool is built upon DeepFool
@@ -207,10 +207,14 @@ def _check_inner_attacks(attack: Attack) -> None:
     Raises:
         TypeError: If there is one.
     """
-    if known_name(attack) is not None:
+    if TORCHATTACKS.registered_name(attack) is not None:
         return
     for inner in attack._attacks.values():
-        if isinstance(inner, SalienceTorchAttack) or entry_of(inner).mechanism is not QUERY or entry_of(inner).tiled:
+        if (
+            isinstance(inner, SalienceTorchAttack)
+            or TORCHATTACKS.spec_for(inner).mechanism is not QUERY
+            or TORCHATTACKS.spec_for(inner).tiled
+        ):
             raise TypeError(
                 f"{type(attack).__name__} is built upon {inner!r}, whose steps cannot be projected from outside. Wrap that "
                 "attack instead: SIPWrapper(inner, mask_fn)."
@@ -228,29 +232,29 @@ def _members_projected(
     attack: Attack, salience: Tensor, selections: RowSelections | None, model: ProjectedModel
 ) -> Iterator[None]:
     """Have the members of ``attack`` project their steps on whichever images of the batch they are handed."""
-    made: list[Member] = []
+    made: list[MemberProxy] = []
 
     def run(member: Attack, images: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         maps = salience if selections is None else salience_rows(salience, selections.of(len(images)))
         with model.unseen():
             return attack_batch(member, images, labels, maps, args, kwargs, training=model.training)
 
-    def stand_in(member: Attack) -> Member:
-        made.append(Member(member, run))
+    def stand_in(member: Attack) -> MemberProxy:
+        made.append(MemberProxy(member, run))
         return made[-1]
 
     try:
-        with replaced(attack, *_stand_ins(attack, stand_in)):
+        with patched_attribute(attack, *_stand_ins(attack, stand_in)):
             yield
     finally:
         members = [member.release() for member in made]
-        if isinstance(attack.__dict__.get("base_attack"), Member):  # LGV built its attack during the call
+        if isinstance(attack.__dict__.get("base_attack"), MemberProxy):  # LGV built its attack during the call
             attack.base_attack = members[0]
 
 
-def _stand_ins(attack: Attack, stand_in: Callable[[Attack], Member]) -> tuple[str, Any]:
+def _stand_ins(attack: Attack, stand_in: Callable[[Attack], MemberProxy]) -> tuple[str, Any]:
     """The attribute that holds a composite's members, and its value with stand-ins for them."""
-    name = known_name(attack)
+    name = TORCHATTACKS.registered_name(attack)
     if name == "MultiAttack":
         return "attacks", [stand_in(member) for member in attack.attacks]
     if name == "AutoAttack":
@@ -265,10 +269,10 @@ def _collect_networks(attack: Attack) -> None:
     """LGV trains its networks at its first call; that is no part of an attack on images, and is not projected."""
     if isinstance(attack, SalienceTorchAttack):
         _collect_networks(attack.wrapped)
-    elif known_name(attack) == "MultiAttack":
+    elif TORCHATTACKS.registered_name(attack) == "MultiAttack":
         for member in attack.attacks:
             _collect_networks(member)
-    elif known_name(attack) == "LGV" and not attack.list_models:
+    elif TORCHATTACKS.registered_name(attack) == "LGV" and not attack.list_models:
         attack.collect_models()
 
 

@@ -17,7 +17,7 @@ from art.summary_writer import SummaryWriter
 from torch import nn
 
 from sip_plugin import SIPWrapper
-from sip_plugin.adapters.art_table import REFUSED, TABLE, entry_of
+from sip_plugin.adapters.specs import ART
 from sip_plugin.salience import GradientSalience
 from tests.adapters import art_rows
 from tests.adapters.art_rows import classifier, one_hot
@@ -50,21 +50,21 @@ def pgd(network, salience=None, **options):
 
 def test_every_evasion_attack_of_the_library_is_wrapped_or_refused():
     kinds = [kind for _, kind in inspect.getmembers(evasion, inspect.isclass) if issubclass(kind, EvasionAttack)]
-    assert {kind.__name__ for kind in kinds} == set(TABLE) | set(REFUSED)
-    assert not set(TABLE) & set(REFUSED)
+    assert {kind.__name__ for kind in kinds} == set(ART.specs) | set(ART.refused)
+    assert not set(ART.specs) & set(ART.refused)
 
 
 def test_the_contract_runs_over_every_attack_that_can_be_wrapped():
     broken_upstream = {"GeoDA"}
-    assert {row.name for row in art_rows.TABLE} == set(TABLE) - broken_upstream
+    assert {row.name for row in art_rows.TABLE} == set(ART.specs) - broken_upstream
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", ART.refused)
 def test_a_refused_attack_says_why(name):
     attack = object.__new__(getattr(evasion, name))
     with pytest.raises(TypeError, match="cannot be made to preserve salience: it") as error:
         SIPWrapper(attack, np.zeros((16, 16)))
-    assert REFUSED[name] in str(error.value)
+    assert ART.refused[name] in str(error.value)
 
 
 def test_what_is_no_evasion_attack_or_not_on_pytorch_is_refused(network):
@@ -554,12 +554,12 @@ def test_a_wrapped_attack_may_be_a_member_of_autoattack(network, x, y, salient):
 
 def test_members_travel_to_the_processes_of_a_parallel_autoattack(network, x, y, salient):
     from sip_plugin.adapters.art import _Run
-    from sip_plugin.adapters.members import Member
+    from sip_plugin.adapters.composite import MemberProxy
     from sip_plugin.adapters.projection import RowSelections, watched_array
 
     attack = evasion.DeepFool(classifier(network), max_iter=3, **QUIET)
     selections = RowSelections(torch.from_numpy(x))
-    member = Member(attack, _Run(torch.from_numpy(salient), selections), method="generate")
+    member = MemberProxy(attack, _Run(torch.from_numpy(salient), selections), method="generate")
     sent = copy.deepcopy(watched_array(x, selections)), copy.deepcopy(member)
     images, travelled = pickle.loads(pickle.dumps(sent))
     adversarial = travelled.generate(x=images[2:5], y=y[2:5])
@@ -622,7 +622,7 @@ def test_a_derived_attack_is_projected_as_its_parent(network):
     class Mine(evasion.HopSkipJump):
         pass
 
-    assert entry_of(Mine(classifier(network))) is TABLE["HopSkipJump"]
+    assert ART.spec_for(Mine(classifier(network))) is ART.specs["HopSkipJump"]
 
 
 # --- arguments ------------------------------------------------------------------------------------------------------------

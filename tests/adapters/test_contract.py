@@ -282,7 +282,7 @@ def test_nothing_is_left_behind(row, ends, network, images, labels, salience):
     same(state, everything(model))
     for get, before in references:
         assert get() is before or get() == before == set()
-    assert not any("Member" in type(value).__name__ for value in vars(attack).values())
+    assert not any("MemberProxy" in type(value).__name__ for value in vars(attack).values())
     assert torch.equal(images.detach(), clean)
     assert images.requires_grad
     assert images.grad is None

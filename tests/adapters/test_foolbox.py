@@ -15,7 +15,7 @@ from foolbox.criteria import Misclassification, TargetedMisclassification
 from torch import nn
 
 from sip_plugin import SIPWrapper
-from sip_plugin.adapters.foolbox_table import REFUSED, TABLE
+from sip_plugin.adapters.specs import FOOLBOX
 from sip_plugin.salience import GradientSalience
 from tests.adapters import foolbox_rows
 
@@ -33,15 +33,15 @@ def pgd(**options):
 
 def test_every_attack_of_the_library_is_wrapped_or_refused():
     kinds = {kind for _, kind in inspect.getmembers(attacks, inspect.isclass) if issubclass(kind, Attack)} - {Attack}
-    assert {kind.__name__ for kind in kinds} == set(TABLE) | set(REFUSED)
-    assert not set(TABLE) & set(REFUSED)
+    assert {kind.__name__ for kind in kinds} == set(FOOLBOX.specs) | set(FOOLBOX.refused)
+    assert not set(FOOLBOX.specs) & set(FOOLBOX.refused)
 
 
 def test_the_contract_runs_over_every_attack_that_can_be_wrapped():
-    assert {row.name for row in foolbox_rows.TABLE} == set(TABLE)
+    assert {row.name for row in foolbox_rows.TABLE} == set(FOOLBOX.specs)
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", FOOLBOX.refused)
 def test_a_refused_attack_says_why_also_inside_another(name):
     attack = getattr(attacks, name)()
     with pytest.raises(TypeError, match="cannot be made to preserve salience: it"):

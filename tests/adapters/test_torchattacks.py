@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sip_plugin import SIPWrapper
 from sip_plugin.adapters.projection import BatchProjection, ProjectedModel
-from sip_plugin.adapters.torchattacks_table import TABLE as ENTRIES
+from sip_plugin.adapters.specs import TORCHATTACKS
 from sip_plugin.salience import GradientSalience
 from tests.adapters import test_contract
 from tests.adapters.table import TABLE
@@ -27,7 +27,7 @@ def run(attack, images, labels, **options):
 
 
 def test_every_attack_of_torchattacks_is_in_the_adapters_table_and_in_the_tests():
-    assert set(ENTRIES) == set(torchattacks.__all__)
+    assert set(TORCHATTACKS.specs) == set(torchattacks.__all__)
     assert {row.name for row in TABLE} == set(torchattacks.__all__)
 
 

@@ -9,10 +9,10 @@ import torch
 
 from benchmarks import attack_strength
 from benchmarks.strength.setting import seeded, setting
-from sip_plugin.adapters import art_table, foolbox_table, torchattacks_table
+from sip_plugin.adapters.specs import ART, FOOLBOX, TORCHATTACKS
 from tests.conftest import ROOT
 
-TABLES = {"torchattacks": torchattacks_table.TABLE, "art": art_table.TABLE, "foolbox": foolbox_table.TABLE}
+TABLES = {"torchattacks": TORCHATTACKS.specs, "art": ART.specs, "foolbox": FOOLBOX.specs}
 
 
 def module_of(library):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Member:
+class MemberProxy:
     """Stands in for a member during a call: what it is asked to attack goes to ``run``, everything else to the member.
 
     Args:
