@@ -2,7 +2,7 @@
 
 from sip_plugin.training.method import Method
 from sip_plugin.training.methods import FAT, MART, PART, SIPAT, TRADES, Madry, Standard
-from sip_plugin.training.progress import Progress
+from sip_plugin.training.schedule import TrainingProgress
 from sip_plugin.training.trainer import AdversarialTrainer
 
 __all__ = [
@@ -14,6 +14,6 @@ __all__ = [
     "AdversarialTrainer",
     "Madry",
     "Method",
-    "Progress",
     "Standard",
+    "TrainingProgress",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sip_plugin.checks import check_logits
 from sip_plugin.constraint import FeasibleSet
-from sip_plugin.training.progress import Progress
+from sip_plugin.training.schedule import TrainingProgress
 
 
 class Method:
@@ -46,7 +46,7 @@ class Method:
         """Where the search starts, a point of the set ``(N, C, H, W)``; not asked with ``random_start=False``."""
         return feasible.random_start()
 
-    def budget(self, network: nn.Module, images: Tensor, eps: float, progress: Progress) -> Tensor | None:
+    def budget(self, network: nn.Module, images: Tensor, eps: float, progress: TrainingProgress) -> Tensor | None:
         """The largest change per element before salience, broadcastable to ``(N, C, H, W)``; None for ``eps`` everywhere.
 
         The network is in eval mode. Where ``eps`` or a salience map allows less, the smaller budget wins.
@@ -64,7 +64,7 @@ class Method:
         """What the search maximises: logits ``(n, classes)`` to a scalar, summed over the images that ``target`` is of."""
         return lambda logits: F.cross_entropy(check_logits(logits, len(target)), target, reduction="sum")
 
-    def patience(self, progress: Progress) -> int | None:
+    def patience(self, progress: TrainingProgress) -> int | None:
         """After how many misclassifications an image still goes on (FAT's τ); None to take every step with every image."""
         return None
 

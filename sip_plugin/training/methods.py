@@ -14,7 +14,7 @@ from sip_plugin.cam import CAM, KINDS, class_activation_maps
 from sip_plugin.checks import check_eps, check_logits
 from sip_plugin.constraint import FeasibleSet
 from sip_plugin.training.method import Method
-from sip_plugin.training.progress import Progress
+from sip_plugin.training.schedule import TrainingProgress
 
 
 class Standard(Method):
@@ -63,25 +63,25 @@ class TRADES(Method):
     needs_random_start = True  # at the image itself the gradient of the KL term is zero
 
     def __init__(self, beta: float = 6.0) -> None:
-        self.beta = _weight(beta, "beta")
+        self.beta = check_nonnegative(beta, "beta")
 
     def start(self, feasible: FeasibleSet) -> Tensor:
         """A normally distributed step of about 0.001 per element."""
-        return _near(feasible)
+        return gaussian_start(feasible)
 
     def target(self, network: Callable[[Tensor], Any], images: Tensor, labels: Tensor) -> Tensor:
         """The logarithms of the probabilities at the clean images."""
-        return F.log_softmax(_wide(network(images), len(images)), 1)
+        return F.log_softmax(float_logits(network(images), len(images)), 1)
 
     def objective(self, target: Tensor) -> Callable[[Any], Tensor]:
         """The KL divergence from the clean distribution, summed."""
         return lambda logits: F.kl_div(
-            F.log_softmax(_wide(logits, len(target)), 1), target, reduction="sum", log_target=True
+            F.log_softmax(float_logits(logits, len(target)), 1), target, reduction="sum", log_target=True
         )
 
     def loss(self, network: Callable[[Tensor], Any], images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
         """Both terms have a gradient through the clean images' pass, as in the public code."""
-        clean, attacked = _wide(network(images), len(labels)), _wide(network(adversarial), len(labels))
+        clean, attacked = float_logits(network(images), len(labels)), float_logits(network(adversarial), len(labels))
         divergence = F.kl_div(
             F.log_softmax(attacked, 1), F.log_softmax(clean, 1), reduction="batchmean", log_target=True
         )
@@ -105,15 +105,15 @@ class MART(Method):
     name = "mart"
 
     def __init__(self, beta: float = 6.0) -> None:
-        self.beta = _weight(beta, "beta")
+        self.beta = check_nonnegative(beta, "beta")
 
     def start(self, feasible: FeasibleSet) -> Tensor:
         """A normally distributed step of about 0.001 per element."""
-        return _near(feasible)
+        return gaussian_start(feasible)
 
     def loss(self, network: Callable[[Tensor], Any], images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
         """Images that the network gets wrong anyway count more in the KL term."""
-        clean, attacked = _wide(network(images), len(labels)), _wide(network(adversarial), len(labels))
+        clean, attacked = float_logits(network(images), len(labels)), float_logits(network(adversarial), len(labels))
         p_clean, p_attacked = F.softmax(clean, 1), F.softmax(attacked, 1)
         of_label = labels[:, None]
         runner_up = p_attacked.scatter(1, of_label, 0).max(1).values
@@ -151,7 +151,7 @@ class FAT(Method):
         if tau is not None and tau < 0:
             raise ValueError(f"tau must not be negative, got {tau}.")
         self.tau = None if tau is None else int(tau)
-        self.omega = _weight(omega, "omega")
+        self.omega = check_nonnegative(omega, "omega")
         self.random_start = random_start
 
     @property
@@ -163,11 +163,11 @@ class FAT(Method):
         """Uniform in the budget, or the image."""
         return feasible.random_start() if self.random_start else feasible.images
 
-    def patience(self, progress: Progress) -> int:
+    def patience(self, progress: TrainingProgress) -> int:
         """τ, given or by the schedule."""
         if self.tau is not None:
             return self.tau
-        share = progress.share(self)
+        share = progress.fraction(self)
         return int(share >= 50 / 120) + int(share >= 90 / 120)
 
 
@@ -201,15 +201,15 @@ class PART(Method):
         if cam not in KINDS:
             raise ValueError(f"cam must be one of {', '.join(map(repr, KINDS))}, got {cam!r}.")
         self.cam: CAM = cam
-        self.eps_low = _weight(eps_low, "eps_low")
-        self.warmup = _weight(warmup, "warmup")
+        self.eps_low = check_nonnegative(eps_low, "eps_low")
+        self.warmup = check_nonnegative(warmup, "warmup")
         if self.warmup > 1:
             raise ValueError(f"warmup is a share of the epochs, from 0 to 1, got {warmup!r}.")
         self.layer = layer
 
-    def budget(self, network: nn.Module, images: Tensor, eps: float, progress: Progress) -> Tensor | None:
+    def budget(self, network: nn.Module, images: Tensor, eps: float, progress: TrainingProgress) -> Tensor | None:
         """ε on important pixels and ``eps_low`` on the others, ``(N, 1, H, W)``."""
-        if self.warmup and progress.share(self) < self.warmup:
+        if self.warmup and progress.fraction(self) < self.warmup:
             return None
         maps = class_activation_maps(network, images, self.cam, self.layer)
         # (map − mean) / std > 1 without the division: a constant map has no important pixel.
@@ -237,17 +237,18 @@ def as_method(method: str | Method) -> Method:
     return METHODS[method]()
 
 
-def _near(feasible: FeasibleSet) -> Tensor:
+def gaussian_start(feasible: FeasibleSet) -> Tensor:
     """A point beside the images, inside the set: salient elements stay."""
     images = feasible.images
     return feasible.project(images.add(torch.randn_like(images), alpha=0.001))
 
 
-def _wide(output: Any, rows: int) -> Tensor:
+def float_logits(output: Any, rows: int) -> Tensor:
     """Logits in at least float32: autocast leaves the softmax of a CPU in bfloat16."""
     logits = check_logits(output, rows)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _weight(value: Any, name: str) -> float:
-    return check_eps(value, "L2", name=name)  # any finite number from 0
+def check_nonnegative(value: Any, name: str) -> float:
+    """A finite number from 0. Raises as :func:`check_eps` does."""
+    return check_eps(value, "L2", name=name)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class RecordedPasses:
+class ForwardRecorder:
     """The network as a method's loss sees it; remembers its outputs for the clean and for the adversarial images."""
 
     def __init__(self, network: Callable[[Tensor], Any], images: Tensor, adversarial: Tensor) -> None:

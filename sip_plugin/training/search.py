@@ -19,7 +19,7 @@ Step = Callable[..., Tensor]
 """What :func:`ascent_step` is, also compiled."""
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """What a search found, and what it cost."""
 
     images: Tensor
@@ -65,7 +65,7 @@ def ascent_step(
     alpha: float | Tensor,
     noise: float,
 ) -> Tensor:
-    """One step of :func:`maximise` as a function without side effects, which ``torch.compile`` takes as one graph."""
+    """One step of :func:`projected_ascent` as a pure function, which ``torch.compile`` takes as one graph."""
     gradient = torch.func.grad(lambda candidate: objective(target)(network(candidate)))(point)
     return feasible.ascend(point, gradient, alpha, noise)
 
@@ -87,7 +87,7 @@ def compiled_step(device: torch.device) -> Step:
     return replayed
 
 
-def maximise(
+def projected_ascent(
     network: Callable[[Tensor], Any],
     objective: Callable[[Tensor], Objective],
     target: Tensor,
@@ -99,7 +99,7 @@ def maximise(
     noise: float = 0.0,
     stop: EarlyStop | None = None,
     step: Step | None = None,
-) -> Found:
+) -> SearchResult:
     """Projected gradient ascent from ``start``: one forward and one backward pass to the input per step.
 
     Parameters get no gradient, and ``start`` is not written to.
@@ -122,7 +122,7 @@ def maximise(
         size = point.new_full((), alpha)  # as a number it would be part of the graph, and a schedule compile many
         for _ in range(steps):
             point = step(network, objective, target, point, feasible, size, noise)
-        return Found(point.clone() if not steps else point, steps * len(point))
+        return SearchResult(point.clone() if not steps else point, steps * len(point))
     result, places = point, None  # once an image is done: all images, and where in it the rows of ``point`` belong
     for _ in range(steps):
         point.requires_grad_()
@@ -133,7 +133,7 @@ def maximise(
         if running is not None:
             result, places = _put(result, places, point.detach()), _part(places, running)
             if not len(running):
-                return Found(result, passes)
+                return SearchResult(result, passes)
         with torch.enable_grad():
             value = objective(target)(output)
         (gradient,) = torch.autograd.grad(value, point)
@@ -146,7 +146,7 @@ def maximise(
                 feasible.rows(running),
             )
         point = feasible.ascend(point, gradient, alpha, noise)
-    return Found(_put(result, places, point), passes)
+    return SearchResult(_put(result, places, point), passes)
 
 
 def _put(result: Tensor, places: Tensor | None, point: Tensor) -> Tensor:

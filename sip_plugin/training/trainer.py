@@ -16,13 +16,13 @@ from sip_plugin.constraint import SalienceMap, elementwise_budget, feasible_set,
 from sip_plugin.mask_source import MaskSource, check_mask_source, compute_mask
 from sip_plugin.model_state import eval_mode, preserve_model_state
 from sip_plugin.model_utils import FabricForward, unwrap_ddp, unwrap_model
+from sip_plugin.training.external_attack import ExternalAttack
 from sip_plugin.training.method import Method
 from sip_plugin.training.methods import as_method
-from sip_plugin.training.metrics import RecordedPasses
-from sip_plugin.training.other_attack import OtherAttack
-from sip_plugin.training.progress import Progress, at_epoch
+from sip_plugin.training.metrics import ForwardRecorder
 from sip_plugin.training.rng import restore_rng_state, rng_state
-from sip_plugin.training.search import EarlyStop, Found, Step, compiled_step, maximise
+from sip_plugin.training.schedule import TrainingProgress, resolve
+from sip_plugin.training.search import EarlyStop, SearchResult, Step, compiled_step, projected_ascent
 
 _SEARCH = {"eps": 8 / 255, "alpha": 2 / 255, "steps": 10, "norm": "Linf", "random_start": True}
 
@@ -97,7 +97,7 @@ class AdversarialTrainer:
         self.steps = steps if callable(steps) else check_steps(steps)
         self.norm: Norm = norm
         self.random_start = random_start
-        self.attack = None if attack is None else OtherAttack(attack, self.method)
+        self.attack = None if attack is None else ExternalAttack(attack, self.method)
         self.compile = bool(compile)
         self._steps: dict[torch.device, Step] = {}
         self.metrics: dict[str, Tensor] = {}
@@ -124,7 +124,7 @@ class AdversarialTrainer:
         check_images(images)
         labels = check_labels(labels, images)
         adversarial, found = self._search(images, labels, mask)
-        network = RecordedPasses(self.model, images, adversarial)
+        network = ForwardRecorder(self.model, images, adversarial)
         loss = self.method.loss(network, images, adversarial, labels)
         self.metrics = {"loss": loss.detach(), **network.metrics(labels), **found}
         return loss
@@ -223,38 +223,38 @@ class AdversarialTrainer:
         with torch.inference_mode(False), torch.no_grad():
             images, labels = (t.clone() if t.is_inference() else t.detach() for t in (images, labels))
             salience = self._map(images, labels, mask)
-            told = {} if salience is None else {"salient": salience.to(images.dtype).mean()}
+            search_metrics = {} if salience is None else {"salient": salience.to(images.dtype).mean()}
             network = unwrap_ddp(self.model)
             if self.attack is not None:
                 with preserve_model_state(network):
                     adversarial = self.attack(images, labels, salience)
             else:
                 with eval_mode(network):
-                    adversarial, passes = self._maximise(network, images, labels, salience)
-                told["steps"] = images.new_full((), passes / len(images))
+                    adversarial, passes = self._ascend(network, images, labels, salience)
+                search_metrics["steps"] = images.new_full((), passes / len(images))
         if torch.is_autocast_cache_enabled():
             # Weights that were cast where no graph is recorded (f(x) of TRADES, somebody's attack) would stay without one
             # in a torch that does not have the fix of pytorch/pytorch#158232.
             torch.clear_autocast_cache()
-        return adversarial, told
+        return adversarial, search_metrics
 
-    def _maximise(self, network: nn.Module, images: Tensor, labels: Tensor, salience: Tensor | None) -> Found:
-        method, progress = self.method, Progress(self.epoch, self.epochs)
-        eps = check_eps(at_epoch(self.eps, self.epoch), self.norm)
+    def _ascend(self, network: nn.Module, images: Tensor, labels: Tensor, salience: Tensor | None) -> SearchResult:
+        method, progress = self.method, TrainingProgress(self.epoch, self.epochs)
+        eps = check_eps(resolve(self.eps, self.epoch), self.norm)
         budget = elementwise_budget(images, eps, salience)
         own = method.budget(network, images, eps, progress)
         feasible = feasible_set(images, budget if own is None else torch.minimum(budget, own), self.norm)
         patience = method.patience(progress)
         if self.compile and not isinstance(network, FabricForward):
             network = unwrap_model(network)  # the step is compiled with the network in it, once
-        return maximise(
+        return projected_ascent(
             network,
             method.objective,
             method.target(network, images, labels),
             method.start(feasible) if self.random_start else images,
             feasible,
-            alpha=check_eps(at_epoch(self.alpha, self.epoch), self.norm, name="alpha"),
-            steps=check_steps(at_epoch(self.steps, self.epoch)),
+            alpha=check_eps(resolve(self.alpha, self.epoch), self.norm, name="alpha"),
+            steps=check_steps(resolve(self.steps, self.epoch)),
             noise=method.step_noise,
             stop=None if patience is None else EarlyStop(labels, patience),
             step=self._step(images.device) if self.compile else None,

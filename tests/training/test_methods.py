@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sip_plugin import AdversarialTrainer
-from sip_plugin.training import FAT, MART, PART, TRADES, Progress, Standard
+from sip_plugin.training import FAT, MART, PART, TRADES, Standard, TrainingProgress
 
 EPS, ALPHA, STEPS = 0.1, 0.03, 5
 SEARCH = {"eps": EPS, "alpha": ALPHA, "steps": STEPS}
@@ -120,8 +120,8 @@ def test_standard_trains_on_the_clean_images(network, images, labels):
     [(0, 120, 0), (49, 120, 0), (50, 120, 1), (89, 120, 1), (90, 120, 2), (119, 120, 2), (4, 10, 0), (5, 10, 1)],
 )
 def test_fats_tau_grows_after_50_and_90_of_120_epochs(epoch, epochs, tau):
-    assert FAT().patience(Progress(epoch, epochs)) == tau
-    assert FAT(tau=7).patience(Progress(epoch, epochs)) == 7
+    assert FAT().patience(TrainingProgress(epoch, epochs)) == tau
+    assert FAT(tau=7).patience(TrainingProgress(epoch, epochs)) == 7
 
 
 @pytest.mark.parametrize("method", ["fat", "part"])

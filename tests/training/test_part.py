@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from sip_plugin import AdversarialTrainer
-from sip_plugin.training import PART, Progress
+from sip_plugin.training import PART, TrainingProgress
 from tests.test_cam import KINDS, plain_map
 
 EPS, LOW = 8 / 255, 7 / 255
@@ -24,7 +24,7 @@ def plain_budget(network, image, kind):
 
 def budgets(method, network, images):
     with torch.no_grad():
-        return method.budget(network, images, EPS, Progress(5, 10))
+        return method.budget(network, images, EPS, TrainingProgress(5, 10))
 
 
 @pytest.mark.parametrize("kind", KINDS)

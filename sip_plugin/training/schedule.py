@@ -10,7 +10,7 @@ _Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """The epoch that training is in.
 
     Attributes:
@@ -21,8 +21,8 @@ class Progress:
     epoch: int = 0
     epochs: int | None = None
 
-    def share(self, asker: object) -> float:
-        """The share of the epochs that is done, from 0 to below 1.
+    def fraction(self, asker: object) -> float:
+        """The fraction of the epochs that is done, from 0 to below 1.
 
         Args:
             asker: The method with the schedule, for the error.
@@ -38,6 +38,6 @@ class Progress:
         return self.epoch / self.epochs
 
 
-def at_epoch(setting: _Value | Callable[[int], _Value], epoch: int) -> _Value:
+def resolve(setting: _Value | Callable[[int], _Value], epoch: int) -> _Value:
     """A setting's value in an epoch: the setting itself, or what it says if it is a callable of the epoch."""
     return setting(epoch) if callable(setting) else setting

@@ -14,7 +14,7 @@ from sip_plugin.training.method import Method
 from sip_plugin.wrapper import SIPWrapper
 
 
-class OtherAttack:
+class ExternalAttack:
     """An attack that is called as ``attack(images, labels)``, or one of ART's with ``attack.generate``.
 
     Args:
