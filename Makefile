@@ -13,12 +13,13 @@ demo: $(VENV)/.installed
 	$(PY) examples/quickstart.py $(DEMO_ARGS)
 
 test: lint
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest --numprocesses auto --dist loadgroup $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
 
 $(VENV)/.installed: pyproject.toml constraints.txt scripts/cure_torchvision.py
 	$(PYTHON) -m venv $(VENV)

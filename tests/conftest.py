@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported
+os.environ.setdefault("NUMBA_OPT", "0")  # Brendel-Bethge's compilation takes minutes, its work seconds
 
 import pytest
 import torch
@@ -15,6 +16,14 @@ from torch import nn
 _home = tempfile.TemporaryDirectory()
 os.environ["HOME"] = _home.name  # into which ART writes its configuration when it is imported, and models it pickles
 torch.set_num_threads(1)  # for networks this small, waking other threads takes longer than the work
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "BrendelBethge" in item.nodeid:  # compiled once in a process: all in one
+            item.add_marker(pytest.mark.xdist_group("numba"))
+
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
