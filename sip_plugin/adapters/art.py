@@ -15,13 +15,21 @@ from torch import Tensor
 try:
     from art.attacks.attack import Attack, EvasionAttack
     from art.estimators.classification import ClassifierMixin
-    from art.estimators.estimator import BaseEstimator
     from art.estimators.pytorch import PyTorchEstimator
 except ImportError as error:
     raise ImportError("ART is not installed: pip install 'sip-plugin[art]'") from error
 from tqdm.auto import tqdm  # ART's own progress bars
 
-from sip_plugin.adapters.art_estimator import EstimatorProjection, projected_estimator
+from sip_plugin.adapters.art_estimator import (
+    EstimatorProjection,
+    budgets_of,
+    estimators_projected,
+    inner_attacks,
+    network_dtype,
+    preserve_classifier_state,
+    silent_progress,
+    starts_projected,
+)
 from sip_plugin.adapters.art_inputs import as_indices, check_inputs, check_labels, check_mask, to_map_source
 from sip_plugin.adapters.base import (
     SalienceAttack,
@@ -42,7 +50,6 @@ from sip_plugin.adapters.projection import (
 from sip_plugin.adapters.specs import ART, MEMBERS, ArtSpec
 from sip_plugin.constraint import SalienceMap, prepare_mask
 from sip_plugin.mask_source import MaskSource, compute_mask
-from sip_plugin.model_state import preserve_model_state
 
 _PER_IMAGE = ("x_adv_init", "starting_points")  # arguments of generate that hold one row for each image
 
@@ -102,7 +109,7 @@ class SalienceArtAttack(SalienceAttack, EvasionAttack):  # type: ignore[misc]
                 have different maps.
         """
         attack = self.wrapped
-        with self._lock, _preserved(attack.estimator):
+        with self._lock, preserve_classifier_state(attack.estimator):
             check_inputs(x, attack.estimator.clip_values)
             guides = ART.spec_for(attack).y == "guides"
             y = check_labels(y, x, None if guides else attack.estimator.nb_classes)
@@ -156,7 +163,7 @@ def attack_batch(
     if spec.universal:
         salience = _shared(attack, salience)
     at_once = spec.at_once if bool(salience.any()) else "all"
-    with call_lock(attack), _preserved(attack.estimator):
+    with call_lock(attack), preserve_classifier_state(attack.estimator):
         size = 1 if alone else {"all": len(x), "batch": getattr(attack, "batch_size", len(x)), "one": 1}[at_once]
         if size >= len(x) and not spec.starts:
             return _attack_part(attack, spec, x, y, salience, allowed, kwargs, None)
@@ -183,13 +190,13 @@ def _attack_parts(
     free = np.flatnonzero(~salience.expand(len(x), -1, -1, -1).flatten(1).all(1).numpy())
     first_iteration = vars(attack).get("curr_iter")
     results: dict[int, np.ndarray] = {}
-    with _quiet(attack) as verbose, tqdm(total=len(x), desc=type(attack).__name__, disable=not verbose) as bar:
+    with silent_progress(attack) as verbose, tqdm(total=len(x), desc=type(attack).__name__, disable=not verbose) as bar:
         bar.update(len(x) - len(free))
         for start in range(0, len(free), size):
             rows = free[start : start + size]
             if kwargs.get("resume") and first_iteration is not None:
                 attack.curr_iter = first_iteration  # each image goes on where the last call ended
-            with _budgets_of(attack, rows, len(x)):
+            with budgets_of(attack, rows, len(x)):
                 part = _attack_part(
                     attack,
                     spec,
@@ -222,7 +229,7 @@ def _attack_part(
     projection = EstimatorProjection(
         images,
         salience,
-        dtype=_network_dtype(attack.estimator),
+        dtype=network_dtype(attack.estimator),
         selections=selections,
         masked=spec.native == "argument",
         in_place=spec.mechanism is Mechanism.ITERATE,
@@ -239,9 +246,9 @@ def _attack_part(
         if spec.mechanism is MEMBERS:
             stack.enter_context(_members_projected(attack, spec, salience, selections))
         else:
-            stack.enter_context(_estimators_projected(attack, projection, value_range))
+            stack.enter_context(estimators_projected(attack, projection, value_range))
         if spec.starts:
-            stack.enter_context(_starts_projected(attack, spec.starts, projection))
+            stack.enter_context(starts_projected(attack, spec.starts, projection))
         try:
             given = x.copy() if selections is None else watched_array(x, selections)
             adversarial = attack.generate(given, y, **kwargs)
@@ -274,25 +281,6 @@ def _selected(attack: EvasionAttack, adversarial: Any, images: Tensor, salience:
 
 
 @contextmanager
-def _estimators_projected(
-    attack: EvasionAttack, projection: EstimatorProjection, value_range: tuple[Any, Any] | None
-) -> Iterator[None]:
-    """Put projecting stand-ins in place of every estimator that an attack, or one it is built upon, holds."""
-    made: dict[int, Any] = {}
-    with ExitStack() as stack:
-        for holder in (attack, *_inner_attacks(attack)):
-            for name, held in list(vars(holder).items()):
-                if not isinstance(held, BaseEstimator):
-                    continue
-                if id(held) not in made:
-                    made[id(held)] = projected_estimator(held, projection)
-                    if value_range is not None:
-                        made[id(held)]._clip_values = value_range
-                stack.enter_context(patched_attribute(holder, name, made[id(held)]))
-        yield
-
-
-@contextmanager
 def _members_projected(
     attack: EvasionAttack, spec: ArtSpec, salience: Tensor, selections: RowSelections | None
 ) -> Iterator[None]:
@@ -314,7 +302,7 @@ def _members_projected(
     try:
         with ExitStack() as stack:
             for member in getattr(attack, "attacks", ()):
-                stack.enter_context(_preserved(member.estimator))
+                stack.enter_context(preserve_classifier_state(member.estimator))
             stack.enter_context(patched_attribute(attack, name, value))
             yield
     finally:
@@ -332,64 +320,6 @@ class _Run:
         """Attack some images of the batch with their maps."""
         maps = self.salience if self.selections is None else salience_rows(self.salience, self.selections.of(len(x)))
         return attack_batch(member, np.asarray(x), y, maps, None, kwargs)
-
-
-@contextmanager
-def _starts_projected(attack: EvasionAttack, method: str, projection: EstimatorProjection) -> Iterator[None]:
-    """Tell the projection which image a starting point is sought for: its queries are far from any."""
-    find = getattr(attack, method)
-    index = -1
-
-    def find_start(*args: Any, **kwargs: Any) -> Any:
-        nonlocal index
-        index += 1
-        with projection.only(index):
-            return find(*args, **kwargs)
-
-    with patched_attribute(attack, method, find_start):
-        yield
-
-
-@contextmanager
-def _budgets_of(attack: EvasionAttack, rows: np.ndarray, count: int) -> Iterator[None]:
-    """Cut budgets that an attack holds for each of ``count`` images to some of them."""
-    with ExitStack() as stack:
-        for holder in (attack, *_inner_attacks(attack)):
-            for name in ("eps", "eps_step"):
-                held = vars(holder).get(name)
-                if isinstance(held, np.ndarray) and held.ndim == 4 and len(held) == count:
-                    stack.enter_context(patched_attribute(holder, name, held[rows]))
-        yield
-
-
-@contextmanager
-def _quiet(attack: EvasionAttack) -> Iterator[bool]:
-    """Silence an attack's own progress bars, which know of one part at a time; give whether they were wanted."""
-    verbose = bool(getattr(attack, "verbose", False))
-    if not verbose:
-        yield False
-        return
-    attack.set_params(verbose=False)
-    try:
-        yield True
-    finally:
-        attack.set_params(verbose=True)
-
-
-@contextmanager
-def _preserved(estimator: Any) -> Iterator[None]:
-    """Put back what ART changes in a classifier and its network (attacks ask a stand-in, which takes the rest)."""
-    wrapper: Any = getattr(estimator, "_model", None)
-    training = getattr(wrapper, "training", None)
-    optimizer = vars(estimator).get("_optimizer")  # which a parallel AutoAttack takes away
-    with preserve_model_state(estimator.model):
-        try:
-            yield
-        finally:
-            if optimizer is not None:
-                estimator._optimizer = optimizer
-            if training is not None:
-                wrapper.training = training
 
 
 # --- what can be wrapped ------------------------------------------------------------------------------------------------
@@ -419,7 +349,7 @@ def _check_attack(attack: Any) -> None:
     members = attack.attacks if known == "AutoAttack" else ()
     for member in members:
         _check_attack(member)
-    for inner in _inner_attacks(attack) if known is None else ():
+    for inner in inner_attacks(attack) if known is None else ():
         _check_attack(inner)
         spec = ART.spec_for(inner)
         if isinstance(inner, SalienceArtAttack) or spec.mechanism is MEMBERS or spec.at_once != "all":
@@ -427,11 +357,6 @@ def _check_attack(attack: Any) -> None:
                 f"{name} is built upon {type(inner).__name__}, whose steps cannot be projected from outside. Wrap that "
                 "attack instead: SIPWrapper(inner, mask_fn)."
             )
-
-
-def _inner_attacks(attack: Any) -> list[Any]:
-    """The attacks that an attack is built upon: ProjectedGradientDescent hands its calls to the one for its framework."""
-    return [held for held in vars(attack).values() if isinstance(held, Attack)]
 
 
 def _holds_targets(attack: EvasionAttack) -> bool:
@@ -446,12 +371,6 @@ def _shared(attack: EvasionAttack, salience: Tensor) -> Tensor:
             "them. Give one map: (H, W) or (1, C, H, W)."
         )
     return salience[:1]
-
-
-def _network_dtype(estimator: Any) -> torch.dtype:
-    """The dtype of queries; ART's own is float32, but some attacks compute in float64 on NumPy 2."""
-    parameters = (p.dtype for p in estimator.model.parameters() if p.is_floating_point())
-    return torch.float64 if next(parameters, None) is torch.float64 else torch.float32
 
 
 # --- the face of ART's base classes, which reaches the wrapped attack ---------------------------------------------------

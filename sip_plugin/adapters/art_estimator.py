@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from art.attacks.attack import Attack, EvasionAttack
+from art.estimators.estimator import BaseEstimator
 from torch import Tensor
 
+from sip_plugin.adapters.base import patched_attribute
 from sip_plugin.adapters.projection import BatchProjection, RowSelections
 from sip_plugin.constraint import project
+from sip_plugin.model_state import preserve_model_state
 
 
 class EstimatorProjection:
@@ -165,3 +169,94 @@ def _masked(gradient: Any, salience: Tensor | None) -> Any:
         salience = salience[:, None]
     masked = values.masked_fill(salience, 0)
     return masked if isinstance(gradient, Tensor) else masked.numpy()
+
+
+# --- for the length of a call ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def estimators_projected(
+    attack: EvasionAttack, projection: EstimatorProjection, value_range: tuple[Any, Any] | None
+) -> Iterator[None]:
+    """Put projecting stand-ins in place of every estimator that an attack, or one it is built upon, holds."""
+    made: dict[int, Any] = {}
+    with ExitStack() as stack:
+        for holder in (attack, *inner_attacks(attack)):
+            for name, held in list(vars(holder).items()):
+                if not isinstance(held, BaseEstimator):
+                    continue
+                if id(held) not in made:
+                    made[id(held)] = projected_estimator(held, projection)
+                    if value_range is not None:
+                        made[id(held)]._clip_values = value_range
+                stack.enter_context(patched_attribute(holder, name, made[id(held)]))
+        yield
+
+
+@contextmanager
+def starts_projected(attack: EvasionAttack, method: str, projection: EstimatorProjection) -> Iterator[None]:
+    """Tell the projection which image a starting point is sought for: its queries are far from any."""
+    find = getattr(attack, method)
+    index = -1
+
+    def find_start(*args: Any, **kwargs: Any) -> Any:
+        nonlocal index
+        index += 1
+        with projection.only(index):
+            return find(*args, **kwargs)
+
+    with patched_attribute(attack, method, find_start):
+        yield
+
+
+@contextmanager
+def preserve_classifier_state(estimator: Any) -> Iterator[None]:
+    """Put back what ART changes in a classifier and its network (attacks ask a stand-in, which takes the rest)."""
+    wrapper: Any = getattr(estimator, "_model", None)
+    training = getattr(wrapper, "training", None)
+    optimizer = vars(estimator).get("_optimizer")  # which a parallel AutoAttack takes away
+    with preserve_model_state(estimator.model):
+        try:
+            yield
+        finally:
+            if optimizer is not None:
+                estimator._optimizer = optimizer
+            if training is not None:
+                wrapper.training = training
+
+
+@contextmanager
+def budgets_of(attack: EvasionAttack, rows: np.ndarray, count: int) -> Iterator[None]:
+    """Cut budgets that an attack holds for each of ``count`` images to some of them."""
+    with ExitStack() as stack:
+        for holder in (attack, *inner_attacks(attack)):
+            for name in ("eps", "eps_step"):
+                held = vars(holder).get(name)
+                if isinstance(held, np.ndarray) and held.ndim == 4 and len(held) == count:
+                    stack.enter_context(patched_attribute(holder, name, held[rows]))
+        yield
+
+
+@contextmanager
+def silent_progress(attack: EvasionAttack) -> Iterator[bool]:
+    """Silence an attack's own progress bars, which know of one part at a time; give whether they were wanted."""
+    verbose = bool(getattr(attack, "verbose", False))
+    if not verbose:
+        yield False
+        return
+    attack.set_params(verbose=False)
+    try:
+        yield True
+    finally:
+        attack.set_params(verbose=True)
+
+
+def inner_attacks(attack: Any) -> list[Any]:
+    """The attacks that an attack is built upon: ProjectedGradientDescent hands its calls to the one for its framework."""
+    return [held for held in vars(attack).values() if isinstance(held, Attack)]
+
+
+def network_dtype(estimator: Any) -> torch.dtype:
+    """The dtype of queries; ART's own is float32, but some attacks compute in float64 on NumPy 2."""
+    parameters = (p.dtype for p in estimator.model.parameters() if p.is_floating_point())
+    return torch.float64 if next(parameters, None) is torch.float64 else torch.float32
