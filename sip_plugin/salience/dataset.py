@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sip_plugin.constraint import prepare_mask
-from sip_plugin.salience.images import as_float, pair_of
+from sip_plugin.salience.images import get_image_label, to_float
 from sip_plugin.salience.store import MaskStore
 from sip_plugin.salience.together import Together
 
@@ -41,7 +41,7 @@ class SalientDataset(Dataset[Item]):
 
     Example:
         >>> crop = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()])
-        >>> data = SalientDataset(dataset, MaskStore("maps.sip"), crop)
+        >>> data = SalientDataset(dataset, MaskStore("train.masks"), crop)
         >>> for images, labels, maps in DataLoader(data, batch_size=128, shuffle=True):
         ...     loss = criterion(images, labels, mask=maps)
     """
@@ -77,12 +77,12 @@ class SalientDataset(Dataset[Item]):
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         """Several items at once, for which torch's ``DataLoader`` asks; the store is read once."""
         positions = [self._position(index) for index in indices]
-        pairs = [pair_of(self.dataset, position) for position in positions]
+        pairs = [get_image_label(self.dataset, position) for position in positions]
         maps = self._maps(positions, pairs)
         items = []
         for (image, label), salience in zip(pairs, maps, strict=True):
             moved, followed = self._moved(image, salience)
-            items.append((as_float(moved), label, followed))
+            items.append((to_float(moved), label, followed))
         return items
 
     def __repr__(self) -> str:
@@ -90,7 +90,7 @@ class SalientDataset(Dataset[Item]):
         return f"SalientDataset({type(self.dataset).__name__} of {len(self)}, {self.maps!r}, transform={transform!r})"
 
     def _try_transform(self, transform: Together) -> None:
-        image, label = pair_of(self.dataset, 0)
+        image, label = get_image_label(self.dataset, 0)
         if len(self._maps([0], [(image, label)])[0]) > 1:
             transform.check_per_element()
         if not transform.known:

@@ -513,7 +513,7 @@ def dataset(x):
 
 @pytest.fixture
 def store(tmp_path, dataset):
-    return MaskStore.build(tmp_path / "maps.sip", dataset, lambda images: images > 0.5, 16, progress=False)
+    return MaskStore.build(tmp_path / "train.masks", dataset, lambda images: images > 0.5, 16, progress=False)
 
 
 def test_an_item_is_image_label_and_map(dataset, store, x):
