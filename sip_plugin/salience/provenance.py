@@ -22,15 +22,7 @@ from sip_plugin.model_utils import model_hash, own_attributes, unwrap_model
 
 _MOST_SEARCHED = 1000  # objects, in the search for a network
 _PLAIN = (bool, int, float, str, tuple, type(None))
-_HOLDS_VALUES = (
-    dict,
-    enum.Enum,
-    Tensor,
-    functools.partial,
-    types.FunctionType,
-    types.SimpleNamespace,
-    argparse.Namespace,
-)
+_HOLDS_VALUES = (dict, enum.Enum, Tensor, functools.partial, types.FunctionType, argparse.Namespace)
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -53,7 +45,11 @@ def provenance(source: Any) -> dict[str, Any]:
         TypeError: If the source's own ``provenance()`` returns no dictionary.
         ValueError: If the source contains itself.
     """
-    described = json.loads(json.dumps(source, default=_describe))
+    try:
+        described = json.loads(json.dumps(source, default=_describe))
+    except ValueError as error:  # a circle
+        name = type(source).__name__
+        raise ValueError(f"{name} cannot be described ({error}). Give it a method provenance() -> dict.") from error
     return described if isinstance(described, dict) else {"value": described}
 
 
@@ -79,7 +75,7 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str 
         if isinstance(mine, Mapping) and isinstance(other, Mapping):
             lines += differences(mine, other, f"{prefix}{key}.")
         elif repr(mine) != repr(other):  # NaN is the same as NaN here
-            lines.append(f"{prefix}{key}: {_short(mine)} against {_short(other)}")
+            lines.append(f"{prefix}{key}: " + " against ".join(f"{value!r}"[:60] for value in (mine, other)))
     return lines
 
 
@@ -105,9 +101,10 @@ def _describe(value: Any) -> Any:
     own = getattr(value, "provenance", None)
     if callable(own) and not isinstance(value, type):
         return {"class": _name(type(value)), **own()}
-    if isinstance(value, (Tensor, np.ndarray)):
-        raw = torch.as_tensor(value).detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        return {"dtype": str(value.dtype), "shape": list(value.shape), "sha256": hashlib.sha256(raw).hexdigest()}
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        flat = value.detach().cpu().contiguous().flatten() if isinstance(value, Tensor) else np.asarray(value)
+        content = (flat.view(torch.uint8).numpy() if isinstance(flat, Tensor) else flat).tobytes()
+        return {"dtype": str(value.dtype), "shape": list(value.shape), "sha256": hashlib.sha256(content).hexdigest()}
     if isinstance(value, (set, frozenset)):
         return sorted(value, key=repr)
     if isinstance(value, functools.partial):
@@ -118,8 +115,6 @@ def _describe(value: Any) -> Any:
         return _describe_function(value)
     if isinstance(value, (type, types.BuiltinFunctionType)):
         return {"name": _name(value)}
-    if isinstance(value, np.generic):
-        return value.item()
     if isinstance(value, enum.Enum) or not hasattr(value, "__dict__"):  # a dtype, a device, a path
         return _ADDRESS.sub("", str(value))
     described: dict[str, Any] = {"class": _name(type(value))}
@@ -155,10 +150,6 @@ def _code_hash(code: types.CodeType) -> str:
         value = sorted(value, key=repr) if isinstance(value, frozenset) else value
         constants.append(_code_hash(value) if isinstance(value, types.CodeType) else repr(value))
     return _sha256(repr((code.co_code, constants, code.co_names)))
-
-
-def _short(value: Any) -> str:
-    return f"{value!r}"[:60]
 
 
 def _sha256(text: str) -> str:

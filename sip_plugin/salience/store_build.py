@@ -29,7 +29,6 @@ from sip_plugin.salience.provenance import differences, provenance
 from sip_plugin.utils import atomic_write, progress_bar
 
 _FORMAT = "sip-plugin masks 2"
-_LOCK_TIMEOUT = 10.0  # seconds: the loader's workers of a killed build hold its lock until they notice (5 s)
 
 
 def store_info(dataset: Any, mask_fn: MaskSource, batch_size: int = 1) -> dict[str, Any]:
@@ -63,32 +62,33 @@ class Builder:
 
     def run(self, group: ProcessGroup, progress: bool) -> None:
         """Build the store, unless it is finished already. Errors are those of ``MaskStore.build``."""
+        there = group.on_rank_zero(self._find)
+        if there is not None and there["complete"]:
+            return
+        # Workers are started before the lock is taken, so that those which outlive a killed build do not hold it.
+        loaded = self._load(self.batches[group.rank :: group.size], self.num_workers)
         with contextlib.ExitStack() as stack:
-            info = group.on_rank_zero(partial(self._begin, stack))
-            if info is None:
+            self.info = group.on_rank_zero(partial(self._begin, stack, there is None))
+            if self.info["complete"]:
                 return
-            self.info = info
-            records = group.call(partial(open_records, self.path, info))
-            loaded = self._load(self.batches[group.rank :: group.size])
+            records = group.call(partial(open_records, self.path, self.info))
             shown = progress and group.rank == 0 and importlib.util.find_spec("tqdm") is not None
-            with progress_bar(shown, total=info["length"], desc="salience maps", unit="image") as bar:
+            with progress_bar(shown, total=self.info["length"], desc="salience maps", unit="image") as bar:
                 # All go from batch to batch together, so that a failure of one is known to all at once.
                 for start in range(0, len(self.batches), group.size):
                     mine = self.batches[start : start + group.size][group.rank : group.rank + 1]
                     bar.update(sum(group.gather_call(partial(self._step, mine, loaded, records))))
             group.on_rank_zero(self._finish)
 
-    def _begin(self, stack: contextlib.ExitStack) -> dict[str, Any] | None:
-        """Lock and prepare the files; return what ``info.json`` says, or None if the store is finished."""
-        there = self._find()
-        first = None if there else self._first_batch()  # before anything is written: a bad map leaves nothing behind
-        if there is None or not there["complete"]:
-            self.path.mkdir(exist_ok=True)
-            try:
-                stack.enter_context(FileLock(self.path / ".lock").acquire(timeout=_LOCK_TIMEOUT))
-            except Timeout as error:
-                raise BlockingIOError(errno.EAGAIN, "Another process is building this store", str(self.path)) from error
-            there = self._find()  # that process may have finished it meanwhile
+    def _begin(self, stack: contextlib.ExitStack, anew: bool) -> dict[str, Any]:
+        """Lock the folder and prepare its files; return what ``info.json`` says."""
+        first = self._first_batch() if anew else None  # before anything is written: a bad map leaves nothing behind
+        self.path.mkdir(exist_ok=True)
+        try:
+            stack.enter_context(FileLock(self.path / ".lock").acquire(timeout=0))
+        except Timeout as error:
+            raise BlockingIOError(errno.EAGAIN, "Another process is building this store", str(self.path)) from error
+        there = self._find()  # that process may have finished it meanwhile
         if there is None:
             maps, checksums = first or self._first_batch()
             self.info |= {"channels": maps.shape[1], "complete": False}
@@ -97,11 +97,11 @@ class Builder:
             _create_records(self.path, self.info)
             self._write(self.batches[0], maps, checksums, open_records(self.path, self.info))
             return self.info
-        if there["complete"]:
-            return None
         try:
             open_records(self.path, there)
         except ValueError:  # cut off, or not there yet
+            if there["complete"]:
+                raise
             _create_records(self.path, there)
         return there
 
@@ -122,8 +122,8 @@ class Builder:
             )
         return there
 
-    def _load(self, batches: list[range]) -> Iterator[Batch]:
-        return load_batches(self.dataset, batches, self.info["image_shape"], self.info["labels"], self.num_workers)
+    def _load(self, batches: list[range], num_workers: int = 0) -> Iterator[Batch]:
+        return load_batches(self.dataset, batches, self.info["image_shape"], self.info["labels"], num_workers)
 
     def _first_batch(self) -> tuple[Tensor, Tensor]:
         """Maps and checksums of the first batch, whose maps tell how many channels are kept."""

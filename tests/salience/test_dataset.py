@@ -601,7 +601,7 @@ def test_a_store_of_another_data_set_is_refused(dataset, store, x):
     for other, says in (
         (TensorDataset(x.flip(0), torch.arange(40)), "another data set"),
         (TensorDataset(x[:39], torch.arange(39)), "40 maps for 39 images"),
-        (TensorDataset(x[..., :12], torch.arange(40)), r"\(3, 16, 12\)"),
+        (TensorDataset(x[..., :12], torch.arange(40)), r"\[3, 16, 12\]"),
     ):
         with pytest.raises(ValueError, match=says):
             SalientDataset(other, store)
