@@ -175,7 +175,8 @@ class _Batches(Dataset[Batch]):
         numbers = list(map(class_index, batch, labels))
         covered = numbers if self.labels else [None] * len(batch)
         checksums = torch.tensor(list(map(image_checksum, images, covered)))
-        return torch.stack(list(map(to_float, images))), torch.tensor(numbers), checksums
+        alike = images if len({image.dtype for image in images}) == 1 else list(map(to_float, images))
+        return to_float(torch.stack(list(alike))), torch.tensor(numbers), checksums
 
 
 def _check_shape(image: Tensor, index: int, shape: tuple[int, ...]) -> None:

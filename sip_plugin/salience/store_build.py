@@ -218,7 +218,7 @@ def _record_dtype(info: dict[str, Any]) -> np.dtype[Any]:
 
 def _checksums(records: np.ndarray) -> np.ndarray:
     """The CRC-32 of each map, which starts from that of its image. A record of zeros, never written, does not have it."""
-    pairs = zip(records["map"], records["image"].tolist(), strict=True)
+    pairs = zip(np.asarray(records["map"]), records["image"].tolist(), strict=True)
     return np.array([zlib.crc32(packed, image) for packed, image in pairs], dtype=np.uint32)
 
 
