@@ -1,4 +1,4 @@
-"""Salience maps computed once, kept on disk, moved with the augmented images, and used in training. On scikit-learn's digits.
+"""Salience maps computed once, kept on disk, moved with the augmented images, used in training. On scikit-learn's digits.
 
 python examples/store_and_train.py
 """

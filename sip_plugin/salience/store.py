@@ -89,7 +89,7 @@ class MaskStore:
             device: Where ``mask_fn`` gets its images; by default where its network is, or the CPU.
             num_workers: Processes that load images (of torch's ``DataLoader``).
             progress: Show a progress bar (needs tqdm; without it there is none).
-            overwrite: Build it anew where another store or a finished one is at ``path``; maps of an unfinished one whose
+            overwrite: Delete another or a finished store at ``path``, and build anew; maps of an unfinished one whose
                 images have changed are computed again.
 
         Returns:
