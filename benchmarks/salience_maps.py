@@ -62,8 +62,8 @@ def run(data: Data, settings: Settings, classes: Sequence[str], options: argpars
     }
     robust, standard = networks["madry"].network, networks["standard"].network
     images = data.train[0]
-    seconds = building(options.work / "maps.sip", data.train, robust, options.rounds)
-    with MaskStore(options.work / "maps.sip") as store:
+    seconds = building(options.work / "train.masks", data.train, robust, options.rounds)
+    with MaskStore(options.work / "train.masks") as store:
         others = other_sources(store, robust, standard, seed=options.seed)
         comparisons = compared(FIRST, store, others, images, robust, BATCH)
         draw(options.out, data.train, store, robust, standard, classes, settings, options.seed)
@@ -115,7 +115,7 @@ def sizes(store: MaskStore) -> dict[str, Any]:
         "max": counts.max(),
     }
     elements = store.shape[1:].numel()
-    size = store.path.stat().st_size
+    size = (store.path / "maps.npy").stat().st_size
     return {
         "elements": elements,
         "k": {name: value.item() for name, value in figures.items()},

@@ -1,4 +1,4 @@
-"""Salience maps made once, kept in a file, moved with the augmented images, and used in training. On scikit-learn's digits.
+"""Salience maps computed once, kept on disk, moved with the augmented images, used in training. On scikit-learn's digits.
 
 python examples/store_and_train.py
 """
@@ -64,12 +64,12 @@ def main() -> dict[str, float]:
     )
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "digits.maps"
+        path = Path(folder) / "digits.masks"
         MaskStore.build(
             path, dataset, GradientSalience(teacher), batch_size=256
         )  # may be killed: the same call resumes
         with MaskStore(path) as store:  # later, in another process
-            print(f"{store!r}: {path.stat().st_size} bytes")
+            print(f"{store!r}: {(path / 'maps.npy').stat().st_size} bytes")
             student = network()
             criterion = AdversarialTrainer(student, "sip-at", eps=EPS, alpha=EPS / 4)
             train(student, criterion, SalientDataset(dataset, store, shift))

@@ -41,7 +41,7 @@ from benchmarks.record import run_record, write_json
 from benchmarks.speed.measure import interleaved, ratio, resnet18, shown
 from sip_plugin import AdversarialTrainer
 from sip_plugin.salience import GradientSalience, MaskStore, SalientDataset
-from sip_plugin.salience.images import as_float
+from sip_plugin.salience.images import to_float
 
 STEPS, READ = 10, 512
 Results = dict[str, dict[str, Any]]
@@ -67,7 +67,7 @@ class Augmented(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         image, label = self.dataset[index]
-        return as_float(self.transform(tv_tensors.Image(image)).as_subclass(Tensor)), label
+        return to_float(self.transform(tv_tensors.Image(image)).as_subclass(Tensor)), label
 
 
 # --- reading --------------------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def first(code: str, *arguments: object, processes: int) -> float:
 def reading(folder: Path, count: int, rounds: int, processes: int) -> tuple[Results, dict[str, Any]]:
     """Build a store of so many images, and read it."""
     images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
-    data, path = TensorDataset(images, torch.zeros(count, dtype=torch.int64)), folder / "all.maps"
+    data, path = TensorDataset(images, torch.zeros(count, dtype=torch.int64)), folder / "all.masks"
     start = time.perf_counter()
     store = MaskStore.build(path, data, bright, 512)
     built = time.perf_counter() - start
@@ -143,8 +143,8 @@ def reading(folder: Path, count: int, rounds: int, processes: int) -> tuple[Resu
     batch.write_bytes(pickle.dumps(files[32]))
     facts = {
         "images": count,
-        "bytes": path.stat().st_size,
-        "bytes_per_image": path.stat().st_size / count,
+        "bytes": (path / "maps.npy").stat().st_size,
+        "bytes_per_image": (path / "maps.npy").stat().st_size / count,
         "seconds_to_build_with_maps_that_cost_nothing": built,
         "seconds_of_a_new_process_to_open_and_read": first(_FIRST_READ, path, count, processes=processes),
         "seconds_of_a_new_process_to_decode_64_jpegs_of_32x32": first(_FIRST_DECODING, batch, processes=processes),
@@ -167,7 +167,7 @@ def building(folder: Path, teacher: nn.Module, images: Tensor, batch: int, round
     """The whole of ``MaskStore.build``, against the passes it needs, and against making the maps and dropping them."""
     data = TensorDataset(images, torch.zeros(len(images), dtype=torch.int64))
     mask_fn = GradientSalience(teacher)
-    batches = [as_float(part).to(device) for part in images.split(batch)]
+    batches = [to_float(part).to(device) for part in images.split(batch)]
     ways: dict[str, Callable[[], Any]] = {
         "build": lambda: MaskStore.build(folder / "made", data, mask_fn, batch, overwrite=True, progress=False),
         "maps, dropped": lambda: [mask_fn(part) for part in batches],
@@ -199,7 +199,7 @@ def training(
     madry = AdversarialTrainer(model, "madry", steps=STEPS)
     sip_at = AdversarialTrainer(model, "sip-at", steps=STEPS)
     with_teacher = AdversarialTrainer(model, "sip-at", salience=GradientSalience(teacher), steps=STEPS)
-    batch, targets = as_float(images[:size]).to(device), labels[:size].to(device)
+    batch, targets = to_float(images[:size]).to(device), labels[:size].to(device)
     maps = store[:size].to(device)
     crop = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()])
     plain = endless(DataLoader(Augmented(data, crop), batch_size=size, shuffle=True, drop_last=True))
@@ -253,7 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             module.momentum = 0.0  # every round computes the same
     images = torch.randint(256, (options.trained, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
-        labels = torch.cat([model(as_float(part).to(options.device)).argmax(1) for part in images.split(options.batch)])
+        labels = torch.cat([model(to_float(part).to(options.device)).argmax(1) for part in images.split(options.batch)])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         results, facts = reading(folder, options.images, 3 * options.rounds, options.processes)

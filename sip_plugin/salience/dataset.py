@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from sip_plugin.constraint import prepare_mask
-from sip_plugin.salience.images import as_float, as_tensor, pair_of
+from sip_plugin.salience.images import as_tensor, get_image_label, to_float
 from sip_plugin.salience.store import MaskStore
 from sip_plugin.utils import isolated_rng
 
@@ -207,7 +207,7 @@ class SalientDataset(Dataset[Item]):
 
     Example:
         >>> crop = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()])
-        >>> data = SalientDataset(dataset, MaskStore("maps.sip"), crop)
+        >>> data = SalientDataset(dataset, MaskStore("train.masks"), crop)
         >>> for images, labels, maps in DataLoader(data, batch_size=128, shuffle=True):
         ...     loss = criterion(images, labels, mask=maps)
     """
@@ -233,7 +233,7 @@ class SalientDataset(Dataset[Item]):
         if isinstance(maps, MaskStore):
             maps.check(dataset)
         if self.transform is not None and len(dataset):
-            pair = pair_of(dataset, 0)
+            pair = get_image_label(dataset, 0)
             self.transform.verify(pair[0], self._maps([0], [pair])[0])
 
     def __len__(self) -> int:
@@ -255,12 +255,12 @@ class SalientDataset(Dataset[Item]):
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         """Several items at once, for which torch's ``DataLoader`` asks; the store is read once."""
         positions = [range(len(self))[index] for index in indices]
-        pairs = [pair_of(self.dataset, position) for position in positions]
+        pairs = [get_image_label(self.dataset, position) for position in positions]
         items = []
         for (image, label), salience in zip(pairs, self._maps(positions, pairs), strict=True):
             if self.transform is not None:
                 image, salience = self.transform(image, salience)
-            items.append((as_float(image), label, salience))
+            items.append((to_float(image), label, salience))
         return items
 
     def __repr__(self) -> str:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from sip_plugin.checks import check_images
 
 _SAMPLES = 32
+Batch = tuple[Tensor, Tensor, Tensor]  # images, labels, checksums
 
 
-def pair_of(dataset: Any, index: int) -> tuple[Tensor, Any]:
+def get_image_label(dataset: Any, index: int) -> tuple[Tensor, Any]:
     """Image and label of a map-style data set's item; the image as a tensor ``(C, H, W)``, uint8 or floating point.
 
     Raises:
@@ -60,7 +62,7 @@ def _of_pil(image: Any, name: str) -> Tensor:
     return torch.from_numpy(pixels).view(image.size[1], image.size[0], -1).permute(2, 0, 1).contiguous()
 
 
-def as_float(image: Tensor) -> Tensor:
+def to_float(image: Tensor) -> Tensor:
     """A floating-point image, uint8 scaled to [0, 1] with the arithmetic of ``v2.functional.to_dtype(scale=True)``."""
     return image.to(torch.float32).mul_(1 / 255) if image.dtype == torch.uint8 else image
 
@@ -72,7 +74,7 @@ def _bytes(image: Tensor) -> bytes:
     return image.cpu().contiguous().numpy().tobytes()
 
 
-def label_of(index: int, label: Any) -> int:
+def class_index(index: int, label: Any) -> int:
     """The class index of an item, of whatever integer type.
 
     Raises:
@@ -88,16 +90,16 @@ def label_of(index: int, label: Any) -> int:
         raise TypeError(f"Labels must be class indices, that of item {index} is {label!r}.") from error
 
 
-def check_byte(image: Tensor, label: int | None = None) -> int:
-    """Eight bits of the checksum of an image, and of its label if there is one: another has others 255 times of 256."""
-    return zlib.crc32(_bytes(image) + _label_bytes(label)) & 0xFF
+def image_checksum(image: Tensor, label: int | None = None) -> int:
+    """The CRC-32 of an image, and of its label if there is one."""
+    return zlib.crc32(_bytes(image) + _label_bytes(label))
 
 
 def _label_bytes(label: int | None) -> bytes:
     return b"" if label is None else f" {label}".encode()
 
 
-def sample_of(dataset: Any, labels: bool = False) -> tuple[tuple[int, int, int], str]:
+def dataset_fingerprint(dataset: Any, labels: bool = False) -> tuple[tuple[int, int, int], str]:
     """The shape of a data set's images, and a fingerprint: a hash of its length and of evenly spaced images.
 
     Args:
@@ -115,11 +117,14 @@ def sample_of(dataset: Any, labels: bool = False) -> tuple[tuple[int, int, int],
     if not length:
         raise ValueError("The data set is empty.")
     indices = sorted({round(k * (length - 1) / (_SAMPLES - 1)) for k in range(_SAMPLES)})
-    pairs = [pair_of(dataset, index) for index in indices]
+    pairs = [get_image_label(dataset, index) for index in indices]
     images = [_in_range(image, index) for index, (image, _) in zip(indices, pairs, strict=True)]
-    shape = _one_shape(images, indices)
+    channels, height, width = images[0].shape
+    shape = (channels, height, width)
     for index, image in zip(indices, images, strict=True):
-        again, _ = pair_of(dataset, index)
+        _check_shape(image, index, shape)
+    for index, image in zip(indices, images, strict=True):
+        again, _ = get_image_label(dataset, index)
         if again.dtype != image.dtype or not torch.equal(again, image):
             raise ValueError(
                 f"Item {index} of the data set is another image each time that it is fetched (a random transform?). Maps "
@@ -128,7 +133,7 @@ def sample_of(dataset: Any, labels: bool = False) -> tuple[tuple[int, int, int],
             )
     digest = hashlib.sha256(f"{length} {shape}".encode())
     for index, image, (_, label) in zip(indices, images, pairs, strict=True):
-        digest.update(_bytes(image) + _label_bytes(label_of(index, label) if labels else None))
+        digest.update(_bytes(image) + _label_bytes(class_index(index, label) if labels else None))
     return shape, digest.hexdigest()
 
 
@@ -138,12 +143,45 @@ def _in_range(image: Tensor, index: int) -> Tensor:
     return image
 
 
-def _one_shape(images: Sequence[Tensor], indices: Sequence[int]) -> tuple[int, int, int]:
-    for index, image in zip(indices, images, strict=True):
-        if image.shape != images[0].shape:
-            raise ValueError(
-                f"The images must be of one shape: item {indices[0]} is {tuple(images[0].shape)}, item {index} is "
-                f"{tuple(image.shape)}. Resize them in the data set, in the same way each time."
-            )
-    channels, height, width = images[0].shape
-    return channels, height, width
+def split(length: int, size: int) -> list[range]:
+    """The indices of a data set in batches."""
+    return [range(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def load_batches(
+    dataset: Any, batches: list[range], image_shape: Sequence[int], labels: bool, num_workers: int
+) -> Iterator[Batch]:
+    """Images (floating point), labels and checksums of a data set's batches, loaded by torch's ``DataLoader``.
+
+    Args:
+        dataset: A map-style data set of (image, label).
+        batches: The indices of each batch.
+        image_shape: ``(C, H, W)``.
+        labels: The checksums are of the images' labels, too.
+        num_workers: Processes that load images.
+    """
+    source, generator = _Batches(dataset, image_shape, labels), torch.Generator()  # none is drawn from the global one
+    return iter(DataLoader(source, None, sampler=batches, num_workers=num_workers, generator=generator))
+
+
+class _Batches(Dataset[Batch]):
+    def __init__(self, dataset: Any, image_shape: Sequence[int], labels: bool) -> None:
+        self.dataset, self.image_shape, self.labels = dataset, tuple(image_shape), labels
+
+    def __getitem__(self, batch: range) -> Batch:
+        images, labels = zip(*(get_image_label(self.dataset, index) for index in batch), strict=True)
+        for index, image in zip(batch, images, strict=True):
+            _check_shape(image, index, self.image_shape)
+        numbers = list(map(class_index, batch, labels))
+        covered = numbers if self.labels else [None] * len(batch)
+        checksums = torch.tensor(list(map(image_checksum, images, covered)))
+        alike = images if len({image.dtype for image in images}) == 1 else list(map(to_float, images))
+        return to_float(torch.stack(list(alike))), torch.tensor(numbers), checksums
+
+
+def _check_shape(image: Tensor, index: int, shape: tuple[int, ...]) -> None:
+    if tuple(image.shape) != shape:
+        raise ValueError(
+            f"The images must be of one shape: item {index} is {tuple(image.shape)}, others are {shape}. Resize them in the "
+            "data set, in the same way each time."
+        )

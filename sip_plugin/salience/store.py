@@ -1,8 +1,8 @@
-"""Salience maps made once and kept in a file, one bit per element."""
+"""Salience maps computed once and kept on disk, one bit per element."""
 
 from __future__ import annotations
 
-import mmap
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,53 +12,51 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sip_plugin.distributed import ProcessGroup
 from sip_plugin.mask_source import MaskSource
 from sip_plugin.model_state import preserve_model_state
-from sip_plugin.salience.images import check_byte, label_of, sample_of
-from sip_plugin.salience.indices import Indices, as_integer, positions_of
-from sip_plugin.salience.map_source import Batches, MapSource, loaded
-from sip_plugin.salience.provenance import network_of
-from sip_plugin.salience.ranks import Ranks
-from sip_plugin.salience.store_build import Build, agreed, check_batch_size, wanted_of
-from sip_plugin.salience.store_file import StoreError, block_checksum, open_whole
+from sip_plugin.model_utils import model_device
+from sip_plugin.salience.images import class_index, dataset_fingerprint, image_checksum, load_batches, split
+from sip_plugin.salience.provenance import differences, find_model
+from sip_plugin.salience.store_build import Builder, intact, open_records, read_info, store_info
 
 
 class MaskStore:
-    """The salience maps of a whole data set in one file, one bit per element, read through a memory map.
+    """The salience maps of a whole data set on disk, one bit per element, read through a memory map.
 
-    ``MaskStore.build`` makes the file; ``MaskStore(path)`` opens it. ``store[i]`` is the map of image ``i``, ``store[i:j]``
-    and ``store[indices]`` those of several. Each read checks the checksum of what it reads. A store can be pickled (a worker
-    opens the same file), used by several threads and processes at once, and as a context manager.
+    A store is a folder of ``maps.npy``, a NumPy array of records (the packed map, the CRC-32 of its image, and the CRC-32 of
+    the map that starts from it), and ``info.json``. ``MaskStore.build`` makes it, ``MaskStore(path)`` opens it; ``store[i]``
+    is the map of image ``i``, ``store[i:j]`` and ``store[indices]`` those of several. Every map that is read is compared to
+    its checksum. A store can be pickled (a worker opens the same files), used by several threads and processes at once, and
+    as a context manager.
 
     Args:
-        path: The file.
+        path: The folder.
 
     Attributes:
-        path: The file.
+        path: The folder.
         shape: ``(N, C, H, W)`` of the maps.
-        provenance: What made them, as :func:`sip_plugin.salience.provenance.provenance` tells it.
+        provenance: What computed them, as :func:`sip_plugin.salience.provenance.provenance` describes it.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        IsADirectoryError: If it is a folder.
-        ValueError: If it is no mask store, half-built, cut off, or its header is damaged.
+        FileNotFoundError: If there is no such store.
+        ValueError: If it is no mask store, unfinished, cut off, or damaged.
 
     Example:
-        >>> store = MaskStore.build("maps.sip", dataset, GradientSalience(teacher), batch_size=256)
-        >>> store = MaskStore("maps.sip")  # later
+        >>> store = MaskStore.build("train.masks", dataset, GradientSalience(teacher), batch_size=256)
+        >>> store = MaskStore("train.masks")  # later
         >>> store[0], store[[3, 1, 4]]  # bool, (C, H, W) and (3, C, H, W)
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
-        self._map: mmap.mmap | None = None
-        file, self._layout, self._table = open_whole(self.path)
-        with file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._file = os.dup(file.fileno())
-        self._header = self._layout.header
-        self.shape = torch.Size((self._header.length, *self._header.image_shape))
-        self.provenance = self._header.provenance
+        self._info = read_info(self.path)
+        if not self._info["complete"]:
+            raise ValueError(f"{self.path} is unfinished. The same call of MaskStore.build resumes it.")
+        self._records: np.memmap[Any, Any] | None = open_records(self.path, self._info)
+        self._positions = np.arange(self._info["length"])
+        self.shape = torch.Size((self._info["length"], *self._info["image_shape"]))
+        self.provenance: dict[str, Any] = self._info["provenance"]
 
     @classmethod
     def build(
@@ -73,17 +71,16 @@ class MaskStore:
         progress: bool = True,
         overwrite: bool = False,
     ) -> MaskStore:
-        """Make the maps of all images of a data set, once, and open their store.
+        """Compute the maps of all images of a data set, once, and open their store.
 
-        It may be killed at any moment: what is done stays in a file beside it (``<path>.partial``), and the same call goes
-        on from there, after reading the images that have their maps once more: they must be what they were. A store that is
-        already there, of the same maps and images, is opened and nothing is computed; 32 images are compared then (and
-        their labels, if ``mask_fn`` takes labels), ``store.check(dataset, every=True)`` compares all of them, and
-        :class:`SalientDataset` each one as it is read. Where ``torch.distributed`` is initialised (torchrun), each process
-        makes a share; they must see one file system.
+        The process may be killed at any moment: the same call resumes. It reads all images, compares those that have a map
+        with their checksums, and computes the missing maps. A finished store of the same maps and images is opened, and
+        nothing is computed; 32 images are compared then (and their labels, if ``mask_fn`` takes labels),
+        ``store.check(dataset, every=True)`` compares all of them, and :class:`SalientDataset` each one as it is read. Where
+        ``torch.distributed`` is initialised (torchrun), each process computes a share; all must see the same file system.
 
         Args:
-            path: The file to make. Its folder must exist.
+            path: The folder to make. Its parent folder must exist.
             dataset: A map-style data set of (image, label); the images un-augmented and of one shape, as floating-point
                 tensors in [0, 1], uint8 tensors or PIL images.
             mask_fn: Where the maps come from: a callable ``(images, labels) -> map`` or ``(images) -> map``, or a map that
@@ -92,144 +89,114 @@ class MaskStore:
             device: Where ``mask_fn`` gets its images; by default where its network is, or the CPU.
             num_workers: Processes that load images (of torch's ``DataLoader``).
             progress: Show a progress bar (needs tqdm; without it there is none).
-            overwrite: Make it anew where there is a store already, or a part of another one.
+            overwrite: Delete another or a finished store at ``path``, and build anew; maps of an unfinished one whose
+                images have changed are computed again.
 
         Returns:
             The store, opened.
 
         Raises:
             TypeError: If an argument, an item of the data set or a map is of the wrong type.
-            ValueError: If images or maps have the wrong shape or values, the data set gives another image each time, or
-                ``device`` cannot be used here.
-            FileExistsError: If another store is at ``path``, or a part of another one beside it.
-            OSError: If the file cannot be written (``path`` is a folder, its folder is missing or read-only, the disk is
-                full), or another process builds it.
+            ValueError: If images or maps have the wrong shape or values, the data set returns another image each time, or
+                the processes of a group do not build the same store.
+            FileExistsError: If another store, an unfinished one of other images, or something else is at ``path``.
+            OSError: If the files cannot be written (the parent folder is missing or read-only, the disk is full), or
+                another process builds this store.
             RuntimeError: If another process of this group failed.
         """
-        ranks = Ranks()
-        size = ranks.each_own(lambda: check_batch_size(batch_size))
-        wanted = agreed(ranks.each(lambda: wanted_of(dataset, mask_fn)))
-        shape = wanted["image_shape"]
-        source = ranks.each_own(lambda: MapSource(dataset, mask_fn, shape, size, device, num_workers))
-        with preserve_model_state(network_of(mask_fn)):  # a function may use its network in ways that leave traces
-            Build(Path(path).absolute(), source, wanted, overwrite, ranks).run(progress)
-        return cls(path)
+        group = ProcessGroup()
+        info = group.call(lambda: store_info(dataset, mask_fn, batch_size))
+        group.require_equal("Give all of them the same arguments.", batch_size=batch_size, overwrite=overwrite, **info)
+        model = find_model(mask_fn)
+        if device is None:
+            device = torch.device("cpu") if model is None else model_device(model)
+        folder, batches = Path(path).absolute(), split(len(dataset), batch_size)
+        with preserve_model_state(model):  # a function may use its network in ways that leave traces
+            Builder(folder, dataset, mask_fn, info, batches, device, num_workers, overwrite).run(group, progress)
+        return cls(folder)
 
     def __len__(self) -> int:
-        return self._header.length
+        return len(self._positions)
 
-    def __getitem__(self, index: int | Indices) -> Tensor:
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor | np.ndarray) -> Tensor:
         """The map of one image, ``(C, H, W)``, or those of several, ``(n, C, H, W)``; ``bool``.
 
         Args:
-            index: An integer; or a slice, a sequence, a tensor or an array of integers. Negative ones count from the end.
+            index: Any index of a NumPy array of one dimension: an integer, a slice, integers, or a mask of booleans.
 
         Raises:
             IndexError: If there is no such image.
-            TypeError: If it is something else (a mask of booleans, for example).
-            ValueError: If what is read does not fit its checksum.
+            ValueError: If a map that is read does not fit its checksum; names the image.
         """
-        one = as_integer(index)
-        maps, _ = self._read(positions_of([one] if one is not None else index, len(self)))
-        return maps[0] if one is not None else maps
+        index = index.cpu().numpy() if isinstance(index, Tensor) else list(index) if isinstance(index, tuple) else index
+        positions = np.asarray(self._positions[index])
+        return self._unpack(self._read(positions.reshape(-1))).view(*positions.shape, *self.shape[1:])
 
     def maps_of(self, indices: Sequence[int], images: Sequence[Tensor], labels: Sequence[Any] | None = None) -> Tensor:
-        """The maps ``(n, C, H, W)`` of images, after a check that they are the ones that the maps were made of.
+        """The maps ``(n, C, H, W)`` of images, after a check that they are the ones that the maps were computed for.
 
-        Eight bits of each image's checksum are compared: another image passes one time in 256, a batch of others never.
-        Where the maps were made by a function of (images, labels), that is the checksum of image and label.
+        Where the maps were computed by a function of (images, labels), the checksums are of images and labels.
 
         Args:
             indices: Where they are in the data set.
             images: The un-augmented images, each ``(C, H, W)``, uint8 or floating point in [0, 1].
-            labels: Their class indices; needed where the maps were made with labels.
+            labels: Their class indices; needed where the maps were computed with labels.
 
         Raises:
             IndexError: If there is no such image.
             TypeError: If labels are needed and are missing, or are no class indices.
-            ValueError: If an image or a label is another one, or what is read does not fit its checksum.
+            ValueError: If an image or a label is another one, or a map does not fit its checksum.
         """
-        if not self._header.labels:
-            labels = None
-        elif labels is None:
-            raise TypeError(f"The maps in {self.path} were made with labels: give those of the images, too.")
-        positions = positions_of(indices, len(self))
-        maps, checks = self._read(positions)
-        numbers = [None] * len(images) if labels is None else list(map(label_of, positions.tolist(), labels))
-        for position, image, label, check in zip(positions.tolist(), images, numbers, checks, strict=True):
-            if tuple(image.shape) != self._header.image_shape or check_byte(image, label) != check:
-                raise ValueError(
-                    f"Image {position}{self._or_label} is not the one that its map in {self.path} was made of: the data set "
-                    "is another one, in another order, or augments its images. Give the un-augmented data set of "
-                    "MaskStore.build."
-                )
-        return maps
+        positions = self._positions[np.asarray(indices, dtype=np.int64)]
+        numbers: list[int | None] = [None] * len(images)
+        if self._info["labels"]:
+            if labels is None:
+                raise TypeError(f"The maps in {self.path} were computed with labels: give those of the images, too.")
+            numbers = list(map(class_index, positions.tolist(), labels))
+        records = self._read(positions)
+        self._check_images(positions, records, list(map(image_checksum, images, numbers)))
+        return self._unpack(records)
 
     def check(self, dataset: Any, *, every: bool = False, num_workers: int = 0) -> None:
         """Refuse a data set whose maps these are not; by its length, its shape and 32 of its images, or by each of them.
 
-        Where the maps were made by a function of (images, labels), the labels are compared, too.
+        Where the maps were computed by a function of (images, labels), the labels are compared, too.
 
         Args:
             dataset: A map-style data set of (image, label).
-            every: Read all images, and compare eight bits of each one's checksum (of image and label): one other image
-                passes one time in 256.
+            every: Read all images, and compare each one's checksum.
             num_workers: Processes that load them (of torch's ``DataLoader``).
 
         Raises:
             TypeError: If it is no map-style data set of (image, label).
             ValueError: If it is another one.
         """
-        header = self._header
-        if len(dataset) != len(self):
-            raise ValueError(f"{self.path} has the maps of {len(self)} images, the data set has {len(dataset)}.")
-        shape, fingerprint = sample_of(dataset, header.labels)
-        if shape != header.image_shape:
-            raise ValueError(f"{self.path} has maps of images {header.image_shape}, the data set's are {shape}.")
-        if fingerprint != header.dataset:
+        shape, fingerprint = dataset_fingerprint(dataset, self._info["labels"])
+        theirs = {"length": len(dataset), "image_shape": list(shape), "dataset": fingerprint}
+        different = differences({name: self._info[name] for name in theirs}, theirs)
+        if different:
             raise ValueError(
-                f"{self.path} was made of another data set: its fingerprint is {header.dataset[:12]}…, that of this one "
-                f"{fingerprint[:12]}…. Give the un-augmented data set of MaskStore.build, in the same order"
-                f"{', with the same labels' if header.labels else ''}."
+                f"{self.path} was built for another data set ({'; '.join(different)}). Give the un-augmented data set of "
+                f"MaskStore.build, in the same order{', with the same labels' if self._info['labels'] else ''}."
             )
-        if every:
-            self._check_every(dataset, num_workers)
-
-    def _check_every(self, dataset: Any, num_workers: int) -> None:
-        header = self._header
-        blocks = [header.images_of_block(block) for block in range(header.blocks)]
-        read = loaded(Batches(dataset, blocks, header.image_shape, header.labels), num_workers)
-        others = []
-        for images, (_, _, checks) in zip(blocks, read, strict=True):
-            _, stored = self._read(np.arange(images.start, images.stop))
-            others += [image for image, ours, its in zip(images, stored, checks, strict=True) if ours != its]
-        if others:
-            named = ", ".join(map(str, others[:10])) + (", …" if len(others) > 10 else "")
-            raise ValueError(
-                f"{len(others)} of the data set's {len(self)} images{self._or_label} are not those that the maps in "
-                f"{self.path} were made of: {named}. Give the un-augmented data set of MaskStore.build."
-            )
-
-    @property
-    def _or_label(self) -> str:
-        return " (or its label)" if self._header.labels else ""
+        batches = split(len(self), 128) if every else []
+        loaded = load_batches(dataset, batches, self._info["image_shape"], self._info["labels"], num_workers)
+        for batch, (_, _, checksums) in zip(batches, loaded, strict=True):
+            positions = self._positions[batch.start : batch.stop]
+            self._check_images(positions, self._read(positions), checksums.tolist())
 
     def verify(self) -> None:
-        """Check the checksum of every block, which otherwise happens as they are read.
+        """Compare every map with its checksum, which otherwise happens as they are read.
 
         Raises:
-            ValueError: If one does not fit, or the file was cut off.
+            ValueError: If one does not fit (names its image), or the file was cut off.
         """
-        for block, checksum in enumerate(self._table.tolist()):
-            self._check_open()
-            self._checked(*self._layout.place_of_block(block), checksum)
+        for batch in split(len(self), 1024):
+            self._read(self._positions[batch.start : batch.stop])
 
     def close(self) -> None:
-        """Close the file; the store cannot be read any more. More than once does no harm."""
-        if self._map is not None:
-            self._map.close()
-            os.close(self._file)
-            self._map = None
+        """Close the file; the store cannot be read any more."""
+        self._records = None
 
     def __enter__(self) -> MaskStore:
         return self
@@ -237,62 +204,38 @@ class MaskStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if getattr(self, "_map", None) is not None:
-            self.close()
-
     def __repr__(self) -> str:
-        made = self.provenance.get("class") or self.provenance.get("function") or "a map"
-        return f"MaskStore({str(self.path)!r}, shape={tuple(self.shape)}, made by {made})"
+        source = self.provenance.get("class") or self.provenance.get("function") or "a map"
+        return f"MaskStore({str(self.path)!r}, shape={tuple(self.shape)}, made by {source})"
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "header": self._header}
+    def __reduce__(self) -> tuple[type[MaskStore], tuple[Path]]:
+        return MaskStore, (self.path,)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])  # type: ignore[misc]
-        if self._header != state["header"]:
-            raise StoreError(f"{self.path} is another store by now than when this one was pickled.")
-
-    # --- reading ---
-
-    def _read(self, positions: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        """Maps, and the check bytes of their images."""
-        header, record = self._header, self._header.record
-        blocks, starts, stops = header.places(positions)
-        places = zip(
-            (self._layout.records + starts * record).tolist(),
-            (self._layout.records + stops * record).tolist(),
-            self._table[blocks].tolist(),
-            ((positions - starts) * record).tolist(),
-            strict=True,
-        )
-        read: dict[int, bytes] = {}
-        records = []
-        self._check_open()
-        for start, stop, checksum, row in places:
-            if start not in read:
-                read[start] = self._checked(start, stop, checksum)
-            records.append(read[start][row : row + record])
-        joined = np.frombuffer(b"".join(records), dtype=np.uint8).reshape(-1, record)
-        bits = np.unpackbits(joined[:, :-1], axis=1, count=header.elements)
-        maps = torch.from_numpy(bits).view(torch.bool).view(-1, *header.map_shape)
-        return maps.expand(-1, *header.image_shape), joined[:, -1]
-
-    def _check_open(self) -> None:
-        if self._map is None:
+    def _read(self, positions: np.ndarray) -> np.ndarray:
+        """A copy of some records, compared with their checksums."""
+        if self._records is None:
             raise ValueError(f"The store {self.path} is closed.")
-        size = os.fstat(self._file).st_size
-        if size != self._layout.size:  # past the end of its file, reading a memory map would kill the process
-            raise StoreError(f"{self.path} was cut off or written to while it was open: {size} bytes.")
-
-    def _checked(self, start: int, stop: int, checksum: int) -> bytes:
-        """The bytes of a block, copied first and then compared with its checksum."""
-        assert self._map is not None
-        data = self._map[start:stop]
-        if block_checksum(data) != checksum:
-            first, last = ((place - self._layout.records) // self._header.record for place in (start, stop))
-            raise StoreError(
-                f"{self.path} is damaged: the maps of images {first} to {last - 1} do not fit their checksum. Delete it and "
-                "build it again."
+        if self._records._mmap.size() < self._records.offset + self._records.nbytes:  # type: ignore[attr-defined]
+            raise ValueError(f"{self.path} was cut off while it was open.")  # reading on would kill the process
+        records: np.ndarray = self._records[positions]
+        damaged = np.flatnonzero(~intact(records))
+        if len(damaged):
+            raise ValueError(
+                f"{self.path} is damaged: the map of image {positions[damaged[0]]} does not fit its checksum. Delete the "
+                "store and build it again."
             )
-        return data
+        return records
+
+    def _unpack(self, records: np.ndarray) -> Tensor:
+        shape = (self._info["channels"], *self.shape[2:])
+        bits = np.unpackbits(records["map"], axis=1, count=math.prod(shape))
+        return torch.from_numpy(bits).view(torch.bool).view(-1, *shape).expand(-1, *self.shape[1:])
+
+    def _check_images(self, positions: np.ndarray, records: np.ndarray, checksums: list[int]) -> None:
+        other = positions[records["image"] != np.array(checksums, dtype=np.int64)]
+        if len(other):
+            raise ValueError(
+                f"Image {other[0]}{' (or its label)' * self._info['labels']} is not the one that its map in {self.path} was "
+                "computed for: the data set is another one, in another order, or augments its images. Give the un-augmented "
+                "data set of MaskStore.build."
+            )

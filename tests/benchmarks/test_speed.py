@@ -138,7 +138,7 @@ def test_mask_store_runs_and_writes_its_record(tmp_path):
         "a batch of SalientDataset / a batch of images alone, both cropped and flipped",
     ]
     assert all(result["median_ratio"] > 0 for result in record["results"].values())
-    assert 385 <= results["store"]["bytes_per_image"] < 388
+    assert 385 <= results["store"]["bytes_per_image"] < 400
 
 
 def test_peak_memory_counts_what_is_alive_at_once():

@@ -78,7 +78,7 @@ def test_store_and_train(capsys):
     assert results["clean"] > 0.85
     assert results["robust"] > 0.45
     printed = capsys.readouterr().out
-    assert "shape=(1400, 1, 8, 8), made by sip_plugin.salience.gradient.GradientSalience): 1" in printed
+    assert "shape=(1400, 1, 8, 8), made by sip_plugin.salience.gradient.GradientSalience): 22592 bytes" in printed
 
 
 def test_look_at_salience(tmp_path, capsys):

@@ -523,7 +523,7 @@ def dataset(x):
 
 @pytest.fixture
 def store(tmp_path, dataset):
-    return MaskStore.build(tmp_path / "maps.sip", dataset, lambda images: images > 0.5, 16, progress=False)
+    return MaskStore.build(tmp_path / "train.masks", dataset, lambda images: images > 0.5, 16, progress=False)
 
 
 def test_an_item_is_image_label_and_map(dataset, store, x):
@@ -611,7 +611,7 @@ def test_a_store_of_another_data_set_is_refused(dataset, store, x):
     for other, says in (
         (TensorDataset(x.flip(0), torch.arange(40)), "another data set"),
         (TensorDataset(x[:39], torch.arange(39)), "40 maps for 39 images"),
-        (TensorDataset(x[..., :12], torch.arange(40)), r"\(3, 16, 12\)"),
+        (TensorDataset(x[..., :12], torch.arange(40)), r"\[3, 16, 12\]"),
     ):
         with pytest.raises(ValueError, match=says):
             SalientDataset(other, store)

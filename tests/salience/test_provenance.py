@@ -8,21 +8,20 @@ import functools
 import json
 import subprocess
 import sys
-import textwrap
-import types
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from sip_plugin.model_utils import model_hash
 from sip_plugin.salience import GradientSalience
-from sip_plugin.salience.provenance import differences, network_of, provenance, weights_hash
+from sip_plugin.salience.provenance import differences, find_model, provenance
 from tests.conftest import ROOT, small_network
 
 THRESHOLD = 0.5
+SETTINGS = {"threshold": 0.5}
 
 
 def by_threshold(images):
@@ -37,17 +36,23 @@ def helper(images):
     return by_threshold(images)
 
 
+def by_settings(images):
+    return images > max(SETTINGS)
+
+
 class Method:
     def __init__(self, threshold=0.5, network=None):
         self.threshold = threshold
         self._network = network
+        self._calls = 0
 
     def maps(self, images):
+        self._calls += 1
         return images > self.threshold
 
 
 class Captum:
-    """As captum's methods are: they hold the network's forward function."""
+    """As Captum's methods are: they hold the network's forward function."""
 
     def __init__(self, forward_func):
         self.forward_func = forward_func
@@ -56,19 +61,14 @@ class Captum:
         return images
 
 
-class Slots:
-    __slots__ = ("threshold",)
-
-    def __init__(self, threshold):
-        self.threshold = threshold
-
-    def __call__(self, images):
-        return images
-
-
 class Kind(enum.Enum):
     LOGIT = "logit"
     LOSS = "loss"
+
+
+@dataclasses.dataclass
+class Config:
+    threshold: float = 0.5
 
 
 def closure(threshold, network=None):
@@ -89,12 +89,19 @@ def other_network():
     return network
 
 
+def inside(layer):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 3, 3), nn.Sequential(layer))
+
+
 A, B = small_network(), other_network()
 TWINS = {  # the same source made twice, and another that differs in one thing
     "network": (lambda: GradientSalience(small_network()), lambda: GradientSalience(B)),
     "number": (lambda: GradientSalience(A), lambda: GradientSalience(A, 0.4)),
     "string": (lambda: GradientSalience(A), lambda: GradientSalience(A, target="true")),
     "flag": (lambda: GradientSalience(A), lambda: GradientSalience(A, per_pixel=True)),
+    "activation": (lambda: inside(nn.ReLU()), lambda: inside(nn.Tanh())),
+    "its setting": (lambda: inside(nn.LeakyReLU(0.1)), lambda: inside(nn.LeakyReLU(0.2))),
     "function": (lambda: by_threshold, lambda: helper),
     "partial": (
         lambda: functools.partial(by_argument, threshold=0.3),
@@ -109,25 +116,23 @@ TWINS = {  # the same source made twice, and another that differs in one thing
     "bound method": (lambda: Method().maps, lambda: Method(0.4).maps),
     "captured captum": (lambda: captured(Captum(A)), lambda: captured(Captum(B))),
     "private network": (lambda: Method(network=A).maps, lambda: Method(network=B).maps),
-    "captum": (lambda: Captum(small_network()).attribute, lambda: Captum(B).attribute),
+    "private captum": (lambda: Method(network=Captum(A)).maps, lambda: Method(network=Captum(B)).maps),
     "captum on a bound forward": (lambda: Captum(A.forward).attribute, lambda: Captum(B.forward).attribute),
-    "callable object": (lambda: Callable(), lambda: Callable(0.4)),
-    "layer": (lambda: inside(Scaled()), lambda: inside(Squared())),
-    "slots": (lambda: Slots(0.3), lambda: Slots(0.4)),
     "tensor": (lambda: torch.ones(3, 3), lambda: torch.eye(3)),
     "array": (lambda: np.ones((3, 3), bool), lambda: np.eye(3, dtype=bool)),
     "shape": (lambda: torch.ones(3, 4), lambda: torch.ones(4, 3)),
     "a network itself": (lambda: small_network(), lambda: B),
     "list": (lambda: Method([1, 2]).maps, lambda: Method([2, 1]).maps),
-    "long list": (lambda: Method(list(range(1000))).maps, lambda: Method(list(range(1001))).maps),
     "set": (lambda: Method({"a", "b", "c"}).maps, lambda: Method({"a", "b"}).maps),
     "dictionary": (lambda: Method({"a": 1}).maps, lambda: Method({"a": 2}).maps),
+    "dataclass": (lambda: closure(Config()), lambda: closure(Config(0.4))),
+    "namespace": (lambda: closure(argparse.Namespace(a=1)), lambda: closure(argparse.Namespace(a=2))),
     "enum": (lambda: Method(Kind.LOGIT).maps, lambda: Method(Kind.LOSS).maps),
     "not a number": (lambda: Method(float("nan")).maps, lambda: Method(float("inf")).maps),
     "device": (lambda: Method(torch.device("cpu")).maps, lambda: Method(torch.device("meta")).maps),
     "path": (lambda: Method(Path("a")).maps, lambda: Method(Path("b")).maps),
     "bytes": (lambda: Method(b"a").maps, lambda: Method(b"b").maps),
-    "class": (lambda: Method(Method).maps, lambda: Method(Slots).maps),
+    "class": (lambda: Method(Method).maps, lambda: Method(Captum).maps),
     "NumPy number": (lambda: Method(np.float32(0.5)).maps, lambda: Method(np.float32(0.25)).maps),
 }
 
@@ -136,258 +141,47 @@ TWINS = {  # the same source made twice, and another that differs in one thing
 def test_the_same_source_has_the_same_provenance_and_another_one_another(name):
     make, other = TWINS[name]
     ours = provenance(make())
-    assert ours == provenance(make())
     assert differences(ours, provenance(make())) == []
-    assert ours != provenance(other())
     assert differences(ours, provenance(other()))
-    assert json.loads(json.dumps(ours, allow_nan=False)) == ours
+    assert differences(json.loads(json.dumps(ours)), ours) == []
 
 
 def test_what_a_function_of_ones_module_uses_is_part_of_it(monkeypatch):
-    before = provenance(helper), provenance(by_threshold)
+    before = [provenance(function) for function in (by_threshold, helper, by_settings)]
     monkeypatch.setattr(sys.modules[__name__], "THRESHOLD", 0.25)
-    assert provenance(by_threshold) != before[1]
-    assert provenance(helper) != before[0]
-    assert differences(before[1], provenance(by_threshold)) == ["uses.THRESHOLD: 0.5 against 0.25"]
+    monkeypatch.setattr(sys.modules[__name__], "SETTINGS", {"threshold": 0.25})
+    after = [provenance(function) for function in (by_threshold, helper, by_settings)]
+    assert differences(before[0], after[0]) == ["uses.THRESHOLD: 0.5 against 0.25"]
+    assert all(ours != theirs for ours, theirs in zip(before, after, strict=True))
 
 
-def test_what_changes_while_maps_are_made_is_no_part_of_it():
-    calls = []
-
-    def counts(images):
-        calls.append(1)
-        return images > 0.5
-
-    before = provenance(counts)
-    counts(torch.zeros(1))
-    assert provenance(counts) == before
+def test_private_attributes_are_state():
+    source = Method()
+    before = provenance(source.maps)
+    source.maps(torch.zeros(1))
+    assert provenance(source.maps) == before
 
 
 def test_what_it_says_of_a_gradients_maps():
     described = provenance(GradientSalience(A, 0.3))
-    assert len(architecture := described["teacher"].pop("architecture")) == 64
-    assert architecture == provenance(B)["architecture"]  # which has other weights
+    assert len(described["teacher"].pop("architecture")) == 64
     assert described == {
         "class": "sip_plugin.salience.gradient.GradientSalience",
         "mass": 0.3,
         "target": "predicted",
         "per_pixel": False,
-        "teacher": {"class": "torch.nn.modules.container.Sequential", "weights": weights_hash(A)},
+        "teacher": {"class": "torch.nn.modules.container.Sequential", "model_hash": model_hash(A)},
     }
 
 
-class Scaled(nn.Module):
-    """As a user writes one: its settings are attributes, and its code is its own."""
-
-    power = 2
-
-    def __init__(self, scale=1.0, mean=(0.5,), act=torch.relu, persistent=True):
-        super().__init__()
-        self.scale, self.mean, self.act, self._seen = scale, mean, act, 0
-        self.register_buffer("shift", torch.full((3,), float(scale)), persistent=persistent)
-
-    def forward(self, images):
-        self._seen += 1
-        return self.act(images * self.scale) ** self.power
+def accelerated(network):
+    return pytest.importorskip("accelerate").Accelerator(cpu=True).prepare(network)
 
 
-class Squared(Scaled):
-    def forward(self, images):
-        return images * images
-
-
-class Renamed(Scaled):
-    pass
-
-
-def inside(layer):
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 3, 3), nn.Sequential(layer))
-
-
-def patched():
-    network = inside(Scaled())
-    network[1][0].forward = functools.partial(torch.mul, other=3)
-    return network
-
-
-BEHAVE_OTHERWISE = {  # with the same state_dict
-    "activation": (inside(nn.ReLU()), inside(nn.Tanh())),
-    "its setting": (inside(nn.LeakyReLU(0.1)), inside(nn.LeakyReLU(0.2))),
-    "buffer that is not saved": (inside(Scaled(1.0, persistent=False)), inside(Scaled(2.0, persistent=False))),
-    "number": (inside(Scaled(1.0, persistent=False)), inside(Scaled(1.5, persistent=False))),
-    "tuple": (inside(Scaled()), inside(Scaled(mean=(0.4,)))),
-    "list": (inside(Scaled(mean=[0.5])), inside(Scaled(mean=[0.4]))),
-    "tensor": (inside(Scaled(mean=torch.ones(3))), inside(Scaled(mean=torch.zeros(3)))),
-    "dictionary": (inside(Scaled(mean={"a": 0.5})), inside(Scaled(mean={"a": 0.4}))),
-    "namespace": (inside(Scaled(mean=types.SimpleNamespace(a=1))), inside(Scaled(mean=types.SimpleNamespace(a=2)))),
-    "function": (inside(Scaled()), inside(Scaled(act=torch.tanh))),
-    "class": (inside(Scaled()), inside(Renamed())),
-    "forward": (inside(Renamed()), inside(Squared())),
-    "forward of one object": (inside(Scaled()), patched()),
-}
-
-
-def same_weights(name):
-    torch.manual_seed(0)
-    ours = nn.Conv2d(3, 3, 3, padding=1)
-    theirs = nn.Conv2d(3, 3, 3, padding=2, dilation=2)
-    theirs.load_state_dict(ours.state_dict())
-    return (ours, theirs) if name == "dilation" else BEHAVE_OTHERWISE[name]
-
-
-@pytest.mark.parametrize("name", [*BEHAVE_OTHERWISE, "dilation"])
-def test_a_network_of_the_same_weights_that_behaves_otherwise_is_another_source(name):
-    ours, theirs = same_weights(name)
-    same = nn.DataParallel(copy.deepcopy(ours).train())
-    if name != "number":
-        assert [*ours.state_dict()] == [*theirs.state_dict()]
-    described = provenance(GradientSalience(ours))
-    assert described == provenance(GradientSalience(same))
-    found = differences(described, provenance(GradientSalience(theirs)))
-    assert any(line.startswith("teacher.architecture: ") for line in found)
-
-
-def test_the_code_of_a_class_that_is_edited_between_two_runs_is_part_of_it(monkeypatch):
-    network, source = inside(Scaled()), Method()
-    before = provenance(network), provenance(source.maps), provenance(Method(Squared()).maps)
-    monkeypatch.setattr(Scaled, "forward", lambda self, images: images * self.scale)
-    monkeypatch.setattr(Method, "maps", lambda self, images: images < self.threshold)
-    after = provenance(network), provenance(Method().maps), provenance(Method(Squared()).maps)
-    assert all(ours != theirs for ours, theirs in zip(before, after, strict=True))
-    monkeypatch.undo()
-    monkeypatch.setattr(Scaled, "power", 3)
-    assert provenance(network) != before[0]
-    monkeypatch.undo()
-    assert provenance(network) == before[0]
-
-
-@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda layer: layer.train(), copy.deepcopy])
-def test_wrappers_and_mode_do_not_matter_wherever_they_are(wrap):
-    ours = inside(Scaled())
-    wrapped = inside(Scaled())
-    wrapped[1] = wrap(wrapped[1])
-    assert provenance(wrapped) == provenance(ours)
-    ours(torch.ones(1, 3, 4, 4))  # which counts itself
-    assert provenance(wrapped) == provenance(ours)
-
-
-def accelerated(layer):
-    return pytest.importorskip("accelerate").Accelerator(cpu=True).prepare(layer)
-
-
-def compiled_where_lightning_is_imported(layer):
-    pytest.importorskip("lightning.fabric")  # which puts a function of its own in place of torch.compile
-    return torch.compile(layer, dynamic=True)
-
-
-@pytest.mark.parametrize("wrap", [compiled_where_lightning_is_imported, accelerated])
-def test_training_libraries_leave_nothing_that_matters(wrap):
-    source, network = GradientSalience(copy.deepcopy(A)), copy.deepcopy(A)
-    wrapped = wrap(network)
-    assert {*vars(network)} > {*vars(A)}  # what they leave
-    assert provenance(GradientSalience(wrapped)) == provenance(source) == provenance(GradientSalience(network))
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
-def test_networks_that_torch_has_written_are_told_by_their_code():
-    class Two(nn.Module):
-        def __init__(self, factor):
-            super().__init__()
-            self.factor = factor
-
-        def forward(self, images):
-            return images * self.factor
-
-    for write in (torch.fx.symbolic_trace, lambda network: torch.jit.trace(network, torch.ones(1, 3, 4, 4))):
-        assert provenance(write(Two(2.0))) == provenance(write(Two(2.0)))
-        assert provenance(write(Two(2.0))) != provenance(write(Two(3.0)))
-
-
-@dataclasses.dataclass
-class Config:
-    threshold: float = 0.5
-
-
-SETTINGS = {"threshold": 0.5}
-
-
-def by_settings(images):
-    return images > (SETTINGS.threshold if hasattr(SETTINGS, "threshold") else next(iter(SETTINGS.values())))
-
-
-def by_list(images):
-    return images > max(SETTINGS)
-
-
-def in_a_comprehension(images):
-    return torch.stack([image > THRESHOLD for image in images])
-
-
-@pytest.mark.parametrize(
-    "make", [lambda n: {"threshold": n}, lambda n: argparse.Namespace(threshold=n), Config, lambda n: [n],
-             lambda n: types.SimpleNamespace(threshold=n), lambda n: {"deep": {"list": [n]}}]
-)  # fmt: skip
-def test_the_containers_and_namespaces_that_a_function_names_are_part_of_it(make, monkeypatch):
-    for function in (by_settings, by_list):
-        described = []
-        for threshold in (0.5, 0.5, 0.25):
-            monkeypatch.setattr(sys.modules[__name__], "SETTINGS", make(threshold))
-            described.append(provenance(function))
-        assert described[0] == described[1]
-        assert described[0] != described[2]
-        assert differences(described[0], described[2])[0].startswith("uses.SETTINGS")
-
-
-def test_what_a_function_names_in_a_comprehension_is_part_of_it(monkeypatch):
-    before = provenance(in_a_comprehension)
-    monkeypatch.setattr(sys.modules[__name__], "THRESHOLD", 0.25)
-    assert provenance(in_a_comprehension) != before
-
-
-class Callable:
-    """A source as a user writes it."""
-
-    share = 0.5
-
-    def __init__(self, threshold=0.5, sign=1):
-        self._threshold, self._sign, self._calls, self._cache, self._lock = threshold, {"sign": sign}, [], {}, Lock()
-
-    def __call__(self, images):
-        self._calls.append(len(images))
-        self._cache["last"] = images
-        return self._above(images)
-
-    def _above(self, images):
-        return images > self._threshold * self.share
-
-
-class Below(Callable):
-    def _above(self, images):
-        return images < self._threshold * self.share
-
-
-class LowerShare(Callable):
-    share = 0.25
-
-
-def test_private_and_class_attributes_and_the_code_of_a_callable_object_are_part_of_it():
-    source = Callable()
-    described = provenance(source)
-    source(torch.zeros(1))
-    assert provenance(source) == described == provenance(Callable())
-    assert described["_threshold"] == 0.5
-    assert not {"_calls", "_cache", "_lock"} & {*described}
-    others = [Callable(0.4), Callable(sign=2), Below(), LowerShare()]
-    for other in others:
-        other_described = provenance(other)
-        assert {**other_described, "class": 0} != {**described, "class": 0}
-    Callable.share = 0.75
-    try:
-        assert provenance(source) != described
-    finally:
-        Callable.share = 0.5
-    assert json.loads(json.dumps(described)) == described
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda net: net.train(), copy.deepcopy, accelerated])
+def test_wrappers_mode_and_memory_format_do_not_matter(wrap):
+    network = copy.deepcopy(A).to(memory_format=torch.channels_last)
+    assert provenance(GradientSalience(wrap(network))) == provenance(GradientSalience(A))
 
 
 @pytest.mark.slow
@@ -404,29 +198,9 @@ def test_it_is_the_same_in_every_process():
             cwd=ROOT,
         )
         assert run.returncode == 0, run.stderr.decode()[-2000:]
-        assert json.loads(run.stdout) == {name: provenance(make()) for name, (make, _) in TWINS.items()}
-
-
-def test_a_networks_hash_is_of_names_types_shapes_and_values_alone():
-    ours = weights_hash(A)
-    assert ours == weights_hash(copy.deepcopy(A))
-    assert ours == weights_hash(copy.deepcopy(A).train().requires_grad_(False))
-    assert ours == weights_hash(copy.deepcopy(A).to(memory_format=torch.channels_last))
-    assert ours == weights_hash(nn.DataParallel(A))
-    assert ours == weights_hash(torch.compile(copy.deepcopy(A)))
-    assert provenance(GradientSalience(torch.compile(copy.deepcopy(A)))) == provenance(GradientSalience(A))
-    others = [B, copy.deepcopy(A).double(), copy.deepcopy(A).bfloat16(), nn.Sequential(A)]
-    assert len({ours, *map(weights_hash, others)}) == 5
-
-    class Extra(nn.Linear):
-        def get_extra_state(self):
-            return {"temperature": self.temperature}
-
-    layers = [Extra(2, 2) for _ in range(2)]
-    for layer, temperature in zip(layers, (1.0, 2.0), strict=True):
-        nn.init.ones_(layer.weight), nn.init.ones_(layer.bias)
-        layer.temperature = temperature
-    assert weights_hash(layers[0]) != weights_hash(layers[1])
+        assert (
+            differences(json.loads(run.stdout), {name: provenance(make()) for name, (make, _) in TWINS.items()}) == []
+        )
 
 
 def test_a_source_may_say_it_itself():
@@ -440,18 +214,20 @@ def test_a_source_may_say_it_itself():
         def provenance(self):
             return self.said
 
-    said = provenance(Own({"annotators": 5}))
+    said = provenance(Own({"annotators": 5, "teacher": A}))
     assert said["annotators"] == 5
+    assert said["teacher"]["model_hash"] == model_hash(A)
     assert said["class"].endswith("Own")
-    for bad in ([1], None, {"network": A}, {"share": float("nan")}):
-        with pytest.raises(TypeError, match=r"Own.provenance\(\) must give"):
+    for bad in ([1], None):
+        with pytest.raises(TypeError, match="mapping"):
             provenance(Own(bad))
 
 
-def test_objects_that_hold_each_other_have_an_end():
+def test_objects_that_hold_each_other_are_an_error_that_says_what_to_do():
     one, two = Method(), Method()
     one.other, two.other = two, one
-    assert provenance(one.maps)["of"]["other"]["other"] == "(itself)"
+    with pytest.raises(ValueError, match=r"provenance\(\) -> dict"):
+        provenance(one)
 
 
 @pytest.mark.parametrize(
@@ -471,12 +247,12 @@ def test_objects_that_hold_each_other_have_an_end():
     ],
 )
 def test_the_network_of_a_source_is_found(make):
-    assert network_of(make(A)) is A
+    assert find_model(make(A)) is A
 
 
 def test_a_source_without_a_network_has_none():
     for source in (by_threshold, helper, Method().maps, torch.ones(2, 2), torch.sigmoid, closure(0.5)):
-        assert network_of(source) is None
+        assert find_model(source) is None
 
 
 def test_captums_own_methods():
@@ -485,7 +261,7 @@ def test_captums_own_methods():
         described = provenance(method(A).attribute)
         assert described == provenance(method(small_network()).attribute)
         assert described != provenance(method(B).attribute)
-        assert network_of(method(A).attribute) is A
+        assert find_model(method(A).attribute) is A
 
 
 @pytest.mark.slow
@@ -499,8 +275,6 @@ def test_salience_needs_torch_and_numpy_alone():
     assert run.returncode == 0, run.stderr.decode()[-2000:]
 
 
-def test_a_function_of_an_installed_package_is_told_by_its_version_and_not_by_its_code():
+def test_a_function_of_an_installed_package_is_described_by_its_name():
     described = provenance(functools.partial(torch.nn.functional.relu, inplace=False))["partial"]
-    assert described == {"function": "torch.nn.functional.relu", "version": torch.__version__}
-    assert provenance(textwrap.dedent) == {"function": "textwrap.dedent"}
-    assert "code" in provenance(lambda images: images > 0.5)
+    assert described == {"function": "torch.nn.functional.relu"}
