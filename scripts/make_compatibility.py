@@ -43,13 +43,14 @@ differ by a few images either way with the seed.
 ## Which map belongs to which query
 
 Attacks do not always ask about the whole batch: some go on with the images that are still robust, some take the batch in
-pieces. Which image a row belongs to is known, never guessed. A query of as many rows as the batch has its order. An
-attack that goes on with part of its batch selects it by an index (*selects* below, and all of ART's): the wrapper sees
-that index, so that identical images with different maps are told apart, too. Where an attack works on one image after
+pieces. A query of as many rows as the batch is taken to have its order (an attack of your own that shuffles its batch
+needs `one_by_one=True`). A library's own attack that goes on with part of its batch selects it by an index (*selects*
+below, and all of ART's): the wrapper sees that index, so that identical images with different maps are told apart, too.
+Where an attack works on one image after
 the other (*one image* below), it is handed one at a time, which changes nothing else (but that, in targeted modes, it
-also asks for its targets one image at a time). An attack of an unknown kind that asks about another number of rows than
-the batch has runs one image at a time, with a warning, as with `SIPWrapper(attack, mask_fn, one_by_one=True)`. Where the
-map marks nothing there is nothing to tell apart: the batch stays whole, and the result is the bare attack's bit for bit.
+also asks for its targets one image at a time). Any other attack, also one derived from a library's, that asks about
+another number of rows than the batch has runs one image at a time, with a warning, as with `SIPWrapper(attack, mask_fn,
+one_by_one=True)`. Where the map marks nothing there is nothing to tell apart: the batch stays whole, and the result is the bare attack's bit for bit.
 A result that has left the ball that APGD, FAB or Square names is an error.
 """
 

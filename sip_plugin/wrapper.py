@@ -23,9 +23,9 @@ class SIPWrapper(ABC):  # noqa: B024  (abstract only so that adapters can regist
     as the bare attack is. Its attributes are the attack's: ``w.eps = 4/255`` reaches it. Where the map is 0 everywhere the
     result equals the bare attack's bit for bit under the same seed; where it is 1 everywhere it is the clean images.
 
-    Which image each row of a query belongs to is known, never guessed: attacks that go on with part of their batch are
-    watched as they select it. An attack of an unknown kind that asks about another number of rows than the batch has runs
-    one image at a time, and a ``RuntimeWarning`` and the ``repr`` say so.
+    A query of as many rows as the batch is taken to have its order. The libraries' own attacks that go on with part of their
+    batch are watched as they select it, so each row's image is known. Any other attack that asks about another number of
+    rows runs one image at a time, and a ``RuntimeWarning`` and the ``repr`` say so.
 
     Args:
         attack: The attack. It, its model and the caller's tensors are as before after a call, also when the call raises.

@@ -224,14 +224,14 @@ def _attack_part(
     value_range: tuple[Any, Any] | None,
 ) -> np.ndarray:
     images = torch.from_numpy(np.array(x))  # a copy: an attack may write into what it is handed
-    known = ART.registered_name(attack) is not None
-    selections = RowSelections(images) if known and bool(salience.any()) else None
+    known, own = ART.registered_name(attack) is not None, ART.is_own(attack)
+    selections = RowSelections(images) if own and bool(salience.any()) else None
     projection = EstimatorProjection(
         images,
         salience,
         dtype=network_dtype(attack.estimator),
         selections=selections,
-        masked=spec.native == "argument",
+        masked=own and spec.native == "argument",
         in_place=spec.mechanism is Mechanism.ITERATE,
         exempt=torch.from_numpy(np.asarray(y)) if spec.y == "guides" and y is not None else None,
     )
@@ -250,7 +250,7 @@ def _attack_part(
         if spec.starts:
             stack.enter_context(starts_projected(attack, spec.starts, projection))
         try:
-            given = x.copy() if selections is None else watched_array(x, selections)
+            given = x.copy(order="K") if selections is None else watched_array(x, selections)
             adversarial = attack.generate(given, y, **kwargs)
         except AssertionError as error:
             if not spec.starts:
@@ -261,7 +261,7 @@ def _attack_part(
                 "starting_points=..., which have to be so with their salient elements as in the image, or raise init_size."
             ) from error
     result = _selected(attack, adversarial, images, salience)
-    if spec.mechanism is Mechanism.ITERATE:
+    if spec.mechanism is Mechanism.ITERATE and bool(salience.any()):
         check_ball(attack, torch.from_numpy(result), images)
     if not known:
         warn_if_not_queried(attack, projection, np.array_equal(result, x))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -21,13 +21,15 @@ from sip_plugin.adapters.base import (
 )
 from sip_plugin.adapters.composite import MemberProxy
 from sip_plugin.adapters.projection import (
-    AttackMode,
     BatchProjection,
+    IterateProjection,
     Mechanism,
     ProjectedModel,
     RowSelections,
     model_replaced,
+    plain_tensor,
     salience_rows,
+    watched,
 )
 from sip_plugin.checks import check_images, check_labels
 from sip_plugin.constraint import SalienceMap, project
@@ -101,18 +103,22 @@ class SalienceAutoAttack(SalienceAttack):
         check_labels(labels, images, name="y_orig")
         labels = labels.long()
         images = images.detach()
-        if self.one_by_one and kwargs.get("state_path") is not None:
-            raise ValueError(
-                "one_by_one runs one evaluation an image, which one state_path cannot hold; leave one out."
-            )
         with self._lock, preserve_model_state(self.wrapped.model):
             salience = one_map_if_empty(self._maps(images, labels, mask, _batch_size(args, kwargs)))
-            results = []
-            for x, y, maps in split_batch(images, labels, salience, 1 if self.one_by_one else len(images)):
-                with _members_projected(self.wrapped, x, maps):
-                    result = getattr(self.wrapped, method)(x, y, *args, **kwargs)
-                results.append(_each(result, functools.partial(_clean_selected, x, maps)))
-            return results[0] if len(results) == 1 else _together(results)
+
+            def run(alone: bool) -> Any:
+                if alone and kwargs.get("state_path") is not None:
+                    raise ValueError(
+                        "one_by_one runs one evaluation an image, which one state_path cannot hold; leave one out."
+                    )
+                results = []
+                for x, y, maps in split_batch(images, labels, salience, 1 if alone else len(images)):
+                    with _members_projected(self.wrapped, x, maps) as given:
+                        result = getattr(self.wrapped, method)(given, y, *args, **kwargs)
+                    results.append(_each(result, functools.partial(_clean_selected, x, maps)))
+                return results[0] if len(results) == 1 else _together(results)
+
+            return self._alone_if_need_be(run, salience)
 
     def _maps(self, images: Tensor, labels: Tensor, mask: SalienceMap | None, size: int) -> Tensor:
         """The map of all images, made a batch at a time on AutoAttack's device, kept beside the images."""
@@ -131,20 +137,22 @@ def _rebuild(attack: Any, mask_fn: MaskSource, *, one_by_one: bool) -> SalienceA
 
 
 @contextmanager
-def _members_projected(attack: Any, images: Tensor, salience: Tensor) -> Iterator[None]:
-    """Have AutoAttack's attacks project their steps on whichever images they are handed."""
-    selections = RowSelections(images)
-    mode = AttackMode(None, selections)
+def _members_projected(attack: Any, images: Tensor, salience: Tensor) -> Iterator[Tensor]:
+    """Have AutoAttack's attacks project their steps on whichever images they are handed; give it the images to attack."""
+    selections = RowSelections(images) if bool(salience.any()) else None
     members = {name: getattr(attack, name) for name in MEMBERS}
 
     def run(member: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         mechanism = next(MEMBERS[name] for name, candidate in members.items() if candidate is member)
-        maps = salience_rows(salience, selections.of(len(x))).to(x.device)
-        projection = BatchProjection(x.detach(), maps, selections=RowSelections(x))
-        with mode.suspended(), call_lock(member), _projecting(member, mechanism, projection):
-            adversarial = member.perturb(x, *args, **kwargs)
-        result = project_result(member, adversarial, projection.images, projection.salience)
-        check_ball(member, result, projection.images)
+        x = plain_tensor(x.detach())
+        maps = salience if selections is None else salience_rows(salience, selections.of(len(x))).to(x.device)
+        own = type(member).__module__.split(".")[0] in ("autoattack", "pyautoattack")
+        projection = BatchProjection(x, maps, selections=RowSelections(x) if own and selections else None)
+        with call_lock(member), _projecting(member, mechanism, projection):
+            adversarial = plain_tensor(member.perturb(watched(x, projection.selections), *args, **kwargs))
+        result = project_result(member, adversarial, x, maps)
+        if not projection.free:
+            check_ball(member, result, x)
         return result
 
     stand_ins = {name: MemberProxy(member, run, method="perturb") for name, member in members.items()}
@@ -153,9 +161,8 @@ def _members_projected(attack: Any, images: Tensor, salience: Tensor) -> Iterato
     for name, stand_in in stand_ins.items():
         setattr(attack, name, stand_in)
     try:
-        # The package's own queries are none of the mode's business.
-        with model_replaced(attack, ProjectedModel(attack.model, mode=mode)), mode:
-            yield
+        with model_replaced(attack, ProjectedModel(attack.model)):  # its own queries: clean or projected already
+            yield watched(images, selections)
     finally:
         for name, stand_in in stand_ins.items():
             setattr(attack, name, stand_in.release())
@@ -172,14 +179,14 @@ def _projecting(member: Any, mechanism: Mechanism, projection: BatchProjection) 
             f"{type(member).__name__} keeps no network in .model or .predict, so its steps cannot be projected."
         )
     queries = projection if mechanism is Mechanism.QUERY else None
-    mode = AttackMode(None if queries else projection, projection.selections)
+    mode = None if queries or projection.free else IterateProjection(projection)
     with ExitStack() as stack:
         for name, model in models.items():
             stand_in = ProjectedModel(model, queries, mode)
             setattr(member, name, stand_in.forward if inspect.isroutine(model) else stand_in)
             stack.callback(setattr, member, name, model)
             stack.enter_context(preserve_model_state(model))
-        stack.enter_context(mode)
+        stack.enter_context(mode or nullcontext())
         yield
 
 

@@ -109,24 +109,28 @@ class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
             plain = _in_unit_range(images, model)
             criterion = get_criterion(criterion.raw if isinstance(criterion, ep.Tensor) else criterion)
             salience = self.salience(plain, _labels(criterion, plain), mask)
-            rows = self._rows(images, criterion, salience)
-            if rows is None:
-                return _each(self._attack_images(call, model, images, criterion, salience, kwargs), restore)
-            outcomes = []
-            for part in rows:
-                maps = salience if len(salience) == 1 else salience[part]
-                some = _some(criterion, part)
-                if bool(maps.all()):
-                    outcomes.append(_unchanged(model, images[part], some, epsilons))
-                else:
-                    options = {name: _rows_of(given, part) for name, given in kwargs.items() if name in _PER_IMAGE}
-                    outcomes.append(self._attack_images(call, model, images[part], some, maps, {**kwargs, **options}))
-            return _each(_in_order(outcomes, torch.cat(rows).argsort()), restore)
 
-    def _rows(self, images: Tensor, criterion: Criterion, salience: Tensor) -> list[Tensor] | None:
+            def run(alone: bool) -> Any:
+                rows = self._rows(images, criterion, salience, alone)
+                if rows is None:
+                    return self._attack_images(call, model, images, criterion, salience, kwargs)
+                outcomes = []
+                for part in rows:
+                    maps = salience if len(salience) == 1 else salience[part]
+                    some = _some(criterion, part)
+                    if bool(maps.all()):
+                        outcomes.append(_unchanged(model, images[part], some, epsilons))
+                    else:
+                        own = {name: _rows_of(given, part) for name, given in kwargs.items() if name in _PER_IMAGE}
+                        outcomes.append(self._attack_images(call, model, images[part], some, maps, {**kwargs, **own}))
+                return _in_order(outcomes, torch.cat(rows).argsort())
+
+            return _each(self._alone_if_need_be(run, salience), restore)
+
+    def _rows(self, images: Tensor, criterion: Criterion, salience: Tensor, alone: bool) -> list[Tensor] | None:
         """The parts in which the batch is attacked, None for all at once."""
         everything = torch.arange(len(images), device=images.device)
-        if self.one_by_one:
+        if alone:
             _check_splits(criterion, "one_by_one")
             return list(everything.split(1))
         full = salience.expand(len(images), -1, -1, -1).flatten(1).all(1)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any, Protocol, cast
 
@@ -25,6 +25,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from sip_plugin.constraint import project
+
+# To be compared with == and not `is`: the setter's slot wrapper is a new object each time it is looked up.
+_MARKS = (torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
 
 
 class Mechanism(Enum):
@@ -42,23 +45,27 @@ class UnknownRowsError(RuntimeError):
 class RowSelections:
     """Which images of a batch an attack goes on with, read from the very index by which it cuts the batch.
 
-    An attack that leaves out the images it has fooled (or takes the batch in pieces) indexes a batch of images with the rows
-    it keeps, and asks about that many rows then. The indexing is seen by :class:`AttackMode` or :class:`WatchedArray`.
+    An attack that leaves out the images it has fooled (or takes the batch in pieces) indexes the images with the rows it
+    keeps, and asks about that many rows then. The indexing is seen by :class:`WatchedTensor` or :class:`WatchedArray`. That
+    the last selection of so many rows is the one asked about holds for the libraries' own attacks; others are not watched.
 
     Args:
         images: The batch as the attack is given it, ``(N, ...)``.
     """
 
     def __init__(self, images: Tensor) -> None:
-        self._shape = tuple(images.shape[1:])
+        self._shape = images.shape[1:]
         self._rows = {len(images): torch.arange(len(images), device=images.device)}
 
     def record(self, source: Any, index: Any, part: Any) -> None:
         """Take note that ``part`` is ``source[index]``, tensors or arrays; of interest are rows of a batch of images."""
-        rows = self._rows.get(len(source)) if tuple(source.shape[1:]) == self._shape else None
-        if rows is None or self._shape not in (tuple(part.shape[1:]), tuple(part.shape)):
+        shape = part.shape
+        rows = self._rows.get(len(source)) if source.shape[1:] == self._shape else None
+        if rows is None or not (shape[1:] == self._shape or shape == self._shape):
             return
-        kept = rows[index[0] if isinstance(index, tuple) else index].reshape(-1)
+        first = index[0] if isinstance(index, tuple) else index
+        kept = torch.from_numpy(np.array(rows.numpy()[first])) if isinstance(source, np.ndarray) else rows[first]
+        kept = kept if kept.dim() else kept[None]
         known = self._rows.get(len(kept))
         # As many rows as before are the same rows, in the same order: nothing to note.
         if len(kept) < len(source) and not (known is not None and torch.equal(known, kept)):
@@ -76,6 +83,46 @@ class RowSelections:
 
     def __deepcopy__(self, memo: Any) -> RowSelections:
         return self  # copies of what it watches (ART's parallel AutoAttack makes them) go on telling it
+
+
+class WatchedTensor(Tensor):
+    """A tensor of images that tells :class:`RowSelections` which of its rows are taken; so do its copies and these rows.
+
+    Everything else that is computed from it is a plain tensor, at a plain tensor's cost.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    selections: RowSelections
+
+    def __getitem__(self, index: Any) -> Tensor:
+        part = super().__getitem__(index)
+        self.selections.record(self, index, part)
+        return watched(part, self.selections)
+
+
+def _copying(name: str) -> None:
+    def method(self: WatchedTensor, *args: Any, **kwargs: Any) -> Tensor:
+        return watched(getattr(Tensor, name)(self, *args, **kwargs), self.selections)
+
+    setattr(WatchedTensor, name, method)
+
+
+for _name in ("clone", "detach", "to", "float"):
+    _copying(_name)
+
+
+def watched(images: Tensor, selections: RowSelections | None) -> Tensor:
+    """The same tensor, whose selections are seen; as it is if there is nothing to be told of them."""
+    if selections is None:
+        return images
+    view = images.as_subclass(WatchedTensor)
+    view.selections = selections
+    return view
+
+
+def plain_tensor(tensor: Tensor) -> Tensor:
+    """The same tensor, no longer watched."""
+    return tensor.as_subclass(Tensor) if isinstance(tensor, WatchedTensor) else tensor
 
 
 class WatchedArray(np.ndarray):
@@ -103,7 +150,7 @@ class WatchedArray(np.ndarray):
 
 def watched_array(array: np.ndarray, selections: RowSelections) -> np.ndarray:
     """A copy of an array of images whose selections are seen."""
-    copy = array.copy().view(WatchedArray)
+    copy = array.copy(order="K").view(WatchedArray)
     copy.selections = selections
     return copy
 
@@ -129,6 +176,7 @@ class BatchProjection:
         self.tiled = tiled
         self.selections = selections
         self.free = not bool(salience.any())
+        self._part: tuple[Tensor | None, Tensor, Tensor] = (None, images, salience)
 
     def covers(self, tensor: Tensor) -> bool:
         """Whether ``tensor`` is a batch of such images."""
@@ -149,7 +197,10 @@ class BatchProjection:
             raise UnknownRowsError(f"It asked about {count} rows.")
         else:
             index = self.selections.of(count)
-        return self.images[index], salience_rows(self.salience, index)
+        if index is not self._part[0]:
+            self._part = (None, self.images, self.salience)  # lets go of the rows before
+            self._part = (index, self.images[index], salience_rows(self.salience, index))
+        return self._part[1:]
 
     def __call__(self, queries: Tensor) -> Tensor:
         """Queries with their clean values on salient elements; differentiable."""
@@ -173,7 +224,7 @@ class ProjectedModel(nn.Module):
     Args:
         model: The network (or a function), shared with the caller and never hooked.
         projection: ``P_x``, or None where the iterate is projected instead.
-        mode: The mode that sees the attack's operations, and must not see the network's own.
+        mode: The mode that projects iterates, which must not see the network's own operations.
         training: Whether the attack finds the network in train mode, and puts it back into that itself. Not so for an
             attack that is called on its own: the caller's modes are restored for it, after the last user's end.
     """
@@ -182,7 +233,7 @@ class ProjectedModel(nn.Module):
         self,
         model: Any,
         projection: Callable[[Tensor], Tensor] | None = None,
-        mode: AttackMode | None = None,
+        mode: IterateProjection | None = None,
         *,
         training: bool = False,
     ) -> None:
@@ -196,14 +247,13 @@ class ProjectedModel(nn.Module):
     def forward(self, queries: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The network's output at the projected queries."""
         self.queried = True
+        queries = plain_tensor(queries)
         if self._projection is not None:
             queries = self._projection(queries)
-        with self.unseen():
+        if self._mode is None:
             return self.model(queries, *args, **kwargs)
-
-    def unseen(self) -> AbstractContextManager[None]:
-        """A block whose operations the attack's mode does not see."""
-        return nullcontext() if self._mode is None else self._mode.suspended()
+        with self._mode.suspended():
+            return self.model(queries, *args, **kwargs)
 
     def train(self, mode: bool = True) -> ProjectedModel:
         """The network's own ``train``, also where the network is no module."""
@@ -276,21 +326,19 @@ def warn_if_not_queried(attack: Any, stand_in: Queried, unchanged: bool) -> None
         )
 
 
-class AttackMode(TorchFunctionMode):
-    """Sees what an attack does with its tensors, for the current thread: projects its iterate, notes which rows it selects.
+class IterateProjection(TorchFunctionMode):
+    """While active, projects every tensor that is marked with ``requires_grad`` and is a batch of the images' shape.
 
-    Every tensor that is marked with ``requires_grad`` and is a batch of the images' shape is projected in place, before it
-    becomes a leaf of the graph, and its gradient is 0 on salient elements.
+    Active for the current thread only. The tensor is written in place, before it becomes a leaf of the graph, and its
+    gradient is 0 on salient elements.
 
     Args:
-        iterates: ``P_x`` in the space of the attack's iterate, or None where its queries are projected instead.
-        selections: Told of the rows that are selected of a batch of images.
+        projection: ``P_x`` in the space of the attack's iterate.
     """
 
-    def __init__(self, iterates: BatchProjection | None, selections: RowSelections | None = None) -> None:
+    def __init__(self, projection: BatchProjection) -> None:
         super().__init__()
-        self.iterates = None if iterates is None or iterates.free else iterates
-        self.selections = selections
+        self.projection = projection
 
     def __torch_function__(
         self,
@@ -299,19 +347,12 @@ class AttackMode(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Run ``func``; project first where it marks an iterate."""
+        """Project first where ``func`` marks an iterate; then run ``func`` as it is."""
         kwargs = kwargs or {}
-        if func is torch.Tensor.__getitem__ and self.selections is not None:
-            part = func(*args)
-            self.selections.record(args[0], args[1], part)
-            return part
-        # == and not `is`: the setter's slot wrapper is a new object each time it is looked up.
-        marks = func == torch.Tensor.requires_grad_ or func == torch.Tensor.requires_grad.__set__  # type: ignore[attr-defined]
-        iterates = self.iterates
-        if not (marks and iterates and all(args[1:]) and all(kwargs.values()) and iterates.covers(args[0])):
+        if not (func in _MARKS and all(args[1:]) and all(kwargs.values()) and self.projection.covers(args[0])):
             return func(*args, **kwargs)
         iterate: Tensor = args[0]
-        images, salience = iterates.rows(iterate)
+        images, salience = self.projection.rows(iterate)
         with torch.no_grad():
             iterate.copy_(project(iterate, images, salience))
         result = func(*args, **kwargs)

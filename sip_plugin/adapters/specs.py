@@ -35,6 +35,10 @@ class Registry(Generic[_Spec]):
         names = (kind.__name__ for kind in type(attack).__mro__ if kind.__module__.startswith(self.package))
         return next((name for name in names if name in self.specs or name in self.refused), None)
 
+    def is_own(self, attack: object) -> bool:
+        """Whether ``attack`` is of the library itself and not derived, so that what its spec says of its steps holds."""
+        return type(attack).__module__.startswith(self.package)
+
     def check_supported(self, attack: object) -> None:
         """Refuse an attack that cannot be made to preserve salience.
 

@@ -26,13 +26,15 @@ from sip_plugin.adapters.base import (
 )
 from sip_plugin.adapters.composite import MemberProxy
 from sip_plugin.adapters.projection import (
-    AttackMode,
     BatchProjection,
+    IterateProjection,
     ProjectedModel,
     RowSelections,
     model_replaced,
+    plain_tensor,
     salience_rows,
     warn_if_not_queried,
+    watched,
 )
 from sip_plugin.adapters.specs import ITERATE, MEMBERS, QUERY, TORCHATTACKS, AttackSpec
 from sip_plugin.checks import check_images, check_labels
@@ -81,7 +83,10 @@ class SalienceTorchAttack(SalienceAttack, Attack):  # type: ignore[misc]
             with preserve_model_state(self.wrapped.model):
                 inputs, labels = self._checked(inputs, labels)
                 salience = self._salience_of(inputs, labels, mask)
-                return self._attack_rows(inputs, labels, salience, args, kwargs)
+                return self._alone_if_need_be(
+                    lambda alone: attack_batch(self.wrapped, inputs, labels, salience, args, kwargs, alone=alone),
+                    salience,
+                )
 
     def forward(self, inputs: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         """The same as a call."""
@@ -109,9 +114,6 @@ class SalienceTorchAttack(SalienceAttack, Attack):  # type: ignore[misc]
             inputs = _plain(self.wrapped, inputs).clamp(0, 1)
         return self.salience(inputs, labels, mask)
 
-    def _attack(self, images: Tensor, labels: Tensor | None, salience: Tensor, args: Any, kwargs: Any) -> Tensor:
-        return attack_batch(self.wrapped, images, labels, salience, args, kwargs)
-
 
 def attack_batch(
     attack: Attack,
@@ -122,22 +124,29 @@ def attack_batch(
     kwargs: Any,
     *,
     training: bool = False,
+    alone: bool = False,
 ) -> Tensor:
     """Run a bare attack, or one that is wrapped itself, with every step projected; arguments are checked already.
 
     ``training`` says whether it finds its network in train mode (see :class:`ProjectedModel`).
     """
-    alone = False
     # A wrapped member of a wrapped attack: what either map marks is salient.
     while isinstance(attack, SalienceTorchAttack):
         salience = salience | attack._salience_of(inputs, labels)
         alone |= attack.one_by_one
         attack = attack.wrapped
     spec = TORCHATTACKS.spec_for(attack)
-    size = 1 if alone or spec.alone else _images_at_once(attack, len(inputs))
+    size = 1 if alone or (spec.alone and bool(salience.any())) else _images_at_once(attack, len(inputs))
     parts = split_batch(inputs, labels, salience, size)
-    with call_lock(attack), preserve_model_state(attack.model):
-        return concat([_attack_part(attack, spec, *part, args, kwargs, training) for part in parts])
+    results = []
+    with call_lock(attack), preserve_model_state(attack.model), ExitStack() as stack:
+        if len(parts) > 1 and attack.attack_mode == "targeted(custom)":
+            # The user's function says what it says of the whole batch.
+            targets = iter(attack._target_map_function(_plain(attack, inputs), labels).split(size))
+            stack.enter_context(patched_attribute(attack, "_target_map_function", lambda *_: next(targets)))
+        for part in parts:
+            results.append(_attack_part(attack, spec, *part, args, kwargs, training))
+    return concat(results)
 
 
 def _attack_part(
@@ -156,7 +165,7 @@ def _attack_part(
         given = inputs if known else inputs.clone()
         adversarial = attack(given, *(() if labels is None else (labels,)), *args, **kwargs)
     result = project_result(attack, adversarial, inputs, salience)
-    if spec.selects and spec.mechanism is not MEMBERS:
+    if spec.selects and spec.mechanism is not MEMBERS and bool(salience.any()):
         check_ball(attack, _plain(attack, result), _plain(attack, inputs))
     if not known:
         warn_if_not_queried(attack, stand_in, torch.equal(result, inputs))
@@ -172,19 +181,22 @@ def _projecting(
     # The iterate lives in [0, 1]; the network sees it normalised where the attack was told to normalise.
     iterates = _plain(attack, inputs)
     projection = iterate = None
-    selections = RowSelections(inputs) if spec.selects and bool(salience.any()) else None
+    watches = spec.selects and TORCHATTACKS.is_own(attack) and bool(salience.any())
+    selections = RowSelections(inputs) if watches else None
     if spec.mechanism is QUERY:
         queries = attack.normalize(inputs) if applied is False else inputs
         projection = BatchProjection(queries, salience, tiled=spec.tiled, selections=selections)
     elif spec.mechanism is ITERATE:
         clean = iterates.new_zeros(()).expand_as(iterates) if spec.offset else iterates
         iterate = BatchProjection(clean, salience, selections=selections)
-    mode = AttackMode(iterate, selections) if iterate or selections else None
+    mode = None if iterate is None or iterate.free else IterateProjection(iterate)
     # A composite's own model only hands queries through: what it asks about is clean or projected already.
     model = ProjectedModel(attack.model, projection, mode, training=training)
     with ExitStack() as stack:
         stack.callback(_restore_normalization, attack, applied)
         stack.enter_context(model_replaced(attack, model))
+        if selections is not None:
+            stack.enter_context(_watched(attack, selections))
         if spec.mechanism is MEMBERS:
             stack.enter_context(_members_projected(attack, salience, selections, model))
         else:
@@ -193,6 +205,18 @@ def _projecting(
         if mode is not None:
             stack.enter_context(mode)
         yield model
+
+
+@contextmanager
+def _watched(attack: Attack, selections: RowSelections) -> Iterator[None]:
+    """Hand the attack's ``forward`` images whose selections are seen, after torchattacks has undone their normalisation."""
+    forward = attack.forward
+
+    def watching(images: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return plain_tensor(forward(watched(images, selections), *args, **kwargs))
+
+    with patched_attribute(attack, "forward", watching):
+        yield
 
 
 def _plain(attack: Attack, inputs: Tensor) -> Tensor:
@@ -236,8 +260,7 @@ def _members_projected(
 
     def run(member: Attack, images: Tensor, labels: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         maps = salience if selections is None else salience_rows(salience, selections.of(len(images)))
-        with model.unseen():
-            return attack_batch(member, images, labels, maps, args, kwargs, training=model.training)
+        return attack_batch(member, plain_tensor(images), labels, maps, args, kwargs, training=model.training)
 
     def stand_in(member: Attack) -> MemberProxy:
         made.append(MemberProxy(member, run))

@@ -702,3 +702,29 @@ def test_arts_trainers_train_with_it(kind, network, digits):
     assert maps == [32, 32, 32]
     assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
     assert (estimator.predict(x).argmax(1) == y.argmax(1)).mean() > 0.5
+
+
+def test_a_map_of_zeros_changes_nothing_for_images_in_any_layout(network, x, y):
+    transposed = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    for given in (transposed, x[::-1], np.asfortranarray(x)):
+        attack = evasion.FastGradientMethod(classifier(network), norm=2, eps=1.0)
+        bare = attack.generate(given, y)
+        assert np.array_equal(SIPWrapper(attack, np.zeros((16, 16))).generate(given, y), bare)
+
+
+def test_rounding_in_a_coarse_dtype_is_not_taken_for_leaving_the_ball(network, x, y, salient):
+    attack = evasion.SquareAttack(classifier(network), eps=0.3, max_iter=5, **QUIET)
+    coarse = x.astype(np.float16)
+    for mask in (salient, np.zeros((16, 16))):
+        adversarial = SIPWrapper(attack, mask).generate(coarse, y)
+        assert np.abs(adversarial.astype(np.float32) - coarse).max() <= 0.301
+
+
+class Backwards(evasion.SquareAttack):
+    def generate(self, x, y=None, **kwargs):
+        return super().generate(x[::-1], y[::-1], **kwargs)[::-1]
+
+
+def test_an_attack_that_turns_its_batch_round_works(network, x, y):
+    attack = Backwards(classifier(network), eps=0.2, max_iter=5, **QUIET)
+    assert SIPWrapper(attack, np.zeros((16, 16))).generate(x, y).shape == x.shape

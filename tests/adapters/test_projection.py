@@ -6,11 +6,13 @@ import torch
 from torch import nn
 
 from sip_plugin.adapters.projection import (
-    AttackMode,
     BatchProjection,
+    IterateProjection,
     ProjectedModel,
     RowSelections,
     UnknownRowsError,
+    WatchedTensor,
+    watched,
     watched_array,
 )
 
@@ -59,9 +61,9 @@ def test_a_map_that_marks_nothing_leaves_any_query_as_it_is(images):
 
 def test_selections_are_seen_of_tensors_and_of_arrays(images):
     seen = RowSelections(images)
-    with AttackMode(None, seen):
-        again = (images + 0.1)[torch.tensor([5, 2, 0])] * 2
-        _ = again[again.flatten(1).sum(1) > 0][1:]
+    again = watched(images, seen).clone().detach()[torch.tensor([5, 2, 0])].float()
+    assert not isinstance(again + 0.1, WatchedTensor)  # what is computed costs what it costs
+    _ = again[torch.tensor([False, True, True])]
     assert seen.of(3).tolist() == [5, 2, 0]
     assert seen.of(2).tolist() == [2, 0]
     seen = RowSelections(images)
@@ -108,7 +110,7 @@ def test_the_stand_in_model_hands_everything_else_through(projection, network):
 def test_the_mode_projects_a_tensor_that_is_marked_and_masks_its_gradient(how, projection, images, salience):
     point = torch.rand_like(images)
     before = point.clone()
-    with AttackMode(projection):
+    with IterateProjection(projection):
         if how == "attribute":
             point.requires_grad = True
         elif how == "method":
@@ -123,7 +125,7 @@ def test_the_mode_projects_a_tensor_that_is_marked_and_masks_its_gradient(how, p
 def test_the_mode_leaves_unmarked_tensors_and_those_of_other_shapes_alone(projection, images):
     off, other, integer = torch.rand_like(images), torch.rand(6, 10), torch.zeros(6, 3, 16, 16, dtype=torch.int64)
     copies = [t.clone() for t in (off, other)]
-    with AttackMode(projection):
+    with IterateProjection(projection):
         off.requires_grad = False
         off.requires_grad_(False)
         other.requires_grad_()
@@ -140,7 +142,7 @@ def test_the_mode_is_out_of_the_networks_way_and_back_afterwards(projection, ima
             active.append(torch.overrides._get_current_function_mode())
             return x
 
-    mode = AttackMode(projection)
+    mode = IterateProjection(projection)
     with mode:
         ProjectedModel(Looks(), None, mode)(images)
         assert torch.overrides._get_current_function_mode() is mode
@@ -152,7 +154,7 @@ def test_the_mode_returns_also_when_the_network_fails(projection, images):
         def forward(self, x):
             raise RuntimeError("the network failed")
 
-    mode = AttackMode(projection)
+    mode = IterateProjection(projection)
     with mode:
         with pytest.raises(RuntimeError, match="failed"):
             ProjectedModel(Fails(), None, mode)(images)

@@ -360,6 +360,86 @@ def test_an_unknown_attack_that_asks_about_part_of_its_batch_runs_one_image_at_a
     assert torch.equal(wrapper(x, y, mask=torch.zeros(SIZE, SIZE)), Halves(network)(x, y))
 
 
+class Pieces(torchattacks.Square):
+    """Asks in pieces that were all cut before the first of them is asked about."""
+
+    def get_logits(self, inputs, *args, **kwargs):
+        pieces = [inputs[k : k + 3] for k in range(0, len(inputs), 3)]
+        return torch.cat([super(Pieces, self).get_logits(piece, *args, **kwargs) for piece in pieces])
+
+
+class ArtPieces(evasion.SquareAttack):
+    def _get_logits_diff(self, x, y):
+        halves = np.array_split(np.arange(len(x)), 2)
+        pieces = [(x[rows], y[rows]) for rows in halves if len(rows)]
+        return np.concatenate([super(ArtPieces, self)._get_logits_diff(*piece) for piece in pieces])
+
+
+class Spread(evasion.ProjectedGradientDescentNumpy):
+    """Moves what ART's own mask holds back."""
+
+    def _compute(self, x, *args, **kwargs):
+        moved = super()._compute(x, *args, **kwargs)
+        return np.clip(moved + np.random.uniform(-0.01, 0.01, moved.shape), 0, 1).astype(np.float32)
+
+
+class FoolboxPieces(foolbox.attacks.LinfPGD):
+    def value_and_grad(self, loss_fn, x):
+        self.model(x[:3]), self.model(x[3:])
+        return super().value_and_grad(loss_fn, x)
+
+    def run(self, model, inputs, criterion, **kwargs):
+        self.model = model
+        return super().run(model, inputs, criterion, **kwargs)
+
+
+def derived_autoattack(network):
+    attack = autoattack(network, "Linf", 0.3)
+    attack.attacks_to_run = ["square"]
+    square = attack.square
+
+    class SquareInPieces(type(square)):
+        def margin_and_loss(self, x, y):
+            pieces = [
+                super(SquareInPieces, self).margin_and_loss(x[k : k + 3], y[k : k + 3]) for k in range(0, len(x), 3)
+            ]
+            return tuple(map(torch.cat, zip(*pieces, strict=True)))
+
+    square.__class__ = SquareInPieces
+    return attack
+
+
+@pytest.mark.parametrize(
+    ("library", "build"),
+    [
+        ("torchattacks", lambda net: Pieces(net, eps=0.3, n_queries=30)),
+        ("ART", lambda net: of_art("SquareAttack", max_iter=10, **QUIET)(net, "Linf", 0.3)),
+        (
+            "ART",
+            lambda net: Spread(
+                classifier(net, input_shape=(1, SIZE, SIZE)), eps=0.3, eps_step=0.1, max_iter=3, batch_size=4, **QUIET
+            ),
+        ),
+        ("Foolbox", lambda net: FoolboxPieces(steps=3)),
+        ("pyautoattack", derived_autoattack),
+    ],
+    ids=["torchattacks", "ART", "ART's own mask", "Foolbox", "pyautoattack"],
+)
+def test_attacks_derived_from_known_ones_are_not_taken_for_them(library, build):
+    x, y, salience = batch(7)
+    network = Marked(x, salience)
+    network.load_state_dict(weights())
+    attack = build(network.eval())
+    if type(attack) is evasion.SquareAttack:
+        attack = ArtPieces(attack.estimator, eps=0.3, max_iter=10, **QUIET)
+    network.wrong = network.queries = 0
+    with pytest.warns(RuntimeWarning, match="one_by_one=True"):
+        result = adversarial(library, attack, network, x, y, salience, 0.3)
+    assert network.queries > 7
+    assert network.wrong == 0
+    assert torch.equal(result[salience], x[salience])
+
+
 def test_a_map_of_zeros_keeps_the_batch_whole():
     x, y, _ = batch(7)
     network = Marked(x[:1], x[:1] > 2)

@@ -338,6 +338,7 @@ def test_the_wrapper_adds_no_more_than_two_image_sized_tensors(name, images, lab
     peaks = []
     for each in (attack, SIPWrapper(attack, mask)):
         with _Live() as live:
+            live._count(x.untyped_storage())  # the caller's own
             run(each, x, model(x).argmax(1) if name == "Square" else y)
         peaks.append(live.peak)
     assert peaks[0] >= 2 * x.nbytes  # the measure measures
@@ -483,3 +484,22 @@ def test_lgv_among_others_collects_its_networks_before_anything_is_put_back(netw
     assert len(lgv.list_models) == 2
     trained = lgv.list_models[-1].state_dict()
     assert all(torch.equal(value, trained[name]) for name, value in lgv.model.state_dict().items())
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("name", ["JSMA", "OnePixel", "PGD"])
+def test_targets_of_the_users_own_function_are_those_of_the_whole_batch(name, alone, network, images, labels, salience):
+    arguments = {"JSMA": {"gamma": 0.002}, "OnePixel": {"steps": 1, "popsize": 4}, "PGD": {"steps": 1}}[name]
+    attack = getattr(torchattacks, name)(network, **arguments)
+    fixed = (labels + torch.arange(1, 7)) % 10
+    attack.set_mode_targeted_by_function(lambda images, labels: fixed, quiet=True)
+    targets = []
+    get_target_label = attack.get_target_label
+
+    def seen(*args):
+        targets.append(get_target_label(*args))
+        return targets[-1]
+
+    vars(attack)["get_target_label"] = seen
+    SIPWrapper(attack, salience, one_by_one=alone)(images, labels)
+    assert torch.cat(targets).tolist() == fixed.tolist()
