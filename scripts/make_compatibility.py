@@ -50,8 +50,8 @@ Where an attack works on one image after
 the other (*one image* below), it is handed one at a time, which changes nothing else (but that, in targeted modes, it
 also asks for its targets one image at a time). Any other attack, also one derived from a library's, that asks about
 another number of rows than the batch has runs one image at a time, with a warning, as with `SIPWrapper(attack, mask_fn,
-one_by_one=True)`. Where the map marks nothing there is nothing to tell apart: the batch stays whole, and the result is the bare attack's bit for bit.
-A result that has left the ball that APGD, FAB or Square names is an error.
+one_by_one=True)`. Where the map marks nothing there is nothing to tell apart: the batch stays whole, and the result is
+the bare attack's bit for bit. A result that has left the ball that APGD, FAB or Square names is an error.
 """
 
 ART_HEAD = """
