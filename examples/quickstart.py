@@ -125,10 +125,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             "training_loss_per_epoch": losses,
         }
 
-    settings = BUDGET | {"epochs": options.epochs, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE}
+    settings = {"epochs": options.epochs, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "width": WIDTH}
+    settings |= BUDGET | {"test_eps": TEST_EPS, "attacked": len(attacked[0])}
     data = {"data": "scikit-learn load_digits", "train_images": len(x), "test_images": len(x_test)}
-    result = run_record(options.seed) | data | {"attacked": len(attacked[0]), "width": WIDTH, "settings": settings}
-    result |= {"results": results, "seconds": time.perf_counter() - began}
+    result = run_record(options.seed) | data | {"settings": settings, "results": results}
+    result["seconds"] = time.perf_counter() - began
     write_json(options.out / "result.json", result)
     write_text(options.out / "table.md", table(results))
     attack, images = torchattacks.PGD(models["standard"], **BUDGET), (x_test[:6], y_test[:6])
