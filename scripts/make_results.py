@@ -191,9 +191,9 @@ def evaluation_setting() -> str:
     width, epochs = result["network"].partition(", ")[2], result["training"]["epochs"]
     return _paragraph(
         f"""One Madry-trained network (five convolutions, {width}, {epochs} epochs), the first {result["images"]} of the
-        exact CIFAR-10 test images: pyautoattack's standard evaluation run anew at each ε, and `evaluate_robustness` as it is by
-        default and with `assume_survivors=True`; images still right. One process on one thread, with other work on the
-        machine for most of the time:"""
+        exact CIFAR-10 test images: pyautoattack's standard evaluation run anew at each ε, and `evaluate_robustness` as it
+        is by default and with `assume_survivors=True`; images still right. One process on one thread, with other work on
+        the machine for most of the time:"""
     )
 
 

@@ -1,4 +1,4 @@
-"""The pages on attacks, training and results: snippets run as they stand, results are within their bounds; links of all pages."""
+"""Pages on attacks and training: their snippets run. Results are within their bounds. Links of all pages lead somewhere."""
 
 import json
 import re
@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from tests.conftest import ROOT
+from tests.evaluation.conftest import QuickAutoAttack
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "paper" / "PAPER.md"]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -34,14 +35,7 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_snippets_on_attacks(network, images, labels, monkeypatch):
-    class ShortAutoAttack(pyautoattack.AutoAttack):
-        """One attack of few steps in the place of four."""
-
-        def __init__(self, *arguments, **options):
-            super().__init__(*arguments, version="custom", attacks_to_run=["apgd-ce"], verbose=False, **options)
-            self.apgd.n_iter = 5
-
-    monkeypatch.setattr(pyautoattack, "AutoAttack", ShortAutoAttack)
+    monkeypatch.setattr(pyautoattack, "AutoAttack", QuickAutoAttack)
     names = {
         "model": network,
         "teacher": network,

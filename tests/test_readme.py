@@ -9,6 +9,7 @@ from benchmarks.paper import report
 from benchmarks.paper.presets import PRESETS
 from sip_plugin.evaluation import RobustnessReport
 from tests.conftest import ROOT
+from tests.evaluation.conftest import quick  # noqa: F401
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -17,7 +18,7 @@ def test_it_is_short():
     assert len(README.encode()) <= 9000
 
 
-def test_the_snippets_run_one_after_the_other(network, images, labels, digits):
+def test_the_snippets_run_one_after_the_other(network, images, labels, digits, quick):  # noqa: F811
     attack, loop, evaluation = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names = {
         "model": network,

@@ -152,14 +152,6 @@ def test_a_result_under_another_cells_name_is_refused(results):
         report.read_results(PRESETS["cifar10-cpu"], results / "cifar10-cpu")
 
 
-def test_the_committed_table_is_made_from_the_committed_cells(tmp_path):
-    committed = report.RESULTS / "cifar10-cpu"
-    shutil.copytree(committed / "cells", tmp_path / "cells")
-    report.write_report(PRESETS["cifar10-cpu"], tmp_path)
-    for name in ("table.md", "table.tex"):
-        assert (tmp_path / name).read_text() == (committed / name).read_text()
-
-
 @pytest.mark.parametrize(
     ("change", "named"),
     [
