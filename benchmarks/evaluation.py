@@ -11,6 +11,7 @@ on the machine disturb.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -21,8 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.paper.data import Source
+from benchmarks.paper.networks import ConvNet
 from benchmarks.record import run_record, write_json, write_text
-from examples.quickstart import SETTINGS, ConvNet, Data, load_cifar10, shown, train
+from benchmarks.small import CIFAR10, Data, load, train
 from sip_plugin import AdversarialTrainer
 from sip_plugin.evaluation import RobustnessReport, evaluate_robustness
 from sip_plugin.evaluation.codes import ASSUMED, CARRIED, ROBUST
@@ -36,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print the table, write it with the figures it is made of."""
     options = parse(arguments)
     torch.set_num_threads(1)
-    data = load_cifar10(options.data_dir, download=options.download, unofficial=options.unofficial_data)
+    data = load("cifar10", Source(options.data_dir, options.download, options.unofficial_data))
     model, training = network(options, data)
     x, y = data.test[0][: options.images], data.test[1][: options.images]
     logging.getLogger("auto-attack").disabled = True
@@ -137,15 +140,19 @@ def network(options: argparse.Namespace, data: Data) -> tuple[nn.Module, dict[st
         saved = torch.load(options.network, weights_only=True)
         model.load_state_dict(saved["model"])
         return model.eval(), saved["training"]
-    settings = SETTINGS["cifar10"]
-    settings.epochs = options.epochs
+    settings = dataclasses.replace(CIFAR10, epochs=options.epochs)
     criterion = AdversarialTrainer(model, "madry", eps=settings.eps, alpha=settings.alpha, steps=settings.steps)
-    losses = train(criterion, data, settings, device="cpu", bf16=True, title="madry")
+    losses = train(criterion, data, settings, bf16=True, title="madry")
     training = {"method": "Madry", "epochs": options.epochs, "images": len(data.train[0]), "loss_per_epoch": losses}
     if options.network is not None:
         options.network.parent.mkdir(parents=True, exist_ok=True)
         torch.save({"model": model.state_dict(), "training": training}, options.network)
     return model.eval(), training
+
+
+def shown(eps: float) -> str:
+    """0.0313725 as 8/255."""
+    return f"{eps * 255:g}/255"
 
 
 def table(result: dict[str, Any]) -> str:
@@ -173,7 +180,7 @@ def table(result: dict[str, Any]) -> str:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", required=True, help="folder that holds cifar-10-batches-py")
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder that holds cifar-10-batches-py")
     parser.add_argument("--download", action="store_true", help="fetch CIFAR-10 if it is not in --data-dir")
     parser.add_argument(
         "--unofficial-data",

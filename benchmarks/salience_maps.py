@@ -20,11 +20,12 @@ import torchattacks
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from benchmarks.paper.data import Source
 from benchmarks.record import run_record, write_json, write_text
 from benchmarks.salience.networks import Trained, accuracies, trained
 from benchmarks.salience.sources import compared, other_sources, table
+from benchmarks.small import CIFAR10, Data, Settings, load
 from benchmarks.speed.measure import interleaved, ratio
-from examples.quickstart import SETTINGS, Data, Settings, load_cifar10
 from sip_plugin import SIPWrapper
 from sip_plugin.mask_source import MaskSource
 from sip_plugin.salience import CAMSalience, GradientSalience, MaskStore
@@ -38,9 +39,13 @@ BATCH = 128
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Train, build, measure, compare, draw; the result is also in the output folder as JSON, Markdown and PNG."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", required=True, help="folder that holds cifar-10-batches-py")
+    parser.add_argument("--data-dir", type=Path, required=True, help="folder that holds cifar-10-batches-py")
     parser.add_argument("--download", action="store_true", help="fetch CIFAR-10 if it is not in --data-dir")
-    parser.add_argument("--unofficial-data", metavar="FOLDER", help="as in examples/quickstart.py")
+    parser.add_argument(
+        "--unofficial-data",
+        metavar="FOLDER",
+        help="folder under --data-dir in CIFAR-10's layout that is not the archive",
+    )
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--bf16", action="store_true", help="train under autocast to bfloat16")
     parser.add_argument("--rounds", type=int, default=3, help="how often building is timed")
@@ -49,9 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/salience_maps"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    data = load_cifar10(options.data_dir, download=options.download, unofficial=options.unofficial_data)
-    settings = dataclasses.replace(SETTINGS["cifar10"], epochs=options.epochs)
-    return run(data, settings, CLASSES, options)
+    data = load("cifar10", Source(options.data_dir, options.download, options.unofficial_data))
+    return run(data, dataclasses.replace(CIFAR10, epochs=options.epochs), CLASSES, options)
 
 
 def run(data: Data, settings: Settings, classes: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:

@@ -4,7 +4,6 @@
     python -m benchmarks.paper table --preset digits
     python -m benchmarks.paper table --preset cifar10-cpu --data-dir DIR --unofficial-data FOLDER
     python -m benchmarks.paper report --preset cifar10-cpu
-    python -m benchmarks.paper page
 
 Everything can be interrupted (kill -9 too) and started again with the same command; several `table` commands may work on one
 table at once. Several GPUs: ``torchrun --nproc-per-node 4 -m benchmarks.paper run … --accelerator cuda``.
@@ -38,11 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    if options.command == "page":
-        from benchmarks.paper.report import write_pages
-
-        write_pages()
-        return 0
     preset = PRESETS[options.preset or options.dataset]
     if options.dataset not in (None, preset.dataset):
         parser.error(f"--preset {options.preset} is for {preset.dataset}, not for --dataset {options.dataset}")
@@ -160,7 +154,6 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--preset", choices=PRESETS, required=True)
     report.add_argument("--results", type=Path)
     report.add_argument("--seeds", nargs="+", type=int, help="leave out the cells of other seeds")
-    commands.add_parser("page", help="fill the tables of PAPER.md and README.md in again, from the committed results")
     report.set_defaults(work=None, dataset=None)
     table.set_defaults(dataset=None)
     return parser

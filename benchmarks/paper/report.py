@@ -1,9 +1,8 @@
-"""Tables and curves from the result files; PAPER.md, which has the paper's tables with ours beside them, and README.md."""
+"""Tables and curves from the result files, and the paper's tables with ours beside them, for PAPER.md."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,10 @@ from benchmarks.paper.methods import METHODS
 from benchmarks.paper.networks import NETWORKS
 from benchmarks.paper.presets import PRESETS, Preset
 from benchmarks.paper.settings import differences
-from benchmarks.record import write_text
 from sip_plugin.evaluation import RobustnessReport
 from sip_plugin.evaluation.comparison import Spread
 
 HERE = Path(__file__).resolve().parent
-PAGES = (HERE / "PAPER.md", HERE.parents[1] / "README.md")
 RESULTS = HERE.parent / "results" / "paper"
 PUBLISHED: dict[str, Any] = json.loads((HERE / "published.json").read_text(encoding="utf-8"))
 NETWORK_NAMES = {
@@ -143,16 +140,16 @@ def differences_table(ours: str, dataset: str) -> str:
     for arch, published in PUBLISHED["tables"][dataset].items():
         madry = [mean for mean, _ in published["madry"]]
         for method, figures in published.items():
-            gains = [_points(mean - base) for (mean, _), base in zip(figures, madry, strict=True)]
-            rows.append((method, f"paper, {NETWORK_NAMES[arch]}", gains))
+            points = [_points(mean - base) for (mean, _), base in zip(figures, madry, strict=True)]
+            rows.append((method, f"paper, {NETWORK_NAMES[arch]}", points))
     for arch, runs in _results_so_far(ours).items():
         for method in runs:
-            count, gains = _gains(runs, method, "madry")
-            if gains:
-                rows.append((method, f"ours ({count}), {arch}", gains))
+            count, points = gains(runs, method, "madry")
+            if points:
+                rows.append((method, f"ours ({count}), {arch}", points))
     for method in METHODS:
         if method not in ("standard", "madry"):
-            lines += [_row([METHODS[method].label, name, *gains]) for of, name, gains in rows if of == method]
+            lines += [_row([METHODS[method].label, name, *points]) for of, name, points in rows if of == method]
     return "\n".join(lines)
 
 
@@ -161,13 +158,13 @@ def against_table(method: str, ours: str) -> str:
     lines = _head(f"{METHODS[method].label} against")
     for arch, runs in _results_so_far(ours).items():
         for other in runs:
-            count, gains = _gains(runs, method, other)
-            if gains:
-                lines.append(_row([METHODS[other].label, f"ours ({count}), {arch}", *gains]))
+            count, points = gains(runs, method, other)
+            if points:
+                lines.append(_row([METHODS[other].label, f"ours ({count}), {arch}", *points]))
     return "\n".join(lines)
 
 
-def _gains(runs: dict[str, dict[int, RobustnessReport]], method: str, other: str) -> tuple[int, list[str]]:
+def gains(runs: dict[str, dict[int, RobustnessReport]], method: str, other: str) -> tuple[int, list[str]]:
     """The number of seeds that two methods share, and the differences of their figures; none of a method to itself."""
     shared = [seed for seed in runs.get(method, {}) if seed in runs.get(other, {})]
     if not shared or method == other:
@@ -186,34 +183,6 @@ def _points(gain: float, deviation: float | None = None) -> str:
 def _results_so_far(preset: str) -> Runs:
     folder = RESULTS / preset
     return read_results(PRESETS[preset], folder) if (folder / "cells").is_dir() else {}
-
-
-def own_table(preset: str) -> str:
-    """The table of a preset of ours, as its committed file has it."""
-    file = RESULTS / preset / "table.md"
-    return file.read_text(encoding="utf-8").strip() if file.exists() else "*Not run yet.*"
-
-
-def write_pages() -> None:
-    """Fill the tables of PAPER.md and README.md in again; what stands between them is left alone."""
-    for path in PAGES:
-        write_text(path, filled(path.read_text(encoding="utf-8")))
-
-
-def filled(page: str) -> str:
-    """A page with its tables, each between two comments that name it, made anew."""
-    makers = {
-        "published": published_table,
-        "differences": differences_table,
-        "against": against_table,
-        "own": own_table,
-    }
-
-    def made(match: re.Match[str]) -> str:
-        maker, *arguments = match["name"].split()
-        return f"<!-- table: {match['name']} -->\n\n{makers[maker](*arguments)}\n\n<!-- end -->"  # type: ignore[operator]
-
-    return re.sub(r"<!-- table: (?P<name>[^>]*?) -->.*?<!-- end -->", made, page, flags=re.DOTALL)
 
 
 def _per_cent(figure: Spread) -> str:

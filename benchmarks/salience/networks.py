@@ -11,7 +11,8 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from examples.quickstart import ConvNet, Data, Settings, accuracy, train
+from benchmarks.paper.networks import ConvNet
+from benchmarks.small import Data, Settings, accuracy, train
 from sip_plugin import AdversarialTrainer
 
 
@@ -32,7 +33,6 @@ def trained(method: str, data: Data, settings: Settings, *, seed: int, bf16: boo
         ValueError: If the one in ``folder`` was trained on other data, with other settings or another seed.
     """
     conditions = {"method": method, "data": data.source, "seed": seed, "bf16": bf16, **dataclasses.asdict(settings)}
-    conditions = {name: list(value) if isinstance(value, tuple) else value for name, value in conditions.items()}
     path = folder / f"{method}.pt"
     torch.manual_seed(seed)
     network = ConvNet(data.train[0].shape[1], data.classes, settings.width)
@@ -49,7 +49,7 @@ def _train(network: nn.Module, method: str, data: Data, settings: Settings, bf16
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     criterion = AdversarialTrainer(network, method, eps=settings.eps, alpha=settings.alpha, steps=settings.steps)
     began = time.perf_counter()
-    losses = train(criterion, data, settings, device="cpu", bf16=bf16, title=method)
+    losses = train(criterion, data, settings, bf16=bf16, title=method)
     return time.perf_counter() - began, losses
 
 
@@ -68,6 +68,6 @@ def accuracies(
     attack = torchattacks.PGD(network, eps=settings.eps, alpha=settings.alpha, steps=20)
     adversarial = torch.cat([attack(x, y) for x, y in zip(images.split(128), labels.split(128), strict=True)])
     return {
-        "clean": accuracy(network, images, labels, "cpu"),
-        "pgd20": accuracy(network, adversarial, labels, "cpu"),
+        "clean": accuracy(network, images, labels),
+        "pgd20": accuracy(network, adversarial, labels),
     }

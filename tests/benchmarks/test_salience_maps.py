@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from benchmarks import salience_maps
+from benchmarks.paper.data import Source
 from benchmarks.salience.networks import trained
 from benchmarks.salience.sources import disc, scattered
-from examples.quickstart import SETTINGS, load_digits
+from benchmarks.small import CIFAR10, augmented, load
 
 
 @pytest.fixture(scope="module")
 def data():
-    digits = load_digits()
+    digits = load("digits", Source())
     return dataclasses.replace(
         digits, train=tuple(part[:300] for part in digits.train), test=tuple(part[:20] for part in digits.test)
     )
@@ -23,7 +24,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def settings():
-    return dataclasses.replace(SETTINGS["digits"], epochs=3, width=8, steps=3)
+    return dataclasses.replace(CIFAR10, epochs=3, width=8, eps=0.2, alpha=0.05, steps=3, augment=False)
 
 
 def options(work, **changes):
@@ -101,3 +102,13 @@ def test_the_examples_are_of_different_classes_and_classified_correctly(data):
     rows = salience_maps.examples(data.train, Right(), 8)
     assert data.train[1][rows].tolist() == list(range(8))
     assert all((data.train[1][:row] != label).all() for label, row in enumerate(rows.tolist()))
+
+
+def test_augmentation_crops_and_flips_each_image_by_itself():
+    position = torch.arange(1.0, 33).view(1, 1, 1, 32).expand(64, 3, 32, 32)
+    torch.manual_seed(0)
+    out = augmented(position)
+    assert out.shape == position.shape
+    assert len({tuple(row.tolist()) for row in out[:, 0, 16]}) > 10
+    inside = out[:, 0, 16, 4:28]
+    assert ((inside.diff(dim=1) == 1).all(1) | (inside.diff(dim=1) == -1).all(1)).all()

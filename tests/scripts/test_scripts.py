@@ -22,6 +22,24 @@ def test_the_compatibility_page_is_made_from_the_tables():
     assert script("make_compatibility").PAGE.read_text(encoding="utf-8") == script("make_compatibility").page()
 
 
+def test_the_pages_have_the_figures_of_the_committed_results():
+    results = script("make_results")
+    for path in results.PAGES:
+        page = path.read_text(encoding="utf-8")
+        assert "<!-- results:" in page
+        assert results.filled(page) == page, f"{path.name}: run python scripts/make_results.py"
+
+
+def test_what_stands_between_results_is_left_alone():
+    results = script("make_results")
+    page = "Before.\n<!-- results: published cifar10 resnet18 -->old<!-- end -->\nAfter.\n"
+    filled = results.filled(page)
+    assert filled.startswith("Before.\n")
+    assert filled.endswith("\nAfter.\n")
+    assert "old" not in filled
+    assert results.filled(filled) == filled
+
+
 def test_torchvision_imports_in_this_environment():
     run = subprocess.run([sys.executable, "-c", "import torchvision.transforms.v2"], capture_output=True, check=False)
     assert run.returncode == 0, run.stderr.decode()

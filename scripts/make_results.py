@@ -1,0 +1,253 @@
+"""Fill in the measured figures of README.md, docs/results.md and benchmarks/paper/PAPER.md from the committed result files.
+
+python scripts/make_results.py          # write them
+python scripts/make_results.py --check  # say whether they are up to date
+
+A page marks each table or paragraph that is made here by two comments, ``<!-- results: NAME -->`` and ``<!-- end -->``. What
+stands outside of them is written by hand.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works in a clone that is not installed too
+
+from benchmarks.paper import report
+from benchmarks.paper.methods import METHODS
+from benchmarks.paper.presets import PRESETS
+from benchmarks.record import write_text
+from sip_plugin.evaluation import RobustnessReport
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "benchmarks" / "paper" / "PAPER.md")
+RESULTS = ROOT / "benchmarks" / "results"
+STRENGTH = ("PGD", "APGDT Linf", "CW", "PGDL2", "DeepFool", "Pixle", "FAB Linf", "Square Linf", "AutoAttack")
+
+
+def filled(page: str) -> str:
+    """A page with all that is made from results made anew."""
+
+    def made(match: re.Match[str]) -> str:
+        name, *arguments = match["name"].split()
+        return f"<!-- results: {match['name']} -->\n\n{MAKERS[name](*arguments)}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- results: (?P<name>[^>]*?) -->.*?<!-- end -->", made, page, flags=re.DOTALL)
+
+
+@functools.cache
+def record(path: str) -> Any:
+    """A result file, by its path under ``benchmarks/results``."""
+    return json.loads((RESULTS / path).read_text(encoding="utf-8"))
+
+
+def committed_table(folder: str) -> str:
+    """The table that a benchmark wrote beside its result."""
+    return (RESULTS / folder / "table.md").read_text(encoding="utf-8").strip()
+
+
+@functools.cache
+def runs() -> dict[str, Any]:
+    """The reports of the comparison on two CPU cores: method -> seed -> report."""
+    (found,) = report.read_results(PRESETS["cifar10-cpu"], RESULTS / "paper" / "cifar10-cpu").values()
+    return found
+
+
+def gain(method: str, other: str) -> list[str]:
+    """What a method has more than another one in points, mean ± standard deviation: clean, then at each ε."""
+    return [figure.replace("-", "−") for figure in report.gains(runs(), method, other)[1]]
+
+
+def comparison_summary() -> str:
+    """Three rows of the comparison: Madry, SIP-S and the control with random maps."""
+    rows = RobustnessReport.compare(
+        {METHODS[method].label: list(runs()[method].values()) for method in ("madry", "sip-s", "sip-random")}
+    ).rows
+    lines = ["| Training | Clean | ε = 1/255 | ε = 2/255 | ε = 4/255 | ε = 8/255 |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        figures = (f"{100 * figure.mean:.1f} ± {100 * (figure.std or 0):.1f}" for figure in row.figures.values())
+        lines.append(f"| {row.name} | " + " | ".join(figures) + " |")
+    return "\n".join(lines)
+
+
+def comparison_verdict() -> str:
+    """The sentence beneath these rows."""
+    clean, *_, largest = gain("sip-s", "sip-random")
+    return _paragraph(
+        f"""**Nothing here shows that salience helps**: SIP-S against the control with a random map of the same size is
+        {clean} points on clean images and {largest} at 8/255, within what the seeds differ."""
+    )
+
+
+def comparison_setting() -> str:
+    """How the networks of the comparison were trained and attacked."""
+    cells = [record(f"paper/cifar10-cpu/cells/{path.name}") for path in _cells()]
+    images, tested, parameters = _same(
+        (cell["data"]["training_images"], cell["data"]["test_images"], cell["network"]["parameters"]) for cell in cells
+    )
+    share = _same(cell["teacher"]["salient_share"] for cell in cells if cell["teacher"])
+    training = cells[0]["cell"]["training"]
+    return _paragraph(
+        f"""CIFAR-10, but a sixth of it ({images:,} pixel-exact training images) and a network of five convolutions
+        ({parameters:,} parameters), {training["epochs"]} epochs; every method but the standard one trained at
+        ε = {training["eps"] * 255:g}/255 (L∞, {training["steps"]} steps of {training["alpha"] * 255:g}/255);
+        {len(runs()["madry"])} seeds. SIP-S has its maps from a larger Madry-trained network ({100 * share:.1f} % of the
+        elements are salient). The controls preserve as many elements of each image: at random, or those with the least
+        gradient. AutoAttack on all {tested:,} exact test images, free to change every element."""
+    )
+
+
+def comparison_findings() -> str:
+    """What agrees with the paper, and what does not."""
+    published = {
+        arch: [sip[0] - madry[0] for sip, madry in zip(rows["sip-s"], rows["madry"], strict=True)]
+        for arch, rows in report.PUBLISHED["tables"]["cifar10"].items()
+    }
+    resnet, wide = published["resnet18"], published["wrn-34-10"]
+    over_madry = gain("sip-s", "madry")
+    fat, trades = (gain("sip-s", other)[0].removeprefix("−") for other in ("fat", "trades"))
+    return "\n".join(
+        [
+            _item(
+                f"""As in the paper, SIP-S is above Madry on clean images (by {over_madry[0]} points; the paper has
+                {resnet[0]:+.1f} on its ResNet-18 and {wide[0]:+.1f} on its WRN-34-10), TRADES and FAT give up robustness at
+                8/255 for clean accuracy, and the standard network is best on clean images and has next to nothing left at
+                8/255."""
+            ),
+            _item(
+                f"""Unlike in the paper, FAT and TRADES are ahead of SIP-S on clean images (by {fat} and {trades} points) and
+                at 1/255. At 8/255, where the paper's SIP-S gains {resnet[-1]:.1f} points on one network and loses
+                {-wide[-1]:.1f} on the other, ours is where Madry is ({over_madry[-1]})."""
+            ),
+        ]
+    )
+
+
+def digits_setting() -> str:
+    """How the networks of ``make demo`` were trained and attacked."""
+    result = record("quickstart-digits/result.json")
+    settings = result["settings"]
+    return _paragraph(
+        f"""scikit-learn's digits, 8×8: {result["train_images"]:,} images to train, {result["test_images"]} to test; five
+        convolutions (width {settings["width"]}), {settings["epochs"]} epochs, trained at ε = {settings["eps"]:g} (L∞,
+        {settings["steps"]} steps of {settings["alpha"]:g}); AutoAttack (standard version) on the first
+        {settings["attacked"]} test images, free to change every element. Accuracy in per cent, one seed:"""
+    )
+
+
+def maps_setting() -> str:
+    """Of which images and network the maps are, and what they take."""
+    result = record("salience_maps/result.json")
+    network, maps = result["networks"]["madry"], result["maps"]
+    clean, robust = (f"{100 * network['test_accuracy'][name]:.1f} %" for name in ("clean", "pgd20"))
+    return _paragraph(
+        f"""Maps of {result["images"]:,} pixel-exact training images of CIFAR-10, from the gradient of a Madry-trained
+        network ({network["training"]["epochs"]} epochs; {clean} of the test images right, {robust} under PGD-20 at 8/255).
+        In a `MaskStore` they take {maps["file_bytes"] / 1e6:.1f} MB, {maps["file_bytes_per_image"]:.0f} bytes an image.
+        Mean ± standard deviation over the images, in per cent but for the IoU:"""
+    )
+
+
+def strength() -> str:
+    """Some rows of the table of torchattacks' attacks."""
+    head, rule, *rows = committed_table("attack_strength").splitlines()
+    chosen = {row.strip("| ").split(" | ")[0]: row for row in rows}
+    return "\n".join([head, rule, *(chosen[name] for name in STRENGTH)])
+
+
+def ratios(name: str) -> str:
+    """The median ratios of a result file under ``speed/``, in the words of the file."""
+    results = _speed(name)["results"].items()
+    return "\n".join(
+        ["| | time ratio |", "|---|---|", *(f"| {k} | {ratio['median_ratio']:.3f} |" for k, ratio in results)]
+    )
+
+
+def peak_memory() -> str:
+    """Of a training step."""
+    ours, theirs = (_speed("training_step")["peak_bytes"][name] for name in ("sip-plugin madry", "torchattacks.PGD"))
+    return (
+        f"Peak memory of a Madry step (tensors alive at once) over torchattacks' in a plain loop: {ours / theirs:.3f}."
+    )
+
+
+def store_size() -> str:
+    """Of CIFAR-10's maps."""
+    store = _speed("mask_store")["store"]
+    size = store["bytes"] / 1e6
+    return f"CIFAR-10's {store['images']:,} maps of 3,072 elements take {size:.2f} MB in a `MaskStore`."
+
+
+def evaluation_setting() -> str:
+    """Which network was attacked, and by what."""
+    result = record("evaluation/result.json")
+    width, epochs = result["network"].partition(", ")[2], result["training"]["epochs"]
+    return _paragraph(
+        f"""One Madry-trained network (five convolutions, {width}, {epochs} epochs), the first {result["images"]} of the
+        exact CIFAR-10 test images: pyautoattack's standard evaluation run anew at each ε, and `evaluate_robustness` as it
+        is by default and with `assume_survivors=True`; images still right. One process on one thread, with other work on
+        the machine for most of the time:"""
+    )
+
+
+def _speed(name: str) -> Any:
+    return record(f"speed/{name}.json")
+
+
+def _cells() -> list[Path]:
+    return sorted((RESULTS / "paper" / "cifar10-cpu" / "cells").glob("*-seed[0-9].json"))
+
+
+def _same(values: Iterable[Any]) -> Any:
+    (value,) = set(values)
+    return value
+
+
+def _paragraph(text: str, **options: Any) -> str:
+    return textwrap.fill(" ".join(text.split()), 125, break_long_words=False, break_on_hyphens=False, **options)
+
+
+def _item(text: str) -> str:
+    return _paragraph(f"- {text}", subsequent_indent="  ")
+
+
+MAKERS: dict[str, Callable[..., str]] = {
+    "published": report.published_table,
+    "differences": report.differences_table,
+    "against": report.against_table,
+    "table": committed_table,
+    "comparison-summary": comparison_summary,
+    "comparison-verdict": comparison_verdict,
+    "comparison-setting": comparison_setting,
+    "comparison-findings": comparison_findings,
+    "digits-setting": digits_setting,
+    "maps-setting": maps_setting,
+    "strength": strength,
+    "ratios": ratios,
+    "peak-memory": peak_memory,
+    "store-size": store_size,
+    "evaluation-setting": evaluation_setting,
+}
+
+
+def main() -> int:
+    """Write the pages, or check them."""
+    stale = [page for page in PAGES if filled(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")]
+    if "--check" in sys.argv[1:]:
+        if stale:
+            print(f"{', '.join(page.name for page in stale)}: run python scripts/make_results.py", file=sys.stderr)
+        return bool(stale)
+    for page in stale:
+        write_text(page, filled(page.read_text(encoding="utf-8")))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
