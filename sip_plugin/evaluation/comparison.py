@@ -204,7 +204,7 @@ class RobustnessComparison(Tabular):
         """The paper's layout: a row for each method, a column for the clean accuracy and each ε."""
         grouped = any(row.group for row in self.rows)
         first, lines, above = int(not grouped), [], None
-        for row, label in zip(self.rows, self._labels(), strict=True):
+        for row, label in zip(self.rows, _labels(self.rows), strict=True):
             starts = above is None or row.group != above.group
             parting = "line" if starts else "space" if above and row.reference != above.reference else ""
             cells = [self._cell(row, eps, digits) for eps in (0.0, *self.eps)]
@@ -253,11 +253,9 @@ class RobustnessComparison(Tabular):
             low, label = -1.0, f"Accuracy minus that of {relative_to} (points)"
         names, unit = list(dict.fromkeys(row.name for row in self.rows)), eps_unit((0.0, *self.eps))
         panels: dict[str, list[Curve]] = {row.group: [] for row in self.rows}
-        for row, name in zip(self.rows, self._labels(), strict=True):
-            reference = None if relative_to is None else self._row(row.group, relative_to)
-            if row not in rows:
-                continue
-            figures = row.figures if reference is None else row.gains_over(reference)
+        references = {row: row if relative_to is None else self._row(row.group, relative_to) for row in self.rows}
+        for row, name in zip(rows, _labels(rows), strict=True):
+            figures = row.figures if relative_to is None else row.gains_over(references[row])
             means = {eps: figure.mean for eps, figure in figures.items()}
             bounds = {
                 eps: (max(low, figure.mean - figure.std), min(1.0, figure.mean + figure.std))
@@ -267,8 +265,7 @@ class RobustnessComparison(Tabular):
             panels[row.group].append(curve(name, means, bounds or None, unit, names.index(row.name)))
         reports = [report for row in rows for report in row.reports]
         # Remarks say what is different from the first report of all, drawn or not.
-        numbers = self._numbered_remarks()
-        remarks = [f"[{numbers[remark]}]: {remark}." for remark in _remarks(rows)]
+        remarks = [f"[{number}]: {remark}." for remark, number in _numbered_remarks(rows).items()]
         return draw(
             panels,
             labels=(eps_axis(self.eps, reports[0].norm), label),
@@ -295,14 +292,6 @@ class RobustnessComparison(Tabular):
         best = bool(rivals) and all(float(text) >= float(per_cent(mean, digits)) for mean in rivals)
         return Cell(text if figure.std is None else f"{text} ± {per_cent(figure.std, digits)}", best)
 
-    def _numbered_remarks(self) -> dict[str, int]:
-        return {remark: number for number, remark in enumerate(_remarks(self.rows), 1)}
-
-    def _labels(self) -> list[str]:
-        """The names of the rows, with the numbers of the remarks on them: ``SIP-AT [1]``."""
-        numbers = self._numbered_remarks()
-        return [" ".join([row.name, *(f"[{numbers[remark]}]" for remark in row.remarks)]) for row in self.rows]
-
     def _notes(self) -> Iterator[str]:
         reports = [report for row in self.rows for report in row.reports]
         errors = [max(each.clean_standard_error, *each.robust_standard_error.values()) for each in reports]
@@ -313,7 +302,7 @@ class RobustnessComparison(Tabular):
             f"{per_cent(max(errors), 1)} points."
         )
         yield reports[0].survivors
-        yield from (f"[{number}]: {remark}." for remark, number in self._numbered_remarks().items())
+        yield from (f"[{number}]: {remark}." for remark, number in _numbered_remarks(self.rows).items())
         warned: dict[str, dict[str, None]] = {}
         for row in self.rows:
             unchecked = [] if all(report.checked for report in row.reports) else [f"{UNCHECKED}."]
@@ -369,5 +358,12 @@ def _meaning_of_spread(rows: Sequence[ComparisonRow]) -> str:
     return f"Mean ± sample standard deviation over runs (seeds): {each}."
 
 
-def _remarks(rows: Sequence[ComparisonRow]) -> dict[str, None]:
-    return dict.fromkeys(remark for row in rows for remark in row.remarks)
+def _labels(rows: Sequence[ComparisonRow]) -> list[str]:
+    """The names of the rows, with the numbers of the remarks on them: ``SIP-AT [1]``."""
+    numbers = _numbered_remarks(rows)
+    return [" ".join([row.name, *(f"[{numbers[remark]}]" for remark in row.remarks)]) for row in rows]
+
+
+def _numbered_remarks(rows: Sequence[ComparisonRow]) -> dict[str, int]:
+    remarks = dict.fromkeys(remark for row in rows for remark in row.remarks)
+    return {remark: number for number, remark in enumerate(remarks, 1)}
