@@ -74,7 +74,9 @@ def test_every_adversarial_image_is_in_its_ball_and_fools_the_network(report, ne
 
 def test_an_image_broken_at_one_eps_is_not_attacked_at_a_larger_one(network, evaluated):
     seen = {}
-    report = evaluate(network, evaluated, attack=lambda model, eps: fast_gradient(model, eps, seen), sanity_checks=False)
+    report = evaluate(
+        network, evaluated, attack=lambda model, eps: fast_gradient(model, eps, seen), sanity_checks=False
+    )
     for smaller, eps in itertools.pairwise(EPS):
         assert torch.equal(seen[eps], evaluated[0][report.correct[smaller]])
 

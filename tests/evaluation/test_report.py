@@ -151,7 +151,9 @@ def test_a_file_that_holds_no_report_is_a_clear_error(tmp_path, content):
 def test_a_file_of_the_first_version_says_what_to_do(tmp_path):
     path = tmp_path / "report.json"
     path.write_text(json.dumps(json.loads(random_report().to_json()) | {"version": 1}))
-    with pytest.raises(ValueError, match=r"report\.json is a report of format 1 .*sip_plugin 0\.1.* evaluate the network"):
+    with pytest.raises(
+        ValueError, match=r"report\.json is a report of format 1 .*sip_plugin 0\.1.* evaluate the network"
+    ):
         RobustnessReport.from_json(path)
 
 
