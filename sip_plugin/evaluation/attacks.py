@@ -186,19 +186,10 @@ def run_batch(
     radii: Sequence[float],
     norm: Norm,
 ) -> dict[str, Tensor]:
-    """Attack some images at one ε, and verify what it finds.
+    """Attack some images at one ε (see :meth:`Attack.__call__`), and verify what is found for all ``radii``.
 
-    Args:
-        attack: The attack.
-        images: ``(N, C, H, W)`` on the network's device.
-        labels: ``(N,)``.
-        eps: The radius.
-        seed: See :meth:`Attack.__call__`.
-        rows: Likewise.
-        done: How many of the attack's runs each image has had, ``(N,)``. A run is left out for an image that is broken
-            within ε; it may be needed at a smaller one.
-        radii: All radii of the evaluation, ascending.
-        norm: Their norm.
+    ``done`` says how many of the attack's runs each image has had, ``(N,)``. A run is left out for an image that is broken
+    within ε; it may be needed at a smaller one.
 
     Returns:
         On the CPU: ``norms`` of the smallest example found of each image, infinite where there is none, ``(N,)`` float64;
@@ -223,18 +214,10 @@ def run_batch(
 def verified_norms(
     model: nn.Module, images: Tensor, labels: Tensor, candidates: Tensor, radii: Sequence[float], norm: Norm
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Verify by a forward pass what an attack calls adversarial examples.
+    """Verify by a forward pass what an attack calls adversarial examples of images ``(N, C, H, W)``.
 
     Candidates are clipped to ``[0, 1]``, and where only rounding put one outside a ball, to that ball. A network that gives
     NaN for one is fooled by it.
-
-    Args:
-        model: The network.
-        images: Clean images on its device, ``(N, C, H, W)``.
-        labels: ``(N,)``.
-        candidates: What the attack gave, ``(N, C, H, W)``.
-        radii: The balls' radii, ascending.
-        norm: Their norm.
 
     Returns:
         On the CPU: the norm of each perturbation, infinite where the network is not fooled, ``(N,)`` float64; the clipped
@@ -268,14 +251,7 @@ def perturbation_norms(adversarial: Tensor, images: Tensor, norm: Norm) -> Tenso
 def clip_rounding(adversarial: Tensor, images: Tensor, radii: Sequence[float], norm: Norm) -> Tensor:
     """Put images that float32 rounding alone has put outside a ball exactly inside it; leave the others as they are.
 
-    Args:
-        adversarial: ``(N, C, H, W)``, float32 in ``[0, 1]``.
-        images: The clean images, same shape.
-        radii: Radii of the balls, ascending.
-        norm: The balls' norm.
-
-    Returns:
-        ``(N, C, H, W)``, float32: wherever :func:`perturbation_norms` was above a radius by rounding, it no longer is.
+    Wherever :func:`perturbation_norms` was above one of the radii (ascending) by rounding, it no longer is.
     """
     slack = 4 * 2.0**-24 * (1.0 if norm == "Linf" else images[0].numel() ** 0.5)
     norms, result = perturbation_norms(adversarial, images, norm), adversarial.clone()

@@ -16,7 +16,6 @@ from sip_plugin.checks import check_classes, check_logits
 _DIFFERENT = 1e-4  # distance between normalised logits of equal images, as in AutoAttack
 _COMPANY = 1e-2  # the same between batches, whose kernels may round otherwise
 _PROBABILITY = 1e-5
-_SQUARE_SHARE = 0.002  # of all images, as in AutoAttack
 
 
 def clean_statistics(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -61,17 +60,9 @@ def check_not_nan(logits: Tensor) -> None:
 
 
 def network_warnings(model: nn.Module, images: Tensor, *, dynamic: bool, randomness_expected: bool) -> list[str]:
-    """What is suspicious about a network, which is in eval mode.
-
-    Args:
-        model: The network.
-        images: Some images, ``(N, C, H, W)``, on its device.
-        dynamic: What :func:`is_dynamic` says of it.
-        randomness_expected: Whether the attacks average over the network's randomness.
-    """
+    """What is suspicious about a network in eval mode, from some images ``(N, C, H, W)`` on its device."""
     found = []
-    training = sorted({type(module).__name__ for module in model.modules() if module.training})
-    if training:
+    if training := sorted({type(module).__name__ for module in model.modules() if module.training}):
         found.append(f"Modules stay in train mode after model.eval(): {', '.join(training)}.")
     if dynamic:
         found.append(
@@ -125,11 +116,7 @@ def is_dynamic(model: nn.Module, images: Tensor) -> bool:
 
 
 def clean_warnings(clean: Mapping[str, Tensor]) -> list[str]:
-    """What is suspicious about logits and gradients of the clean images that are classified correctly.
-
-    Args:
-        clean: What :func:`clean_statistics` found.
-    """
+    """What is suspicious about the :func:`clean_statistics` of the images that are classified correctly."""
     margin = clean["zero_margin"][clean["correct"]]
     saturated = clean["zero_cross_entropy"][clean["correct"]] & ~margin
     found = []
@@ -154,38 +141,41 @@ def clean_warnings(clean: Mapping[str, Tensor]) -> list[str]:
     return found
 
 
-def outside_warnings(outside: Mapping[str, int]) -> list[str]:
-    """What it means that an attack left its ball, by the name of the attack."""
-    return [
+def attack_warnings(
+    radii: Sequence[float],
+    *,
+    images: int,
+    outside: Mapping[str, int],
+    nan: int,
+    black_box: int,
+    contradicted: Sequence[int],
+) -> list[str]:
+    """What became suspicious in the course of the attacks, from the number of images.
+
+    Args:
+        radii: The ε, ascending.
+        images: All of them.
+        outside: Examples that left the ball of their attack, by its name.
+        nan: Images that an example of made the network give NaN.
+        black_box: Images that Square broke after they had withstood the white-box attacks at the same ε.
+        contradicted: Images that withstood every attack at each ε though an example found at another ε lies in the ball.
+    """
+    found = [
         f"{count} adversarial example(s) of {name} lay outside the ball they were asked for; they count only in larger "
         "balls that hold them."
         for name, count in outside.items()
     ]
-
-
-def nan_warning(broken: int, images: int) -> list[str]:
-    """What it means that a network gives NaN for images that an attack made."""
-    if not broken:
-        return []
-    return [
-        f"The network gave NaN for adversarial examples of {broken} of {images} images, which count as broken: it fails "
-        "there, and attacks that follow its gradients may be blind."
-    ]
-
-
-def black_box_warning(broken: int, images: int) -> list[str]:
-    """What it means that Square broke images that had withstood the white-box attacks at the same ε."""
-    if broken <= _SQUARE_SHARE * images:
-        return []
-    return [
-        f"Square, a black-box attack, broke {broken} of {images} images that had withstood the white-box attacks at the "
-        "same eps: the network may mask its gradients, and stronger or adaptive attacks may break more."
-    ]
-
-
-def contradiction_warning(radii: Sequence[float], contradicted: Sequence[int]) -> list[str]:
-    """What it means that an image withstood a whole attack in a ball where another attack's example lies."""
-    return [
+    if nan:
+        found.append(
+            f"The network gave NaN for adversarial examples of {nan} of {images} images, which count as broken: it fails "
+            "there, and attacks that follow its gradients may be blind."
+        )
+    if black_box > 0.002 * images:  # as in AutoAttack
+        found.append(
+            f"Square, a black-box attack, broke {black_box} of {images} images that had withstood the white-box attacks at "
+            "the same eps: the network may mask its gradients, and stronger or adaptive attacks may break more."
+        )
+    return found + [
         f"{count} image(s) withstood every attack at eps = {radius:g}, though an example found at another eps lies in that "
         "ball; they count as broken. The attacks are weak there."
         for radius, count in zip(radii, contradicted, strict=True)
@@ -193,30 +183,26 @@ def contradiction_warning(radii: Sequence[float], contradicted: Sequence[int]) -
     ]
 
 
-def larger_ball_warning(attack: str, radii: Sequence[float], probed: int, withstood: int) -> list[str]:
+def larger_ball_warning(attack: str, radii: Sequence[float], probed: int, withstood: int) -> str:
     """What it means that an attack fails at a large ε where it succeeds at a small one."""
-    if not withstood:
-        return []
-    return [
+    return (
         f"Of {probed} images that {attack} broke at eps = {radii[0]:g}, {withstood} withstood the same attack at "
         f"eps = {radii[-1]:g}: the attack is unreliable on this network."
-    ]
+    )
 
 
-def assumption_warning(attack: str, radii: Sequence[float], probed: int, broken: int) -> list[str]:
+def assumption_warning(attack: str, radii: Sequence[float], probed: int, broken: int) -> str:
     """What it means that images that were assumed to survive at the smallest ε do not."""
-    if not broken:
-        return []
-    return [
+    return (
         f"Of {probed} images that survived eps = {radii[-1]:g} and were assumed to survive eps = {radii[0]:g}, {attack} "
         f"broke {broken} at that eps (they count as broken): assume_survivors does not hold for this network."
-    ]
+    )
 
 
 def _zero_gradient(value: Tensor, images: Tensor) -> Tensor:
-    if not value.requires_grad:
-        return torch.ones(len(images), dtype=torch.bool)
-    (gradient,) = torch.autograd.grad(value, images, retain_graph=True, allow_unused=True)
+    gradient = None
+    if value.requires_grad:
+        (gradient,) = torch.autograd.grad(value, images, retain_graph=True, allow_unused=True)
     if gradient is None:
         return torch.ones(len(images), dtype=torch.bool)
     return (gradient.flatten(1) == 0).all(1).cpu()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -140,10 +141,8 @@ def evaluate_robustness(
                 if finished is not None:
                     return RobustnessReport(**finished)
                 dynamic = group.on_rank_zero(lambda: diagnostics.is_dynamic(network, some))
-            if not dynamic:
-                network.requires_grad_(
-                    False
-                )  # attacks need the image's gradient alone, but some compute the others', too
+            if not dynamic:  # attacks need the image's gradient alone, but some compute the others', too
+                network.requires_grad_(False)
             clean = state.classify()
             attacks = group.call(lambda: _attacks(state, clean, parse_attacks(attack), version))
             warnings = group.call(lambda: [note for each in attacks for note in each.notes(state.radii[-1])])
@@ -233,34 +232,36 @@ class _Evaluation:
 
     def probe(self) -> list[str]:
         """Cheap tests: do assumed survivors survive the first attack, does each attack also succeed at a larger ε."""
-        found: list[str] = []
-        last = len(self.radii) - 1
+        found, first, last = [], 0, len(self.radii) - 1
         if self.settings["assume_survivors"]:
-            if not self.attacks[0].minimum_norm:  # otherwise its findings do not depend on ε
-                rows = self.assumed.nonzero().flatten()[:_PROBED]
-                self._attack("probe", 0, 0, rows)
-                broken = int((self.norms[:, rows].amin(0) <= self.radii[0]).sum())
-                found += diagnostics.assumption_warning(self.attacks[0].name, self.radii, len(rows), broken)
+            attack, rows = self.attacks[0], self.assumed.nonzero().flatten()[:_PROBED]
+            if not attack.minimum_norm:  # otherwise its findings do not depend on ε
+                self._attack("probe", first, 0, rows)
+            if broken := int((self.norms[:, rows].amin(0) <= self.radii[first]).sum()):
+                found.append(diagnostics.assumption_warning(attack.name, self.radii, len(rows), broken))
             return found
         for a, attack in enumerate(self.attacks):
-            if not attack.minimum_norm:
-                broken_first = (self.norms[a] <= self.radii[0]) & (self.start > 0)
-                rows = broken_first.nonzero().flatten()[:_PROBED]
-                results = self._map(f"probe-{a}", rows, lambda rows, a=a: self._attack_batch(last, a, rows))  # type: ignore[misc]
-                withstood = sum(int((result["norms"] > self.radii[last]).sum()) for _, result in results)
-                found += diagnostics.larger_ball_warning(attack.name, self.radii, len(rows), withstood)
+            broken_first = (self.norms[a] <= self.radii[first]) & (self.start > 0) & (not attack.minimum_norm)
+            rows = broken_first.nonzero().flatten()[:_PROBED]
+            results = self._map(f"probe-{a}", rows, partial(self._attack_batch, last, a))
+            if withstood := sum(int((result["norms"] > self.radii[last]).sum()) for _, result in results):
+                found.append(diagnostics.larger_ball_warning(attack.name, self.radii, len(rows), withstood))
         return found
 
     def warnings(self) -> list[str]:
         """What became suspicious in the course of the attacks."""
-        black_box = [a for a, attack in enumerate(self.attacks) if attack.black_box]
-        found = diagnostics.outside_warnings(self.outside)
-        found += diagnostics.nan_warning(int(self.nan.sum()), len(self.images))
-        if black_box and black_box[0] > 0:
-            broken = (self.norms[black_box] <= self.radii[-1]).any(0) & (self.start > 0)
-            found += diagnostics.black_box_warning(int(broken.sum()), len(self.images))
-        contradicted = [int((self.withstood[k] & ~self._unbroken(k, False)).sum()) for k in range(len(self.radii))]
-        return found + diagnostics.contradiction_warning(self.radii, contradicted)
+        black_box = [a for a, attack in enumerate(self.attacks) if attack.black_box and a > 0]
+        broken = (self.norms[black_box] <= self.radii[-1]).any(0) & (self.start > 0)
+        return diagnostics.attack_warnings(
+            self.radii,
+            images=len(self.images),
+            outside=self.outside,
+            nan=int(self.nan.sum()),
+            black_box=int(broken.sum()),
+            contradicted=[
+                int((self.withstood[k] & (self.norms.amin(0) <= self.radii[k])).sum()) for k in range(len(self.radii))
+            ],
+        )
 
     def adversarial(self) -> dict[float, Tensor] | None:
         """For each ε the smallest example found of each image if it lies in the ball, the clean image otherwise."""
@@ -269,20 +270,21 @@ class _Evaluation:
         smallest = self.norms.amin(0).view(-1, 1, 1, 1)
         return {eps: torch.where(smallest <= eps, self.examples, self.images) for eps in self.radii}
 
-    def _unbroken(self, k: int, assumed: bool = True) -> Tensor:
-        """The images without an example in a ball."""
-        return (self.norms.amin(0) > self.radii[k]) & ~(self.assumed & assumed)
+    def _unbroken(self, k: int) -> Tensor:
+        """The images without an example in a ball, and without those that are assumed to have none."""
+        return (self.norms.amin(0) > self.radii[k]) & ~self.assumed
 
     def _attack(self, name: str, k: int, a: int, rows: Tensor) -> None:
         """Attack some images, and keep what is found."""
-        for rows, result in self._map(name, rows, lambda rows: self._attack_batch(k, a, rows)):
-            found, attack = result["norms"], self.attacks[a]
+        attack = self.attacks[a]
+        for part, result in self._map(name, rows, partial(self._attack_batch, k, a), attack.cost):
+            found = result["norms"]
             if self.examples is not None:
-                better = found < self.norms[:, rows].amin(0)
-                self.examples[rows[better]] = result["examples"][better]
-            self.norms[a, rows] = torch.minimum(self.norms[a, rows], found)
-            self.done[a, rows] = result["done"]
-            self.nan[rows[result["nan"] & (found <= self.radii[-1])]] = True
+                better = found < self.norms[:, part].amin(0)
+                self.examples[part[better]] = result["examples"][better]
+            self.norms[a, part] = torch.minimum(self.norms[a, part], found)
+            self.done[a, part] = result["done"]
+            self.nan[part[result["nan"] & (found <= self.radii[-1])]] = True
             outside = int((found.isfinite() & (found > self.radii[k])).sum())
             if outside and not attack.minimum_norm:
                 self.outside[attack.name] = self.outside.get(attack.name, 0) + outside
@@ -292,18 +294,20 @@ class _Evaluation:
         seed = derive_seed(self.settings["seed"], eps, attack.name)
         done = self.done[a, rows] if attack.minimum_norm else torch.zeros_like(rows)
         result = run_batch(attack, *self._on_device(rows), eps, seed, rows, done, self.radii, self.norm)
-        self.bar.update(len(rows) * attack.cost * self.group.size)
         return result if self.examples is not None else result | {"examples": torch.empty(0)}
 
     def _map(
-        self, name: str, rows: Tensor, run: Callable[[Tensor], dict[str, Tensor]]
+        self, name: str, rows: Tensor, run: Callable[[Tensor], dict[str, Tensor]], cost: float = 0
     ) -> list[tuple[Tensor, dict[str, Tensor]]]:
         """The results for some images, in as few batches as the batch size allows, of equal size but for one image."""
         count = -(-len(rows) // self.settings["batch_size"])
         batches = list(rows.tensor_split(count)) if count else []
 
         def task(number: int) -> dict[str, Tensor]:
-            return self.checkpoint.batch(f"{name}-{number}", batches[number], lambda: run(batches[number]))
+            result = self.checkpoint.batch(f"{name}-{number}", batches[number], lambda: run(batches[number]))
+            if cost:
+                self.bar.update(len(batches[number]) * cost * self.group.size)
+            return result
 
         return list(zip(batches, self.group.map_sharded(range(len(batches)), task), strict=True))
 

@@ -216,10 +216,8 @@ def test_autoattack_on_few_classes_says_what_it_did(quick, evaluated):
     assert warned(report, "apgd-t maximised the plain logit margin: the DLR loss needs 4 classes, the network has 3")
 
 
-def test_contradictions_and_probes_are_silent_where_there_is_nothing_to_say():
-    assert diagnostics.contradiction_warning(EPS, [0, 0, 0]) == []
-    assert len(diagnostics.contradiction_warning(EPS, [0, 2, 1])) == 2
-    assert diagnostics.black_box_warning(2, 1000) == []
-    assert diagnostics.black_box_warning(3, 1000) != []
-    assert diagnostics.larger_ball_warning("a", EPS, 9, 0) == []
-    assert diagnostics.assumption_warning("a", EPS, 9, 0) == []
+def test_few_images_that_square_alone_broke_are_no_sign():
+    nothing = {"images": 1000, "outside": {}, "nan": 0, "black_box": 2, "contradicted": [0, 0, 0]}
+    assert diagnostics.attack_warnings(EPS, **nothing) == []
+    assert len(diagnostics.attack_warnings(EPS, **nothing | {"black_box": 3})) == 1
+    assert len(diagnostics.attack_warnings(EPS, **nothing | {"contradicted": [0, 2, 1]})) == 2
