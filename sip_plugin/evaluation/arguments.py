@@ -21,7 +21,8 @@ def parse_eps(eps: Any, norm: Norm) -> tuple[float, ...]:
     """The radii, ascending, each once; one or more, all above 0."""
     if norm not in get_args(Norm):
         raise ValueError(f"norm must be one of {', '.join(get_args(Norm))}, got {norm!r}.")
-    given = [eps] if np.ndim(eps) == 0 else list(eps)
+    eps = eps.tolist() if isinstance(eps, (Tensor, np.ndarray)) else eps
+    given = list(eps) if isinstance(eps, Iterable) else [eps]
     radii = distinct_eps(
         check_eps(each.item() if isinstance(each, (Tensor, np.ndarray)) else each, norm) for each in given
     )

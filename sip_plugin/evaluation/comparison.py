@@ -13,7 +13,7 @@ from sip_plugin.evaluation.eps import EpsDict, distinct_eps, eps_labels, eps_uni
 from sip_plugin.evaluation.plots import Curve, curve, draw
 from sip_plugin.evaluation.report import UNCHECKED, Report, differences, eps_axis, short_notes
 from sip_plugin.evaluation.statistics import PairedImages, paired_images
-from sip_plugin.evaluation.tables import Cell, Row, Table, Tabular, per_cent
+from sip_plugin.evaluation.tables import Table, Tabular, per_cent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -202,24 +202,30 @@ class RobustnessComparison(Tabular):
 
     def table(self, digits: int = 1) -> Table:
         """The paper's layout: a row for each method, a column for the clean accuracy and each ε."""
-        grouped = any(row.group for row in self.rows)
-        first, lines, above = int(not grouped), [], None
-        for row, label in zip(self.rows, _labels(self.rows), strict=True):
-            starts = above is None or row.group != above.group
-            parting = "line" if starts else "space" if above and row.reference != above.reference else ""
+        grouped, rows = any(row.group for row in self.rows), []
+        best: set[tuple[int, int]] = set()
+        parted: dict[int, str] = {}
+        for number, (row, label) in enumerate(zip(self.rows, _labels(self.rows), strict=True)):
+            above = self.rows[number - 1] if number else None
+            if starts := above is None or row.group != above.group:
+                parted[number] = "line"
+            elif row.reference != above.reference:
+                parted[number] = "space"
             cells = [self._cell(row, eps, digits) for eps in (0.0, *self.eps)]
-            lines.append(Row((Cell(row.group if starts else ""), Cell(label), *cells)[first:], parting))
-            above = row
+            best |= {(number, column) for column, (_, is_best) in enumerate(cells, 1 + grouped) if is_best}
+            rows.append((row.group * starts, label, *(text for text, _ in cells))[not grouped :])
         left_out = ", ".join(dict.fromkeys(row.name for row in self.rows if row.reference))
         return Table(
             title=f"Accuracy in per cent: {self.rows[0].reports[0].conditions}.",
-            header=("", "", "Clean", *(f"ε = {label}" for label in eps_labels(self.eps)))[first:],
-            rows=tuple(lines),
+            header=("", "", "Clean", *(f"ε = {label}" for label in eps_labels(self.eps)))[not grouped :],
+            rows=rows,
             notes=tuple(self._notes()),
             names=1 + grouped,
-            best="the best mean of a column"
+            best=frozenset(best),
+            meaning_of_best="the best mean of a column"
             + " in its group" * grouped
             + (f", {left_out} left out." if left_out else "."),
+            parted=parted,
         )
 
     def records(self) -> list[dict[str, Any]]:
@@ -280,17 +286,15 @@ class RobustnessComparison(Tabular):
             raise ValueError(f"relative_to must be the name of a row{where} ({', '.join(rows)}), got {name!r}.")
         return rows[name]
 
-    def _cell(self, row: ComparisonRow, eps: float, digits: int) -> Cell:
-        figure = row.figures.get(eps)
-        if figure is None:
-            return Cell("–")
-        text, rivals = per_cent(figure.mean, digits), []
-        for other in self.rows:
-            if other is not row and other.group == row.group and not (row.reference or other.reference):
-                rivals += [-1.0 if (theirs := other.figures.get(eps)) is None else theirs.mean]
-        # Equal in the decimals shown counts as equal.
-        best = bool(rivals) and all(float(text) >= float(per_cent(mean, digits)) for mean in rivals)
-        return Cell(text if figure.std is None else f"{text} ± {per_cent(figure.std, digits)}", best)
+    def _cell(self, row: ComparisonRow, eps: float, digits: int) -> tuple[str, bool]:
+        """A figure, and whether it is the best of its column: equal in the decimals shown counts as equal."""
+        if (figure := row.figures.get(eps)) is None:
+            return "–", False
+        text = per_cent(figure.mean, digits)
+        rivals = [other for other in self.rows if other.group == row.group and other is not row and not other.reference]
+        theirs = [per_cent(rival.figures[eps].mean, digits) for rival in rivals if eps in rival.figures]
+        best = bool(rivals) and not row.reference and all(float(text) >= float(their) for their in theirs)
+        return text if figure.std is None else f"{text} ± {per_cent(figure.std, digits)}", best
 
     def _notes(self) -> Iterator[str]:
         reports = [report for row in self.rows for report in row.reports]

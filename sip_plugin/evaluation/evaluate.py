@@ -91,8 +91,8 @@ def evaluate_robustness(
         batch_size: Images in a batch at most.
         max_images: Evaluate the first so many only.
         seed: What all randomness follows from.
-        return_adversarial: Also give the adversarial images: for each image the smallest one found.
-        checkpoint: A folder that remembers finished batches. An evaluation that was stopped, however, goes on where it
+        return_adversarial: Also return the adversarial images: for each image the smallest one found.
+        checkpoint: A folder that remembers finished batches. An evaluation that was stopped, however, resumes where it
             was when called with the same arguments, also with another number of processes; one that was finished gives
             its report at once. Of attacks of one's own only the names are compared. Several processes need a folder that
             they all see.

@@ -18,7 +18,7 @@ from sip_plugin.checks import Norm
 from sip_plugin.evaluation.eps import EpsDict, eps_labels, eps_unit, same_eps
 from sip_plugin.evaluation.plots import curve, draw
 from sip_plugin.evaluation.statistics import standard_error, wilson_interval
-from sip_plugin.evaluation.tables import Cell, Row, Table, Tabular, per_cent, write_text
+from sip_plugin.evaluation.tables import Table, Tabular, per_cent, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -241,16 +241,14 @@ class Report(Tabular):
         left = [[""] * (len(self.attacks) + 1)]
         for carried, by_attack in zip(self.after_carrying.values(), self.after_attack.values(), strict=True):
             left.append([per_cent(share, digits) for share in (carried, *by_attack.values())])
-        rows = [
-            Row(tuple(map(Cell, (label, f"{per_cent(share, digits)} ± {per_cent(error, digits)}", *after))))
-            for label, share, error, after in zip(
-                ("clean", *eps_labels(self.eps)), self.accuracy.values(), errors, left, strict=True
-            )
-        ]
+        shares = zip(("clean", *eps_labels(self.eps)), self.accuracy.values(), errors, left, strict=True)
         return Table(
             title=f"Accuracy in per cent: {self.conditions}.",
             header=("ε", "Robust accuracy", "after carrying", *(f"after {name}" for name in self.attacks)),
-            rows=tuple(rows),
+            rows=[
+                (label, f"{per_cent(share, digits)} ± {per_cent(error, digits)}", *after)
+                for label, share, error, after in shares
+            ],
             notes=(
                 "Robust accuracy: the number to report, the worst case over the attacks image by image; ± the binomial "
                 "standard error.",

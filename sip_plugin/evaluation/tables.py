@@ -7,8 +7,9 @@ import os
 import re
 import textwrap
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from sip_plugin.checks import check_int
 from sip_plugin.utils import atomic_write
@@ -26,20 +27,6 @@ _LATEX = str.maketrans(
 )
 
 
-class Cell(NamedTuple):
-    """What stands in a cell, and whether it is the best of its column."""
-
-    text: str
-    best: bool = False
-
-
-class Row(NamedTuple):
-    """A row, and what separates it from the one above: ``""``, ``"space"`` or ``"line"``."""
-
-    cells: tuple[Cell, ...]
-    above: str = ""
-
-
 @dataclass(frozen=True)
 class Table:
     """A table with its title and notes; the text may have ``ε`` and ``±``, which each form writes in its own way.
@@ -47,70 +34,80 @@ class Table:
     Attributes:
         title: One sentence.
         header: The head of each column.
-        rows: Rows with a cell for each column.
+        rows: The cells of each row.
         notes: Sentences beneath the table.
         names: How many columns, from the left, hold names and not figures.
-        best: What it means that a cell is the best of its column.
+        best: Which cells (row, column) are the best of their column.
+        meaning_of_best: What that means.
+        parted: What is above a row, by its number: ``"line"`` or ``"space"``.
     """
 
     title: str
     header: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: list[tuple[str, ...]]
     notes: tuple[str, ...]
     names: int = 1
-    best: str = ""
+    best: frozenset[tuple[int, int]] = frozenset()
+    meaning_of_best: str = ""
+    parted: Mapping[int, str] = field(default_factory=dict)
 
     def to_text(self) -> str:
         """For a terminal; the best of a column has an asterisk."""
-        starred = self._any_best()
-        lines = [[head.translate(_PLAIN) + " " * starred for head in self.header]]
-        lines += [
-            [cell.text.translate(_PLAIN) + ("*" if cell.best else " " * starred) for cell in row.cells]
-            for row in self.rows
-        ]
+        plain = " " * bool(self.best)
+        lines = self._lines(lambda text: text.translate(_PLAIN), "{}*", "{}" + plain)
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        names = self.names
-        aligned = [
-            "  ".join(
-                [cell.ljust(width) for cell, width in zip(line[:names], widths, strict=False)]
-                + [cell.rjust(width) for cell, width in zip(line[names:], widths[names:], strict=True)]
-            ).rstrip()
-            for line in lines
-        ]
+        sides = ["<" if column < self.names else ">" for column in range(len(widths))]
+        form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
         rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-        body = [aligned[0], rule]
-        for number, (row, line) in enumerate(zip(self.rows, aligned[1:], strict=True)):
-            body += [{"line": rule, "space": ""}[row.above]] if row.above and number else []
-            body.append(line)
+        head, *body = (form.format(*line).rstrip() for line in lines)
         notes = (line for note in self._notes("*") for line in _wrapped(note))
-        return "\n".join([*_wrapped(self.title), "", *body, rule, *notes])
+        return "\n".join([*_wrapped(self.title), "", head, rule, *self._parted(body, rule, ""), rule, *notes])
 
     def to_markdown(self) -> str:
         """For GitHub and its like; the best of a column is bold."""
-        lines = [map(_markdown, self.header), ("---" if n < self.names else "---:" for n in range(len(self.header)))]
-        lines += [(_marked(_markdown(cell.text), cell.best, "**{}**") for cell in row.cells) for row in self.rows]
-        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-        notes = "\n".join(f"- {_markdown(note)}" for note in self._notes("Bold"))
-        return f"{_markdown(self.title)}\n\n{table}\n\n{notes}\n"
+        head, *body = ("| " + " | ".join(line) + " |" for line in self._lines(_markdown, "**{}**"))
+        figures = len(self.header) - self.names
+        rule = "| " + " | ".join(["---"] * self.names + ["---:"] * figures) + " |"
+        notes = (f"- {_markdown(note)}" for note in self._notes("Bold"))
+        return "\n".join([_markdown(self.title), "", head, rule, *body, "", *notes, ""])
 
     def to_latex(self) -> str:
         r"""For a paper; needs ``\usepackage{booktabs}``. The title and notes are the caption; the best are bold."""
         columns = "l" * self.names + "r" * (len(self.header) - self.names)
-        lines = ["% needs \\usepackage{booktabs}", "\\begin{table}[t]", "\\centering"]
-        lines += [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", " & ".join(map(_latex, self.header)) + r" \\"]
-        lines.append("\\midrule")
-        for number, row in enumerate(self.rows):
-            lines += [{"line": "\\midrule", "space": "\\addlinespace"}[row.above]] if row.above and number else []
-            cells = (_marked(_latex(cell.text), cell.best, r"\textbf{{{}}}") for cell in row.cells)
-            lines.append(" & ".join(cells) + r" \\")
-        caption = "\n".join(map(_latex, (self.title, *self._notes("Bold"))))
-        return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", f"\\caption{{{caption}}}", "\\end{table}", ""])
+        head, *body = (" & ".join(line) + r" \\" for line in self._lines(_latex, r"\textbf{{{}}}"))
+        return "\n".join(
+            [
+                r"% needs \usepackage{booktabs}",
+                r"\begin{table}[t]",
+                r"\centering",
+                rf"\begin{{tabular}}{{{columns}}}",
+                r"\toprule",
+                head,
+                r"\midrule",
+                *self._parted(body, r"\midrule", r"\addlinespace"),
+                r"\bottomrule",
+                r"\end{tabular}",
+                r"\caption{" + "\n".join(map(_latex, (self.title, *self._notes("Bold")))) + "}",
+                r"\end{table}",
+                "",
+            ]
+        )
 
-    def _any_best(self) -> bool:
-        return any(cell.best for row in self.rows for cell in row.cells)
+    def _lines(self, escape: Callable[[str], str], best: str, other: str = "{}") -> list[list[str]]:
+        """The cells of the head and of all rows, each in its form."""
+        return [
+            [(best if (row, column) in self.best else other).format(escape(text)) for column, text in enumerate(cells)]
+            for row, cells in enumerate([self.header, *self.rows], -1)
+        ]
+
+    def _parted(self, body: list[str], line: str, space: str) -> Iterator[str]:
+        for number, row in enumerate(body):
+            if number and number in self.parted:
+                yield line if self.parted[number] == "line" else space
+            yield row
 
     def _notes(self, mark: str) -> tuple[str, ...]:
-        return (f"{mark}: {self.best}", *self.notes) if self._any_best() else self.notes
+        return (f"{mark}: {self.meaning_of_best}", *self.notes) if self.best else self.notes
 
 
 class Tabular(ABC):
@@ -158,10 +155,6 @@ def write_text(text: str, path: str | os.PathLike[str] | None) -> str:
 def per_cent(share: float, digits: int) -> str:
     """A share in per cent, without the sign."""
     return f"{100 * share:.{check_int(digits, 'digits', 0)}f}"
-
-
-def _marked(text: str, best: bool, form: str) -> str:
-    return form.format(text) if best else text
 
 
 def _wrapped(text: str) -> list[str]:

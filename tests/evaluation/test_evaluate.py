@@ -162,26 +162,6 @@ def test_l2_balls(quick, network, evaluated):
     assert robust(report)[0].sum() > robust(report)[-1].sum()
 
 
-def test_eps_may_come_in_any_order_more_than_once_or_alone(quick, network, evaluated):
-    few = [part[:4] for part in evaluated]
-    assert evaluate(network, few, eps=[0.08, 0.03, 0.08], version=["apgd-ce"]).eps == (0.03, 0.08)
-    assert evaluate(network, few, eps=np.array([0.08, 0.03]), version=["apgd-ce"]).eps == (0.03, 0.08)
-    assert evaluate(network, few, eps=0.05, version=["apgd-ce"]).eps == (0.05,)
-
-
-def test_radii_that_a_report_calls_the_same_are_one(quick, network, evaluated):
-    few = [part[:4] for part in evaluated]
-    report = evaluate(network, few, eps=[np.float32(0.1), 0.1, 0.05], version=["apgd-ce"])
-    assert report.eps == (0.05, 0.1)
-
-
-@pytest.mark.parametrize("eps", [torch.tensor([0.05]), torch.tensor(0.05), np.array(0.05), [torch.tensor(0.05)]])
-def test_eps_may_be_a_tensor_or_an_array_of_any_kind(eps, quick, network, evaluated):
-    report = evaluate(network, evaluated, eps=eps, max_images=np.int64(3), version=["apgd-ce"])
-    assert report.eps == pytest.approx((0.05,))
-    assert len(report) == 3
-
-
 def test_the_settings_say_which_network_it_was_and_whether_it_was_checked(network, evaluated):
     options = {"attack": lambda model, eps: lambda x, y: x}
     checked, unchecked = (evaluate(network, evaluated, sanity_checks=check, **options) for check in (True, False))
@@ -307,64 +287,13 @@ def test_images_that_are_all_wrong_need_no_attack(quick, network, evaluated):
     assert (report.norms == 0).all()
 
 
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"eps": []}, "one radius or more"),
-        ({"eps": (0, 0.1)}, "above 0"),
-        ({"eps": 8}, "8/255"),
-        ({"eps": -0.1}, "not negative"),
-        ({"norm": "L1"}, "Linf, L2"),
-        ({"batch_size": 0}, "batch_size must be an integer from 1, got 0"),
-        ({"seed": -1}, "seed must be an integer from 0"),
-        ({"max_images": 0}, "max_images"),
-        ({"version": "hard"}, "standard, plus, rand"),
-        ({"attack": "pgd"}, '"autoattack" or a factory'),
-        ({"attack": {}}, "empty mapping"),
-        ({"attack": lambda model, eps: lambda x, y: x, "version": "hard"}, "standard, plus, rand"),
-    ],
-)
-def test_illegal_settings_are_errors(options, match, quick, network, evaluated):
-    with pytest.raises(ValueError, match=match):
-        evaluate(network, evaluated, **options)
-
-
-def test_numpys_truth_will_do(network, evaluated, tmp_path):
-    attack = {"attack": lambda model, eps: lambda x, y: x}
-    flags = dict.fromkeys(("assume_survivors", "return_adversarial", "sanity_checks"), np.True_)
-    report = evaluate(network, evaluated, **attack, **flags, checkpoint=tmp_path)
-    assert report.settings["assume_survivors"] is True
-
-
-def test_illegal_data_are_errors_that_say_where(quick, network, evaluated):
-    x, y = evaluated
-    with pytest.raises(ValueError, match="images of batch 1 must lie in"):
-        evaluate(network, [(x[:4], y[:4]), (x[4:8] * 255, y[4:8])])
-    with pytest.raises(
-        ValueError, match=r"labels of batch 0 must hold one class index per image, shape \(4,\), got \(3,\)"
-    ):
-        evaluate(network, [(x[:4], y[:3])])
-    with pytest.raises(ValueError, match="All images must be of one shape"):
-        evaluate(network, [(x[:4], y[:4]), (x[4:8, :, :8], y[4:8])])
-    with pytest.raises(TypeError, match="Batch 0 must be"):
-        evaluate(network, [x])
-    with pytest.raises(TypeError, match="Batch 0 must be"):
-        evaluate(network, [{"image": x, "label": y}])
-    with pytest.raises(TypeError, match="data must be"):
-        evaluate(network, x)
-    with pytest.raises(TypeError, match="data must be"):
-        evaluate(network, 3)
-    with pytest.raises(ValueError, match="used up"):
-        evaluate(network, iter(()))
-    with pytest.raises(ValueError, match="below 10, the number of the network's classes, got 10"):
-        evaluate(network, (x, torch.full_like(y, 10)))
-
-
-def test_illegal_networks_are_errors(quick, evaluated):
+def test_illegal_networks_are_errors(quick, network, evaluated):
     with pytest.raises(TypeError, match=r"torch\.nn\.Module, got function"):
         evaluate(lambda x: x, evaluated)
     with pytest.raises(ValueError, match="logits"):
         evaluate(nn.Identity(), evaluated)
+    with pytest.raises(ValueError, match="below 10, the number of the network's classes, got 10"):
+        evaluate(network, (evaluated[0], torch.full_like(evaluated[1], 10)))
 
     class NaN(nn.Module):
         def forward(self, x):
