@@ -37,8 +37,7 @@ class Attack:
         cost: Roughly how many forward passes all of its runs take for such an image, relatively to other attacks.
         minimum_norm: Whether it looks for the smallest perturbation whatever ε is, without drawing at random. Then each
             run is called once per image, and what it finds serves every ε.
-        needs_gradient: Whether it is known to need the gradient with respect to the image.
-        black_box: Whether it is known to use the network's outputs alone.
+        black_box: Whether it uses the network's outputs alone, and not their gradient; None if nobody knows.
     """
 
     name: str
@@ -46,8 +45,7 @@ class Attack:
     runs: int = 1
     cost: float = 1.0
     minimum_norm: bool = False
-    needs_gradient: bool = False
-    black_box: bool = False
+    black_box: bool | None = None
 
     def notes(self, eps: float) -> list[str]:
         """What a reader of the report should know of this attack; fails now rather than later if there is none for ε."""

@@ -66,17 +66,16 @@ def attack_names(version: str | Sequence[str]) -> tuple[str, ...]:
 
 def attack_settings(attacks: Mapping[str, AttackFactory | str], version: str | Sequence[str]) -> dict[str, Any]:
     """The attacks as the report's settings say them."""
-    package = autoattack_package().__name__ if "autoattack" in attacks.values() else ""
-    try:
-        number = metadata.version(package or "sip-plugin")
-    except metadata.PackageNotFoundError:
-        number = "of unknown version"
-    autoattack = {
-        "version": version if isinstance(version, str) else "custom",
-        "attacks": list(attack_names(version)),
-        "package": f"{package} {number}",
-    }
-    return {name: autoattack if isinstance(factory, str) else "factory" for name, factory in attacks.items()}
+    names, found = attack_names(version), dict[str, Any](dict.fromkeys(attacks, "factory"))
+    for name in [name for name, factory in attacks.items() if isinstance(factory, str)]:
+        package = autoattack_package().__name__
+        try:
+            number = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            number = "of unknown version"
+        chosen = version if isinstance(version, str) else "custom"
+        found[name] = {"version": chosen, "attacks": list(names), "package": f"{package} {number}"}
+    return found
 
 
 def autoattack_package() -> Any:
@@ -111,7 +110,6 @@ class AutoAttackMember(Attack):
     def __post_init__(self) -> None:
         self.cost = _COSTS[self.name]
         self.black_box = self.name == "square"
-        self.needs_gradient = not self.black_box
 
     def notes(self, eps: float) -> list[str]:
         """Where the attack differs from the package's."""

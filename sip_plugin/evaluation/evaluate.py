@@ -368,7 +368,7 @@ def _attacks(
     names = [attack.name for attack in attacks]
     if len(set(names)) < len(names):
         raise ValueError(f"Each attack must have a name of its own, got {', '.join(names)}.")
-    blind = [attack.name for attack in attacks if attack.needs_gradient]
+    blind = [attack.name for attack in attacks if attack.black_box is False]
     if blind and not clean["differentiable"].all():
         raise ValueError(
             f"The network's output has no gradient with respect to the image, which {', '.join(blind)} need. Is its forward "
