@@ -28,7 +28,6 @@ from benchmarks.record import run_record, write_json, write_text
 from benchmarks.small import CIFAR10, Data, load, train
 from sip_plugin import AdversarialTrainer
 from sip_plugin.evaluation import RobustnessReport, evaluate_robustness
-from sip_plugin.evaluation.codes import ASSUMED, CARRIED, ROBUST
 
 EPS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 WIDTH = 16
@@ -85,18 +84,17 @@ def compared(
         print(f"{mode}: {seconds[mode]}", flush=True)
     independently(eps[half:])
     seconds["independent"] = {clock: sum(run[clock] for run in each.values()) for clock in ("wall", "processor")}
-    right = {mode: (report.outcome == ROBUST) | (report.outcome == ASSUMED) for mode, report in reports.items()}
+    right = {mode: torch.stack(list(report.correct.values())) for mode, report in reports.items()}
     return {
         "images": len(x),
         "batch_size": batch_size,
         "eps": list(eps),
-        "clean_right": int((reports["default"].smallest_norm > 0).sum()),
+        "clean_right": int(reports["default"].correct_clean.sum()),
         "right": {"independent": [int(independent[radius].sum()) for radius in eps]}
         | {mode: rows.sum(1).tolist() for mode, rows in right.items()},
         "agreement": {
             mode: [against(independent[r], rows[k]) for k, r in enumerate(eps)] for mode, rows in right.items()
         },
-        "carried": {mode: (report.outcome == CARRIED).sum(1).tolist() for mode, report in reports.items()},
         "seconds": seconds,
         "seconds_of_each_independent_run": each,
         "ratio": {

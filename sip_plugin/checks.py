@@ -133,3 +133,17 @@ def check_steps(steps: Any) -> int:
     if count < 0:
         raise ValueError(f"steps must not be negative, got {count}.")
     return count
+
+
+def check_int(value: Any, name: str, least: int) -> int:
+    """Refuse anything but an integer (a NumPy one will do) from ``least`` on.
+
+    Raises:
+        TypeError: If it is not an integer.
+        ValueError: If it is too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r}.")
+    if value < least:
+        raise ValueError(f"{name} must be an integer from {least}, got {value!r}.")
+    return int(value)

@@ -94,9 +94,9 @@ def own_attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def model_hash(model: nn.Module) -> str:
-    """A SHA-256 of a network's parameters and buffers: names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    """A SHA-256 of a network's parameters and buffers: names (without wrappers), types, shapes and values."""
+    name_of, digest = canonical_names(model), hashlib.sha256()
+    for name, value in sorted((name_of(key), value) for key, value in model.state_dict().items()):
         value = value.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.flatten().view(torch.uint8).numpy().tobytes())

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from sip_plugin.checks import check_eps
 from sip_plugin.evaluation.autoattack import VERSIONS
-from sip_plugin.evaluation.radii import distinct
+from sip_plugin.evaluation.eps import distinct_eps
 
 Schedule = Literal["step", "one-cycle"]
 Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
@@ -109,7 +109,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         if not self.eps or not all(check_eps(eps, name="test-eps") > 0 for eps in self.eps):
             raise ValueError(f"--test-eps must be one radius or more, all above 0, got {self.eps}.")
-        object.__setattr__(self, "eps", distinct(self.eps))  # in any order it is the same evaluation
+        object.__setattr__(self, "eps", distinct_eps(self.eps))  # in any order it is the same evaluation
         if self.version not in VERSIONS:
             raise ValueError(f"--version must be one of {', '.join(VERSIONS)}, got {self.version!r}.")
         _at_least("images", 1 if self.images is None else self.images, 1)

@@ -1,21 +1,21 @@
-"""AutoAttack's stages, run one by one from the package's own attack objects, as its standard evaluation sets them up."""
+"""AutoAttack's attacks, run one by one from the package's own attack objects, as its standard evaluation sets them up."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib
 import inspect
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sip_plugin.checks import Norm
-from sip_plugin.evaluation.stages import Attempt, Batch, derived_seed
+from sip_plugin.evaluation.attacks import Attack, AttackFactory, derive_seed
 
 VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -24,26 +24,25 @@ VERSIONS = {
 }
 """The package's versions and the attacks of each, in their order."""
 
-_NAMES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
-BLACK_BOX = frozenset({"square"})
+_COSTS = {"apgd-ce": 200, "apgd-dlr": 200, "apgd-t": 1800, "fab": 6500, "fab-t": 3600, "square": 5000}
+"""All attacks, and their forward passes for an image of ten classes; a gradient counts as another one."""
 
 
-def autoattack_stages(
+def autoattack_members(
     model: nn.Module, version: str | Sequence[str], norm: Norm, classes: int, device: torch.device
-) -> list[AutoAttackStage]:
+) -> list[Attack]:
     """The attacks of one of AutoAttack's versions, or those named (then with the settings of its custom version).
 
     Raises:
         ValueError: If there is no such version or attack.
         ImportError: If no AutoAttack package is installed.
     """
-    names, package = attack_names(version), autoattack_package()
     setting = version if isinstance(version, str) else "custom"
     return [
-        (FABTargeted if name == "fab-t" else AutoAttackStage)(
-            name, setting, norm, classes, model, device, package.AutoAttack
+        (MinimumNormFAB if name == "fab-t" else AutoAttackMember)(
+            name, model, version=setting, norm=norm, classes=classes, device=device
         )
-        for name in names
+        for name in attack_names(version)
     ]
 
 
@@ -56,13 +55,27 @@ def attack_names(version: str | Sequence[str]) -> tuple[str, ...]:
     if isinstance(version, str):
         if version not in VERSIONS:
             raise ValueError(
-                f"version must be one of {', '.join(VERSIONS)}, or a list of attacks ({', '.join(_NAMES)}), got {version!r}."
+                f"version must be one of {', '.join(VERSIONS)}, or a list of attacks ({', '.join(_COSTS)}), got {version!r}."
             )
         return VERSIONS[version]
     names = tuple(version)
-    if not names or len(set(names)) < len(names) or not set(names) <= set(_NAMES):
-        raise ValueError(f"version as a list must name some of {', '.join(_NAMES)}, each once, got {list(names)}.")
+    if not names or len(set(names)) < len(names) or not set(names) <= set(_COSTS):
+        raise ValueError(f"version as a list must name some of {', '.join(_COSTS)}, each once, got {list(names)}.")
     return names
+
+
+def attack_settings(attacks: Mapping[str, AttackFactory | str], version: str | Sequence[str]) -> dict[str, Any]:
+    """The attacks as the report's settings say them."""
+    names, found = attack_names(version), dict[str, Any](dict.fromkeys(attacks, "factory"))
+    for name in [name for name, factory in attacks.items() if isinstance(factory, str)]:
+        package = autoattack_package().__name__
+        try:
+            number = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            number = "of unknown version"
+        chosen = version if isinstance(version, str) else "custom"
+        found[name] = {"version": chosen, "attacks": list(names), "package": f"{package} {number}"}
+    return found
 
 
 def autoattack_package() -> Any:
@@ -81,7 +94,7 @@ def autoattack_package() -> Any:
 
 
 @dataclass
-class AutoAttackStage:
+class AutoAttackMember(Attack):
     """One of AutoAttack's attacks.
 
     Its random numbers do not depend on the batch: APGD's starts follow from the seed and the image itself, and Square's
@@ -89,27 +102,14 @@ class AutoAttackStage:
     untargeted FAB's restarts (version "plus") draw by the batch.
     """
 
-    name: str
-    version: str
-    norm: Norm
-    classes: int
-    model: nn.Module
-    device: torch.device
-    kind: Any
-    parts: int = 0
+    version: str = field(kw_only=True)
+    norm: Norm = field(kw_only=True)
+    classes: int = field(kw_only=True)
+    device: torch.device = field(kw_only=True)
 
-    @functools.cached_property
-    def cost(self) -> float:
-        """Forward passes for an image that is not broken; a gradient counts as another one."""
-        attack = self._autoattack(1.0)
-        member = self._member(attack)
-        runs = {
-            "apgd-t": lambda: member.n_target_classes * 200 * member.eot_iter,
-            "fab": lambda: member.n_restarts * 100 * (self.classes + 3),
-            "fab-t": lambda: member.n_target_classes * 400,
-            "square": lambda: member.n_queries,
-        }
-        return float(runs.get(self.name, lambda: member.n_restarts * 200 * member.eot_iter)())
+    def __post_init__(self) -> None:
+        self.cost = _COSTS[self.name]
+        self.black_box = self.name == "square"
 
     def notes(self, eps: float) -> list[str]:
         """Where the attack differs from the package's."""
@@ -121,26 +121,25 @@ class AutoAttackStage:
             f"{self.classes}."
         ]
 
-    def attack(self, batch: Batch) -> Attempt:
-        """Look for adversarial examples anew."""
-        member = self._member(self._autoattack(batch.eps))
+    def __call__(self, images: Tensor, labels: Tensor, eps: float, seed: int, rows: Tensor, run: int) -> Tensor:
+        """See :meth:`Attack.__call__`."""
+        member = self._member(eps)
         if self.name.startswith("apgd"):
-            _start_by_image(member, batch.seed, self.norm)
+            _start_by_image(member, seed, self.norm)
         elif self.name == "square":
             _search_for_all(member)
-        member.seed = batch.seed if self.name == "square" else derived_seed(batch.seed, int(batch.rows[0]))
+        member.seed = seed if self.name == "square" else derive_seed(seed, int(rows[0]))
         with torch.no_grad():
-            candidates = member.perturb(batch.images.clone(), batch.labels.clone())
-        return Attempt(*batch.judge(batch.images, batch.labels, candidates), batch.done)
+            found: Tensor = member.perturb(images, labels)
+        return found
 
-    def _autoattack(self, eps: float) -> Any:
+    def _member(self, eps: float) -> Any:
+        """The package's attack object, set as the package sets it before it runs it."""
+        kind = autoattack_package().AutoAttack
         options: dict[str, Any] = {"norm": self.norm, "eps": eps, "seed": 0, "device": self.device}
-        if "verbose" in inspect.signature(self.kind).parameters:
+        if "verbose" in inspect.signature(kind).parameters:
             options["verbose"] = False
-        return self.kind(self.model, version=self.version, **options)
-
-    def _member(self, attack: Any) -> Any:
-        """The attack object, set as the package sets it before it runs it."""
+        attack = kind(self.model, version=self.version, **options)
         if self.name in ("apgd-ce", "apgd-dlr"):
             attack.apgd.loss = self.name.removeprefix("apgd-")
             if self.name == "apgd-dlr" and self.classes < 3:
@@ -162,7 +161,7 @@ class AutoAttackStage:
 
 
 @dataclass
-class FABTargeted(AutoAttackStage):
+class MinimumNormFAB(AutoAttackMember):
     """The targeted FAB: starts at the image, draws nothing at random, and looks for the smallest perturbation whatever ε is.
 
     So each target is run once for an image, and what it finds is what it would find at any ε. As in the package, targets
@@ -170,28 +169,18 @@ class FABTargeted(AutoAttackStage):
     """
 
     def __post_init__(self) -> None:
-        self.parts = self._member(self._autoattack(1.0)).n_target_classes
+        super().__post_init__()
+        self.minimum_norm = True
+        self.runs = self._member(1.0).n_target_classes
 
-    def attack(self, batch: Batch) -> Attempt:
-        """Run the targets that are still to be run, until an example within ε is found."""
-        member = self._member(self._autoattack(batch.eps))
+    def __call__(self, images: Tensor, labels: Tensor, eps: float, seed: int, rows: Tensor, run: int) -> Tensor:
+        """Run one target."""
+        member = self._member(eps)
         member.seed = 0  # nothing is drawn
-        done, examples = batch.done.clone(), batch.images.cpu().clone()
-        norms, nan = torch.full((len(done),), torch.inf, dtype=torch.float64), torch.zeros(len(done), dtype=torch.bool)
-        for target in range(self.parts):
-            rows = ((done == target) & (norms > batch.eps)).nonzero().flatten()
-            if not len(rows):
-                continue
-            member.target_class = target + 2  # the package counts from the end of the sorted logits
-            images, labels = batch.images[rows.to(self.device)], batch.labels[rows.to(self.device)]
-            with torch.no_grad():
-                candidates = member.attack_single_run(images, labels, use_rand_start=False, is_targeted=True)
-            found = batch.judge(images, labels, candidates)
-            better = found.norms < norms[rows]
-            for kept, new in zip((norms, examples, nan), found, strict=True):
-                kept[rows[better]] = new[better]
-            done[rows] += 1
-        return Attempt(norms, examples, nan, done)
+        member.target_class = run + 2  # the package counts from the end of the sorted logits
+        with torch.no_grad():
+            found: Tensor = member.attack_single_run(images, labels, use_rand_start=False, is_targeted=True)
+        return found
 
 
 def _start_by_image(member: Any, seed: int, norm: Norm) -> None:
@@ -210,7 +199,7 @@ def _start_by_image(member: Any, seed: int, norm: Norm) -> None:
 
 def _noise(image: Tensor, norm: Norm, seed: int, number: int) -> Tensor:
     content = hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=8).hexdigest()
-    generator = torch.Generator().manual_seed(derived_seed(seed, number, content))
+    generator = torch.Generator().manual_seed(derive_seed(seed, number, content))
     if norm == "Linf":
         return 2 * torch.rand(image.shape, generator=generator) - 1
     return torch.randn(image.shape, generator=generator)

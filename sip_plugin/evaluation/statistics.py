@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
+
+from torch import Tensor
 
 
 def standard_error(share: float, count: int) -> float:
@@ -38,3 +41,25 @@ def mcnemar(only_first: int, only_second: int) -> float:
         ways = ways * (count - wins + 1) // wins
         tail += ways
     return min(1.0, 2 * tail / (1 << count))
+
+
+class PairedImages(NamedTuple):
+    """How many images both networks have right, only the first, only the second, or neither.
+
+    ``p_value`` is that of McNemar's exact test, two-sided: how likely a split of the images that tell the networks apart at
+    least this uneven would be, were both equally accurate on images like these. It speaks of two networks, not of the
+    methods that trained them: those have other seeds too.
+    """
+
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+    p_value: float
+
+
+def paired_images(first: Tensor, second: Tensor) -> PairedImages:
+    """Compare which images two networks have right, bool ``(N,)`` each."""
+    both, only_first, only_second = (int(images.sum()) for images in (first & second, first & ~second, ~first & second))
+    neither = len(first) - both - only_first - only_second
+    return PairedImages(both, only_first, only_second, neither, mcnemar(only_first, only_second))

@@ -10,27 +10,17 @@ import torch
 from benchmarks.paper import report
 from benchmarks.paper.presets import PRESETS
 from sip_plugin.evaluation import RobustnessReport
-from sip_plugin.evaluation.report import MISCLASSIFIED, ROBUST
 
 EPS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 
 
 def a_report(right, survivors):
     """A hundred images, of which the first ``right`` are right and the first ``survivors[k]`` survive the k-th ε."""
-    image = torch.arange(100)
-    outcome = torch.stack([torch.where(image < left, ROBUST, 0) for left in survivors])
-    outcome[:, right:] = MISCLASSIFIED
-    smallest = torch.full((100,), torch.inf, dtype=torch.float64)
-    broken_by = torch.where(image < survivors[-1], -1, 0)
-    for eps, row in reversed(list(zip(EPS, outcome, strict=True))):
-        smallest[row == 0] = eps
-    for row, before in zip(outcome[1:], outcome[:-1], strict=True):
-        row[before == 0] = -4  # carried
-    smallest[right:] = 0
-    broken_by[right:] = -1
-    return RobustnessReport(
-        EPS, "Linf", ("apgd-ce",), image % 10, outcome, broken_by, smallest, {"version": "standard"}
-    )
+    norms = torch.zeros(1, 100, dtype=torch.float64)
+    for radius, left in zip((*EPS, torch.inf), (right, *survivors), strict=True):
+        norms[0, :left] = radius
+    labels, nobody = torch.arange(100) % 10, torch.zeros(100, dtype=torch.bool)
+    return RobustnessReport(EPS, "Linf", ("apgd-ce",), labels, norms, nobody, {"version": "standard"})
 
 
 def result(cell, data="a", teacher="b"):

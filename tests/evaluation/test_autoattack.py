@@ -1,6 +1,7 @@
-"""AutoAttack's stages are the package's own attacks, and what is saved is saved without changing what they find."""
+"""AutoAttack's members are the package's own attacks, and what is saved is saved without changing what they find."""
 
 import copy
+from types import SimpleNamespace
 
 import pyautoattack
 import pytest
@@ -8,8 +9,8 @@ import torch
 from torch import nn
 
 from sip_plugin.evaluation import autoattack
-from sip_plugin.evaluation.autoattack import VERSIONS, attack_names, autoattack_stages
-from sip_plugin.evaluation.stages import Batch, Judge, derived_seed
+from sip_plugin.evaluation.attacks import run_batch
+from sip_plugin.evaluation.autoattack import VERSIONS, attack_names, autoattack_members
 from tests.evaluation.conftest import EPS, QuickAutoAttack
 
 CPU = torch.device("cpu")
@@ -24,15 +25,16 @@ def correct(trained, evaluated):
     return x[right], y[right]
 
 
-def stage_of(model, name, version="standard", norm="Linf", classes=10):
+def member_of(model, name, version="standard", norm="Linf", classes=10):
     chosen = version if name in VERSIONS.get(version, ()) else [name]
-    return next(stage for stage in autoattack_stages(model, chosen, norm, classes, CPU) if stage.name == name)
+    return next(member for member in autoattack_members(model, chosen, norm, classes, CPU) if member.name == name)
 
 
-def attacked(model, stage, images, labels, eps, norm="Linf", radii=EPS, done=None, seed=3):
+def attacked(member, images, labels, eps, radii=EPS, done=None, seed=3):
+    """Norms, examples and the number of runs done."""
     done = torch.zeros(len(images), dtype=torch.int64) if done is None else done
-    judge = Judge(model, radii, norm)
-    return stage.attack(Batch(images, labels, torch.arange(len(images)), done, eps, seed, judge))
+    result = run_batch(member, images, labels, eps, seed, torch.arange(len(images)), done, radii, member.norm)
+    return SimpleNamespace(**result)
 
 
 def packages_verdict(model, name, images, labels, eps, norm="Linf"):
@@ -46,39 +48,39 @@ def packages_verdict(model, name, images, labels, eps, norm="Linf"):
 def test_one_targeted_fab_an_image_breaks_what_the_packages_runs_at_each_eps_break(
     quick, trained, correct, norm, radii
 ):
-    stage = stage_of(trained, "fab-t", norm=norm)
+    member = member_of(trained, "fab-t", norm=norm)
     for ascending in (True, False):
         smallest = torch.full((len(correct[0]),), torch.inf, dtype=torch.float64)
         done = torch.zeros(len(correct[0]), dtype=torch.int64)
         for eps in sorted(radii, reverse=not ascending):
-            rows = ((smallest > eps) & (done < stage.parts)).nonzero().flatten()
-            attempt = attacked(trained, stage, correct[0][rows], correct[1][rows], eps, norm, radii, done[rows])
+            rows = ((smallest > eps) & (done < member.runs)).nonzero().flatten()
+            attempt = attacked(member, correct[0][rows], correct[1][rows], eps, radii, done[rows])
             done[rows], smallest[rows] = attempt.done, torch.minimum(smallest[rows], attempt.norms)
             assert torch.equal(smallest <= eps, packages_verdict(trained, "fab-t", *correct, eps, norm))
         if ascending:
-            assert (done[smallest > min(radii)] == stage.parts).all()
-            assert (done[smallest <= min(radii)] < stage.parts).any()
+            assert (done[smallest > min(radii)] == member.runs).all()
+            assert (done[smallest <= min(radii)] < member.runs).any()
 
 
 def test_a_finished_targeted_fab_is_not_run_again(quick, trained, correct):
-    stage = stage_of(trained, "fab-t")
-    attempt = attacked(trained, stage, *correct, 1e-6)
-    assert (attempt.done == stage.parts).all()
+    member = member_of(trained, "fab-t")
+    attempt = attacked(member, *correct, 1e-6)
+    assert (attempt.done == member.runs).all()
     calls = []
     handle = trained.register_forward_hook(lambda *_: calls.append(1))
-    again = attacked(trained, stage, *correct, EPS[0], done=attempt.done)
+    again = attacked(member, *correct, EPS[0], done=attempt.done)
     handle.remove()
     assert not calls
     assert again.norms.isinf().all()
 
 
 def test_targets_left_out_after_an_image_broke_are_run_when_a_smaller_eps_needs_them(quick, trained, correct):
-    stage = stage_of(trained, "fab-t")
-    large = attacked(trained, stage, *correct, 1.0, radii=(0.001, 1.0))
-    assert (large.done < stage.parts).any()
-    small = attacked(trained, stage, *correct, 0.001, radii=(0.001, 1.0), done=large.done)
-    assert (small.done == stage.parts).all()
-    alone = attacked(trained, stage, *correct, 0.001, radii=(0.001, 1.0))
+    member = member_of(trained, "fab-t")
+    large = attacked(member, *correct, 1.0, radii=(0.001, 1.0))
+    assert (large.done < member.runs).any()
+    small = attacked(member, *correct, 0.001, radii=(0.001, 1.0), done=large.done)
+    assert (small.done == member.runs).all()
+    alone = attacked(member, *correct, 0.001, radii=(0.001, 1.0))
     assert torch.equal(torch.minimum(large.norms, small.norms), alone.norms)
 
 
@@ -88,9 +90,9 @@ def test_apgd_is_the_packages_but_for_where_the_random_starts_come_from(
     name, norm, eps, quick, trained, correct, monkeypatch
 ):
     x, y = correct[0][:5], correct[1][:5]
-    stage = stage_of(trained, name, norm=norm, version="rand" if name == "apgd-dlr" else "standard")
-    ours = attacked(trained, stage, x, y, eps, norm, (eps,))
-    attack = QuickAutoAttack(trained, norm=norm, eps=eps, version=stage.version, seed=0)
+    member = member_of(trained, name, norm=norm, version="rand" if name == "apgd-dlr" else "standard")
+    ours = attacked(member, x, y, eps, (eps,))
+    attack = QuickAutoAttack(trained, norm=norm, eps=eps, version=member.version, seed=0)
     attack.verbose = False
     runs = []
 
@@ -121,12 +123,12 @@ def test_apgd_is_the_packages_but_for_where_the_random_starts_come_from(
 
 
 def test_square_on_one_image_is_the_packages(quick, trained, correct):
-    stage, seed = stage_of(trained, "square"), 11
+    member, seed = member_of(trained, "square"), 11
     broken = 0
     for x, y in zip(*(part[:6].split(1) for part in correct), strict=True):
         for norm, eps in (("Linf", 0.3), ("L2", 5.0)):
-            stage = stage_of(trained, "square", norm=norm)
-            ours = attacked(trained, stage, x, y, eps, norm, (eps,), seed=seed)
+            member = member_of(trained, "square", norm=norm)
+            ours = attacked(member, x, y, eps, (eps,), seed=seed)
             member = QuickAutoAttack(trained, norm=norm, eps=eps, version="standard", seed=seed).square
             member.seed = seed
             with torch.no_grad():
@@ -148,11 +150,11 @@ def test_what_is_found_for_an_image_does_not_depend_on_its_batch(name, norm, eps
     x = correct[0]
     with torch.no_grad():
         y = model(x).argmax(1)
-    stage = stage_of(model, name, norm=norm)
-    together = attacked(model, stage, x, y, eps, norm, (eps,))
+    member = member_of(model, name, norm=norm)
+    together = attacked(member, x, y, eps, (eps,))
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
     for rows in order.split(4):
-        part = attacked(model, stage, x[rows], y[rows], eps, norm, (eps,))
+        part = attacked(member, x[rows], y[rows], eps, (eps,))
         assert torch.allclose(part.norms, together.norms[rows], atol=1e-6)
         assert torch.allclose(part.examples, together.examples[rows], atol=1e-6)
     if name != "square":
@@ -170,9 +172,9 @@ class Double(nn.Module):
 
 def test_another_seed_is_another_attack(quick, trained, correct):
     for name in ("apgd-ce", "square"):
-        stage = stage_of(trained, name)
-        one, other = (attacked(trained, stage, *correct, 0.2, radii=(0.2,), seed=seed) for seed in (1, 2))
-        again = attacked(trained, stage, *correct, 0.2, radii=(0.2,), seed=1)
+        member = member_of(trained, name)
+        one, other = (attacked(member, *correct, 0.2, radii=(0.2,), seed=seed) for seed in (1, 2))
+        again = attacked(member, *correct, 0.2, radii=(0.2,), seed=1)
         assert torch.equal(one.examples, again.examples)
         assert not torch.equal(one.examples, other.examples)
 
@@ -191,28 +193,11 @@ def test_every_stage_has_the_settings_with_which_the_package_runs_it(version, tr
     for member in (attack.apgd, attack.apgd_targeted, attack.fab, attack.square):
         monkeypatch.setattr(member, "perturb", lambda x, y, member=member: (theirs.append(note(member, None)[1]), x)[1])
     attack.run_standard_evaluation(images, labels, batch_size=6)
-    stages = autoattack_stages(trained, version, "Linf", 10, CPU)
-    assert [stage.name for stage in stages] == attack.attacks_to_run
-    ours = [note(stage._member(stage._autoattack(0.1)), stage.name)[1] for stage in stages]
-    assert len(theirs) == len(stages)
+    members = autoattack_members(trained, version, "Linf", 10, CPU)
+    assert [member.name for member in members] == attack.attacks_to_run
+    ours = [note(member._member(0.1), member.name)[1] for member in members]
+    assert len(theirs) == len(members)
     assert ours == theirs
-
-
-def test_a_stages_cost_counts_its_passes(trained, correct):
-    passes = 0
-
-    class Counted(nn.Module):
-        def forward(self, x):
-            nonlocal passes
-            passes += len(x)
-            return torch.stack([10 + 0 * x.flatten(1).sum(1), *(k + 0.001 * x.flatten(1).mean(1) for k in range(9))], 1)
-
-    model, labels = Counted(), torch.zeros(2, dtype=torch.int64)
-    for name in ("apgd-ce", "square"):
-        passes = 0
-        attacked(model, stage_of(model, name), correct[0][:2], labels, 0.01)
-        forwards = stage_of(model, name).cost / (2 if name.startswith("apgd") else 1)
-        assert forwards <= passes / 2 <= forwards + 6
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -223,11 +208,11 @@ def test_networks_of_few_classes_are_attacked_by_every_stage(classes, version, q
     x = torch.rand(12, 3, 4, 4)
     with torch.no_grad():
         y = model(x).argmax(1)
-    for stage in autoattack_stages(model, version, "Linf", classes, CPU):
-        attempt = attacked(model, stage, x, y, 0.3, radii=(0.3,))
-        assert (attempt.norms <= 0.3).float().mean() > (0 if stage.name == "square" else 0.5), stage.name
-        needed = {"apgd-t": 4, "apgd-dlr": 3}.get(stage.name, 0)
-        assert bool(stage.notes(0.3)) == (classes < needed)
+    for member in autoattack_members(model, version, "Linf", classes, CPU):
+        attempt = attacked(member, x, y, 0.3, radii=(0.3,))
+        assert (attempt.norms <= 0.3).float().mean() > (0 if member.name == "square" else 0.5), member.name
+        needed = {"apgd-t": 4, "apgd-dlr": 3}.get(member.name, 0)
+        assert bool(member.notes(0.3)) == (classes < needed)
 
 
 def test_versions_and_lists_of_attacks():
@@ -262,20 +247,13 @@ def test_the_original_package_is_found(monkeypatch):
     module.AutoAttack = Original
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     monkeypatch.setitem(sys.modules, "autoattack", module)
-    stages = autoattack_stages(nn.Flatten(), "standard", "Linf", 10, CPU)
-    assert stages[3]._member(stages[3]._autoattack(0.1)).device == CPU
-
-
-def test_seeds_follow_from_all_their_parts():
-    seeds = {derived_seed(*parts) for parts in ((0, 0.1, "a"), (1, 0.1, "a"), (0, 0.2, "a"), (0, 0.1, "b"), (0, 0.1))}
-    assert len(seeds) == 5
-    assert derived_seed(0, 0.1, "a") == derived_seed(0, 0.1, "a")
-    assert all(0 <= seed < 2**63 for seed in seeds)
+    members = autoattack_members(nn.Flatten(), "standard", "Linf", 10, CPU)
+    assert members[3]._member(0.1).device == CPU
 
 
 def test_attacking_changes_no_image(quick, trained, correct):
     before = copy.deepcopy(correct)
     for name in ("apgd-ce", "apgd-t", "fab-t", "square"):
-        attacked(trained, stage_of(trained, name), *correct, EPS[2])
+        attacked(member_of(trained, name), *correct, EPS[2])
         assert torch.equal(correct[0], before[0])
         assert torch.equal(correct[1], before[1])

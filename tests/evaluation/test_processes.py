@@ -9,12 +9,11 @@ import torch.multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 import sip_plugin.evaluation.autoattack
-import sip_plugin.evaluation.request
-from sip_plugin.evaluation.processes import Processes, bare_network
+from sip_plugin.evaluation.arguments import check_network
 from tests.conftest import small_network
 from tests.evaluation.conftest import QuickPackage, same
-from tests.evaluation.test_journal import Counter, Interrupt
-from tests.evaluation.test_robustness import evaluate
+from tests.evaluation.test_checkpoint import Counter, Interrupt
+from tests.evaluation.test_evaluate import evaluate
 
 OPTIONS = {"version": ["apgd-ce", "apgd-t", "fab-t"], "batch_size": 4, "return_adversarial": True}
 
@@ -61,8 +60,7 @@ def cases(rank, folder, network, data):
 
 def process(rank, folder):
     torch.set_num_threads(1)
-    for module in (sip_plugin.evaluation.autoattack, sip_plugin.evaluation.request):
-        module.autoattack_package = lambda: QuickPackage
+    sip_plugin.evaluation.autoattack.autoattack_package = lambda: QuickPackage
     torch.distributed.init_process_group(
         "gloo",
         init_method=f"file://{folder}/rendezvous",
@@ -91,8 +89,7 @@ def ranks(tmp_path_factory, trained, digits):
     x, y = digits[0][1500:1520].clone(), digits[1][1500:1520].clone()
     torch.save([trained.state_dict(), x, y], folder / "data.pt")
     with pytest.MonkeyPatch.context() as patch, Counter(trained, stop=600):
-        for module in (sip_plugin.evaluation.autoattack, sip_plugin.evaluation.request):
-            patch.setattr(module, "autoattack_package", lambda: QuickPackage)
+        patch.setattr(sip_plugin.evaluation.autoattack, "autoattack_package", lambda: QuickPackage)
         with pytest.raises(Interrupt):
             evaluate(trained, (x, y), checkpoint=folder / "begun", **OPTIONS)
     assert len(list(folder.glob("begun/batches/*.pt"))) > 8
@@ -143,20 +140,11 @@ def test_processes_that_evaluate_different_things_are_told_so(ranks):
 def test_a_failure_in_one_process_is_an_error_in_all(ranks):
     assert isinstance(ranks[1]["failing"], KeyError)
     assert isinstance(ranks[0]["failing"], RuntimeError)
-    assert "Process 1 of the evaluation failed with KeyError: 'lost'" in str(ranks[0]["failing"])
+    assert "Process 1 of 2 failed with KeyError: 'lost'" in str(ranks[0]["failing"])
     assert isinstance(ranks[0]["data missing"], OSError)
-    assert "Process 0 of the evaluation failed with OSError: no such file" in str(ranks[1]["data missing"])
-    assert "batch_size must be a whole number from 1, got 0" in str(ranks[0]["one wrong argument"])
-    assert "Process 0 of the evaluation failed with ValueError: batch_size" in str(ranks[1]["one wrong argument"])
-
-
-def test_one_process_maps_by_itself():
-    processes = Processes()
-    assert (processes.rank, processes.count) == (0, 1)
-    assert processes.map([3, 1, 2], lambda task: task + 1) == [4, 2, 3]
-    assert processes.first(lambda: 5) == 5
-    with pytest.raises(ZeroDivisionError):
-        processes.map([0], lambda task: 1 / task)
+    assert "Process 0 of 2 failed with OSError: no such file" in str(ranks[1]["data missing"])
+    assert "batch_size must be an integer from 1, got 0" in str(ranks[0]["one wrong argument"])
+    assert "Process 0 of 2 failed with ValueError: batch_size" in str(ranks[1]["one wrong argument"])
 
 
 def test_networks_that_synchronise_at_each_pass_are_unwrapped_or_refused(network):
@@ -169,11 +157,10 @@ def test_networks_that_synchronise_at_each_pass_are_unwrapped_or_refused(network
     parallel = DistributedDataParallel.__new__(DistributedDataParallel)
     torch.nn.Module.__init__(parallel)
     parallel.module = network
-    assert bare_network(parallel, 2) is network
-    assert bare_network(parallel, 1) is parallel
+    assert check_network(parallel, 2) is check_network(parallel, 1) is network
     compiled = torch.compile(parallel, backend="eager")
-    assert bare_network(compiled, 2) is network
+    assert check_network(compiled, 2) is network
     for inside in (torch.nn.Sequential(parallel), torch.nn.Sequential(Sharded(1, 1))):
-        assert bare_network(inside, 1) is inside
+        assert check_network(inside, 1) is inside
         with pytest.raises(ValueError, match="synchronises"):
-            bare_network(inside, 2)
+            check_network(inside, 2)

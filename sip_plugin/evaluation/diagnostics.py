@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -13,37 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sip_plugin.checks import check_logits
+from sip_plugin.checks import check_classes, check_logits
 
 _DIFFERENT = 1e-4  # distance between normalised logits of equal images, as in AutoAttack
 _COMPANY = 1e-2  # the same between batches, whose kernels may round otherwise
 _PROBABILITY = 1e-5
-SQUARE_SHARE = 0.002  # of all images, as in AutoAttack
 
 
-@dataclass(frozen=True)
-class Clean:
-    """What a batch of clean images shows; all on the CPU.
+def clean_statistics(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Classify a batch of clean images, and look at its logits and gradients.
 
-    Attributes:
-        correct: Classified correctly, ``(N,)`` bool.
-        classes: The number of logits.
-        differentiable: Whether the logits have a gradient with respect to the images.
-        zero_margin: Gradient of the logit margin exactly zero, ``(N,)`` bool.
-        zero_cross_entropy: Gradient of the cross-entropy exactly zero, ``(N,)`` bool.
-        probabilities: Logits not negative and of sum 1, ``(N,)`` bool.
-    """
-
-    correct: Tensor
-    classes: int
-    differentiable: bool
-    zero_margin: Tensor
-    zero_cross_entropy: Tensor
-    probabilities: Tensor
-
-
-def look_at_clean(model: nn.Module, images: Tensor, labels: Tensor) -> Clean:
-    """Classify a batch, and look at its logits and gradients.
+    Returns:
+        For each image, on the CPU: whether it is classified ``correct``-ly; the number of ``classes``; whether its logits
+        are ``differentiable`` with respect to it; whether the gradients of the logit margin (``zero_margin``) and of the
+        cross-entropy (``zero_cross_entropy``) are exactly zero; whether its logits look like ``probabilities``.
 
     Raises:
         TypeError: If the network gives no tensor.
@@ -52,38 +33,36 @@ def look_at_clean(model: nn.Module, images: Tensor, labels: Tensor) -> Clean:
     images = images.clone().requires_grad_()
     with torch.enable_grad():
         logits = check_logits(model(images), len(images))
-        if logits.detach().isnan().any():
-            raise ValueError("The network gives NaN on clean images, so nothing can be said of its robustness.")
-        if int(labels.max()) >= logits.shape[1]:
-            raise ValueError(
-                f"labels must be below the number of the network's logits, {logits.shape[1]}, got {int(labels.max())}."
-            )
+        check_not_nan(logits)
+        check_classes(labels, logits)
         true = F.one_hot(labels, logits.shape[1]).bool()
         margin = logits[true] - logits.masked_fill(true, -torch.inf).amax(1)
         cross_entropy = F.cross_entropy(logits, labels, reduction="sum")
-    rows = logits.detach()
-    return Clean(
-        (rows.argmax(1) == labels).cpu(),
-        logits.shape[1],
-        logits.requires_grad,
-        _zero_gradient(margin.sum(), images),
-        _zero_gradient(cross_entropy, images),
-        _are_probabilities(rows).cpu(),
-    )
+    rows, count = logits.detach(), len(images)
+    return {
+        "correct": (rows.argmax(1) == labels).cpu(),
+        "classes": torch.full((count,), logits.shape[1]),
+        "differentiable": torch.full((count,), logits.requires_grad),
+        "zero_margin": _zero_gradient(margin.sum(), images),
+        "zero_cross_entropy": _zero_gradient(cross_entropy, images),
+        "probabilities": _are_probabilities(rows).cpu(),
+    }
+
+
+def check_not_nan(logits: Tensor) -> None:
+    """Refuse logits of clean images that are NaN.
+
+    Raises:
+        ValueError: If any is.
+    """
+    if logits.detach().isnan().any():
+        raise ValueError("The network gives NaN on clean images, so nothing can be said of its robustness.")
 
 
 def network_warnings(model: nn.Module, images: Tensor, *, dynamic: bool, randomness_expected: bool) -> list[str]:
-    """What is suspicious about a network, which is in eval mode.
-
-    Args:
-        model: The network.
-        images: Some images, ``(N, C, H, W)``, on its device.
-        dynamic: What :func:`is_dynamic` says of it.
-        randomness_expected: Whether the attacks average over the network's randomness.
-    """
+    """What is suspicious about a network in eval mode, from some images ``(N, C, H, W)`` on its device."""
     found = []
-    training = sorted({type(module).__name__ for module in model.modules() if module.training})
-    if training:
+    if training := sorted({type(module).__name__ for module in model.modules() if module.training}):
         found.append(f"Modules stay in train mode after model.eval(): {', '.join(training)}.")
     if dynamic:
         found.append(
@@ -125,20 +104,23 @@ def is_dynamic(model: nn.Module, images: Tensor) -> bool:
             calls += 1
 
     codes = {torch.autograd.grad.__code__, torch.autograd.backward.__code__}
+    before = sys.getprofile()
     with torch.no_grad():
         model(images)  # a compiled network is compiled now, which may compute gradients too
-        with _profiled(watch):
+        sys.setprofile(watch)
+        try:
             model(images)
+        finally:
+            sys.setprofile(before)
     return calls > 0
 
 
-def clean_warnings(parts: Sequence[Clean]) -> list[str]:
-    """What is suspicious about logits and gradients of the clean images that are classified correctly."""
-    correct = torch.cat([part.correct for part in parts])
-    margin = torch.cat([part.zero_margin for part in parts])[correct]
-    saturated = torch.cat([part.zero_cross_entropy for part in parts])[correct] & ~margin
+def clean_warnings(clean: Mapping[str, Tensor]) -> list[str]:
+    """What is suspicious about the :func:`clean_statistics` of the images that are classified correctly."""
+    margin = clean["zero_margin"][clean["correct"]]
+    saturated = clean["zero_cross_entropy"][clean["correct"]] & ~margin
     found = []
-    if not all(part.differentiable for part in parts):
+    if not clean["differentiable"].all():
         found.append(
             "The network's output has no gradient with respect to the image: only black-box attacks say something."
         )
@@ -151,7 +133,7 @@ def clean_warnings(parts: Sequence[Clean]) -> list[str]:
             f"The gradient of the cross-entropy is exactly zero for {_share(saturated)} (saturated softmax): attacks on the "
             "cross-entropy are blind there."
         )
-    if torch.cat([part.probabilities for part in parts]).all():
+    if clean["probabilities"].all():
         found.append(
             "The network's outputs look like probabilities (not negative, of sum 1). Attacks need the logits; a softmax "
             "hides gradients."
@@ -159,29 +141,41 @@ def clean_warnings(parts: Sequence[Clean]) -> list[str]:
     return found
 
 
-def nan_warning(broken: int, images: int) -> list[str]:
-    """What it means that a network gives NaN for images that an attack made."""
-    if not broken:
-        return []
-    return [
-        f"The network gave NaN for adversarial examples of {broken} of {images} images, which count as broken: it fails "
-        "there, and attacks that follow its gradients may be blind."
+def attack_warnings(
+    radii: Sequence[float],
+    *,
+    images: int,
+    outside: Mapping[str, int],
+    nan: int,
+    black_box: int,
+    contradicted: Sequence[int],
+) -> list[str]:
+    """What became suspicious in the course of the attacks, from the number of images.
+
+    Args:
+        radii: The ε, ascending.
+        images: All of them.
+        outside: Examples that left the ball of their attack, by its name.
+        nan: Images that an example of made the network give NaN.
+        black_box: Images that Square broke after they had withstood the white-box attacks at the same ε.
+        contradicted: Images that withstood every attack at each ε though an example found at another ε lies in the ball.
+    """
+    found = [
+        f"{count} adversarial example(s) of {name} lay outside the ball they were asked for; they count only in larger "
+        "balls that hold them."
+        for name, count in outside.items()
     ]
-
-
-def black_box_warning(broken: int, images: int) -> list[str]:
-    """What it means that Square broke images that had withstood the white-box attacks at the same ε."""
-    if broken <= SQUARE_SHARE * images:
-        return []
-    return [
-        f"Square, a black-box attack, broke {broken} of {images} images that had withstood the white-box attacks at the "
-        "same eps: the network may mask its gradients, and stronger or adaptive attacks may break more."
-    ]
-
-
-def contradiction_warning(radii: Sequence[float], contradicted: Sequence[int]) -> list[str]:
-    """What it means that an image withstood a whole attack in a ball where another attack's example lies."""
-    return [
+    if nan:
+        found.append(
+            f"The network gave NaN for adversarial examples of {nan} of {images} images, which count as broken: it fails "
+            "there, and attacks that follow its gradients may be blind."
+        )
+    if black_box > 0.002 * images:  # as in AutoAttack
+        found.append(
+            f"Square, a black-box attack, broke {black_box} of {images} images that had withstood the white-box attacks at "
+            "the same eps: the network may mask its gradients, and stronger or adaptive attacks may break more."
+        )
+    return found + [
         f"{count} image(s) withstood every attack at eps = {radius:g}, though an example found at another eps lies in that "
         "ball; they count as broken. The attacks are weak there."
         for radius, count in zip(radii, contradicted, strict=True)
@@ -189,30 +183,26 @@ def contradiction_warning(radii: Sequence[float], contradicted: Sequence[int]) -
     ]
 
 
-def larger_ball_warning(attack: str, radii: Sequence[float], probed: int, withstood: int) -> list[str]:
+def larger_ball_warning(attack: str, radii: Sequence[float], probed: int, withstood: int) -> str:
     """What it means that an attack fails at a large ε where it succeeds at a small one."""
-    if not withstood:
-        return []
-    return [
+    return (
         f"Of {probed} images that {attack} broke at eps = {radii[0]:g}, {withstood} withstood the same attack at "
         f"eps = {radii[-1]:g}: the attack is unreliable on this network."
-    ]
+    )
 
 
-def assumption_warning(attack: str, radii: Sequence[float], probed: int, broken: int) -> list[str]:
+def assumption_warning(attack: str, radii: Sequence[float], probed: int, broken: int) -> str:
     """What it means that images that were assumed to survive at the smallest ε do not."""
-    if not broken:
-        return []
-    return [
+    return (
         f"Of {probed} images that survived eps = {radii[-1]:g} and were assumed to survive eps = {radii[0]:g}, {attack} "
         f"broke {broken} at that eps (they count as broken): assume_survivors does not hold for this network."
-    ]
+    )
 
 
 def _zero_gradient(value: Tensor, images: Tensor) -> Tensor:
-    if not value.requires_grad:
-        return torch.ones(len(images), dtype=torch.bool)
-    (gradient,) = torch.autograd.grad(value, images, retain_graph=True, allow_unused=True)
+    gradient = None
+    if value.requires_grad:
+        (gradient,) = torch.autograd.grad(value, images, retain_graph=True, allow_unused=True)
     if gradient is None:
         return torch.ones(len(images), dtype=torch.bool)
     return (gradient.flatten(1) == 0).all(1).cpu()
@@ -229,13 +219,3 @@ def _normalised(logits: Tensor) -> Tensor:
 
 def _share(rows: Tensor) -> str:
     return f"{int(rows.sum())} of {len(rows)} correctly classified images"
-
-
-@contextmanager
-def _profiled(watch: Callable[[FrameType, str, Any], None]) -> Iterator[None]:
-    before = sys.getprofile()
-    sys.setprofile(watch)
-    try:
-        yield
-    finally:
-        sys.setprofile(before)
