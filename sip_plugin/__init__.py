@@ -8,4 +8,4 @@ from sip_plugin.training.trainer import AdversarialTrainer
 from sip_plugin.wrapper import SIPWrapper
 
 __all__ = ["AdversarialTrainer", "SIPWrapper", "__version__"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
