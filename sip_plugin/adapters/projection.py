@@ -115,7 +115,7 @@ def watched(images: Tensor, selections: RowSelections | None) -> Tensor:
     """The same tensor, whose selections are seen; as it is if there is nothing to be told of them."""
     if selections is None:
         return images
-    view = images.as_subclass(WatchedTensor)
+    view = torch.Tensor._make_subclass(WatchedTensor, images)  # as_subclass would make a view, which autograd follows
     view.selections = selections
     return view
 

@@ -22,6 +22,7 @@ from sip_plugin import SIPWrapper
 from sip_plugin.adapters.projection import RowSelections, UnknownRowsError
 from tests.adapters.art_rows import build_autoattack, classifier, one_hot
 from tests.adapters.table import distance
+from tests.conftest import small_network
 
 SIZE, PICTURE = 28, 20  # the digit is in the first 20 lines, its number in the last 8
 
@@ -467,3 +468,16 @@ def test_selections_of_selections_are_followed_and_unknown_ones_refused():
             selections.of(count)
     selections.record(images, 4, images[4])
     assert selections.of(1).tolist() == [4]
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_restarts_that_fool_some_images_more_are_no_trouble_for_autograd(norm):
+    for seed in range(4):
+        network = small_network(seed)
+        x = torch.rand(12, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+        salience = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+        for kind in (torchattacks.APGD, torchattacks.APGDT):
+            attack = kind(network, norm=norm, eps={"Linf": 0.02, "L2": 0.5}[norm], steps=5, n_restarts=3)
+            adversarial = SIPWrapper(attack, salience)(x, network(x).argmax(1))
+            assert torch.equal(adversarial[salience], x[salience])
+            assert not adversarial.requires_grad
