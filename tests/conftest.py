@@ -17,14 +17,6 @@ _home = tempfile.TemporaryDirectory()
 os.environ["HOME"] = _home.name  # into which ART writes its configuration when it is imported, and models it pickles
 torch.set_num_threads(1)  # for networks this small, waking other threads takes longer than the work
 
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    for item in items:
-        if "BrendelBethge" in item.nodeid:  # compiled once in a process: all in one
-            item.add_marker(pytest.mark.xdist_group("numba"))
-
-
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 

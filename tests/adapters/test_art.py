@@ -83,7 +83,14 @@ def test_what_is_no_evasion_attack_or_not_on_pytorch_is_refused(network):
 # --- found upstream: each of these tests notices when it is mended -------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["HopSkipJump", "BoundaryAttack", "BrendelBethgeAttack"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HopSkipJump",
+        "BoundaryAttack",
+        pytest.param("BrendelBethgeAttack", marks=pytest.mark.xdist_group("numba")),
+    ],
+)
 def test_attacks_that_ask_in_float64_crash_bare_and_work_wrapped(name, network, x, y, salient):
     row = next(row for row in art_rows.TABLE if row.name == name)
     attack = getattr(evasion, name)(classifier(network), **row.arguments)

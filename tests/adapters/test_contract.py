@@ -20,7 +20,17 @@ from tests.conftest import small_network
 
 BIM, PGD = (next(row for row in TABLE if row.name == name) for name in ("BIM", "PGD"))
 ATTACKS = [*TABLE, *art_rows.TABLE, *foolbox_rows.TABLE]
-every_attack = pytest.mark.parametrize("row", ATTACKS, ids=str)
+
+
+def over(rows):
+    """A test for each row. Brendel-Bethge is compiled once in a process: its tests share one."""
+    numba = pytest.mark.xdist_group("numba")
+    return pytest.mark.parametrize(
+        "row", [pytest.param(row, marks=numba if "BrendelBethge" in str(row) else ()) for row in rows], ids=str
+    )
+
+
+every_attack = over(ATTACKS)
 
 
 def of_the_row(request, batch):
@@ -161,9 +171,7 @@ def test_a_map_of_zeros_gives_the_bare_attacks_result_bit_for_bit(row, form, net
     assert next_draws(row) == after_bare  # as many random draws
 
 
-@pytest.mark.parametrize(
-    "row", [row for row in ATTACKS if any(part in str(row) for part in ("SPSA", "BrendelBethge", "PGD"))], ids=str
-)
+@over([row for row in ATTACKS if any(part in str(row) for part in ("SPSA", "BrendelBethge", "PGD"))])
 def test_so_it_does_for_images_that_are_not_contiguous(row, network, images, labels):
     if "PGDL2" in str(row) or "PGDRSL2" in str(row):
         pytest.skip("the bare attack views its images and fails")
@@ -203,7 +211,7 @@ def test_queries_and_random_draws_are_the_bare_attacks(row, network, images, lab
     assert counted(row, torch.zeros(16, 16), network, images, labels) == bare
 
 
-@pytest.mark.parametrize("row", [row for row in ATTACKS if row.fixed_steps], ids=str)
+@over([row for row in ATTACKS if row.fixed_steps])
 def test_so_they_are_with_a_map_where_the_networks_answers_do_not_matter(row, network, images, labels, salience):
     bare = counted(row, None, network, images, labels)
     assert counted(row, salience, network, images, labels) == bare
