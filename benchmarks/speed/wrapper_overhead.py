@@ -126,29 +126,29 @@ def of_autoattack(attack: AutoAttack, images: Tensor, labels: Tensor, salience: 
     }
 
 
-def of_rows() -> Ways:
+def of_rows(*, gradient: bool) -> Ways:
     """Selecting 99 of 100 images and asking a small network about them, with and without knowing which they are."""
     images = torch.rand(100, 3, 16, 16)
     network = nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(8, 16, 3, stride=2, padding=1),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(1024, 10),
-    )
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(256, 10)),
+    ).eval()
     rows = torch.arange(99)
     selections = RowSelections(images)
     seen = watched(images, selections)
     projection = BatchProjection(images, images < 0.5, selections=selections)
 
     def select_and_query(source: Tensor, known: bool) -> None:
-        with torch.no_grad():
+        with torch.set_grad_enabled(gradient):
             for _ in range(_REPEATS):
                 query = plain_tensor(source[rows])
                 if known:
                     projection.rows(query)
-                network(query)
+                if gradient:
+                    torch.autograd.grad(network(query.requires_grad_()).sum(), query)
+                else:
+                    network(query)
 
     return {"watched": partial(select_and_query, seen, True), "unseen": partial(select_and_query, images, False)}
 
@@ -200,9 +200,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         seconds = interleaved(ways, rounds=max(3, options.rounds // 2), device=options.device)
         results["SIPWrapper(pyautoattack.AutoAttack) / bare"] = ratio(seconds, "wrapped", "bare")
     if "rows" in options.parts:
-        seconds = interleaved(of_rows(), rounds=options.rounds, device=options.device)
-        name = "a query about 99 of 100 images whose rows are to be known / that query"
-        results[name] = ratio(seconds, "watched", "unseen")
+        for gradient in (False, True):
+            seconds = interleaved(of_rows(gradient=gradient), rounds=options.rounds, device=options.device)
+            name = f"a query about 99 of 100 images{', and its gradient,' if gradient else ''} with its rows known / that query"
+            results[name] = ratio(seconds, "watched", "unseen")
     if "trainer" in options.parts:
         seconds = interleaved(of_trainer(model, *batch), rounds=options.rounds, device=options.device)
         results["AdversarialTrainer('sip-at') step / bare passes"] = ratio(seconds, "SIP-AT step", "bare passes")

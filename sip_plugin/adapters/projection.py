@@ -55,7 +55,8 @@ class RowSelections:
 
     def __init__(self, images: Tensor) -> None:
         self._shape = images.shape[1:]
-        self._rows = {len(images): torch.arange(len(images), device=images.device)}
+        self._all = torch.arange(len(images), device=images.device)
+        self._rows = {len(images): self._all}
 
     def record(self, source: Any, index: Any, part: Any) -> None:
         """Take note that ``part`` is ``source[index]``, tensors or arrays; of interest are rows of a batch of images."""
@@ -63,6 +64,9 @@ class RowSelections:
         rows = self._rows.get(len(source)) if source.shape[1:] == self._shape else None
         if rows is None or not (shape[1:] == self._shape or shape == self._shape):
             return
+        known = self._rows.get(len(part))
+        if rows is self._all and known is not None and isinstance(index, Tensor) and torch.equal(known, index):
+            return  # the same rows again, as at most steps of an attack
         first = index[0] if isinstance(index, tuple) else index
         kept = torch.from_numpy(np.array(rows.numpy()[first])) if isinstance(source, np.ndarray) else rows[first]
         kept = kept if kept.dim() else kept[None]

@@ -44,7 +44,8 @@ def test_wrapper_overhead_runs_and_writes_its_record(tmp_path, monkeypatch):
         "SIPWrapper(foolbox.LinfPGD) / bare",
         "SIPWrapper(foolbox.FGSM) / bare",
         "SIPWrapper(pyautoattack.AutoAttack) / bare",
-        "a query about 99 of 100 images whose rows are to be known / that query",
+        "a query about 99 of 100 images with its rows known / that query",
+        "a query about 99 of 100 images, and its gradient, with its rows known / that query",
         "AdversarialTrainer('sip-at') step / bare passes",
     ]
     assert all(result["median_ratio"] > 0 for result in record["results"].values())
