@@ -202,7 +202,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if "rows" in options.parts:
         for gradient in (False, True):
             seconds = interleaved(of_rows(gradient=gradient), rounds=options.rounds, device=options.device)
-            name = f"a query about 99 of 100 images{', and its gradient,' if gradient else ''} with its rows known / that query"
+            grad = ", and its gradient," if gradient else ""
+            name = f"a query about 99 of 100 images{grad} with its rows known / that query"
             results[name] = ratio(seconds, "watched", "unseen")
     if "trainer" in options.parts:
         seconds = interleaved(of_trainer(model, *batch), rounds=options.rounds, device=options.device)
