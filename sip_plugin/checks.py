@@ -120,21 +120,6 @@ def check_eps(eps: Any, norm: Norm = "Linf", *, name: str = "eps") -> float:
     return radius
 
 
-def check_steps(steps: Any) -> int:
-    """Refuse a number of steps that is not a whole number from 0.
-
-    Raises:
-        TypeError: If it is not an integer (a NumPy one will do).
-        ValueError: If it is negative.
-    """
-    if isinstance(steps, bool) or not isinstance(steps, numbers.Integral):
-        raise TypeError(f"steps must be an integer, got {steps!r}.")
-    count = int(steps)
-    if count < 0:
-        raise ValueError(f"steps must not be negative, got {count}.")
-    return count
-
-
 def check_int(value: Any, name: str, least: int) -> int:
     """Refuse anything but an integer (a NumPy one will do) from ``least`` on.
 

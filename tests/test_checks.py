@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sip_plugin.checks import check_eps, check_images, check_labels, check_steps
+from sip_plugin.checks import check_eps, check_images, check_int, check_labels
 
 
 @pytest.mark.parametrize(
@@ -70,4 +70,4 @@ def test_a_bad_radius_is_an_error(eps, norm, kind, says):
 @pytest.mark.parametrize(("steps", "kind"), [(2.5, TypeError), (True, TypeError), ("3", TypeError), (-1, ValueError)])
 def test_a_bad_number_of_steps_is_an_error(steps, kind):
     with pytest.raises(kind, match="steps must"):
-        check_steps(steps)
+        check_int(steps, "steps", 0)

@@ -202,7 +202,7 @@ def _attack_parts(
                     spec,
                     x[rows],
                     None if y is None else y[rows],
-                    salience if len(salience) == 1 else salience[rows],
+                    salience_rows(salience, torch.from_numpy(rows)),
                     allowed if allowed is None or len(allowed) == 1 else allowed[rows],
                     {**kwargs, **{name: np.array(given[rows]) for name, given in per_image.items()}},
                     value_range,

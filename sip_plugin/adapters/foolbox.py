@@ -26,7 +26,7 @@ except ImportError as error:
     raise ImportError("Foolbox is not installed: pip install 'sip-plugin[foolbox]'") from error
 
 from sip_plugin.adapters.base import SalienceAttack, patched_attribute, project_result
-from sip_plugin.adapters.projection import BatchProjection, warn_if_not_queried
+from sip_plugin.adapters.projection import BatchProjection, salience_rows, warn_if_not_queried
 from sip_plugin.adapters.specs import FOOLBOX
 from sip_plugin.checks import check_images, check_labels
 from sip_plugin.constraint import SalienceMap, project
@@ -116,7 +116,7 @@ class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
                     return self._attack_images(call, model, images, criterion, salience, kwargs)
                 outcomes = []
                 for part in rows:
-                    maps = salience if len(salience) == 1 else salience[part]
+                    maps = salience_rows(salience, part)
                     some = _some(criterion, part)
                     if bool(maps.all()):
                         outcomes.append(_unchanged(model, images[part], some, epsilons))

@@ -46,8 +46,8 @@ class RowSelections:
     """Which images of a batch an attack goes on with, read from the very index by which it cuts the batch.
 
     An attack that leaves out the images it has fooled (or takes the batch in pieces) indexes the images with the rows it
-    keeps, and asks about that many rows then. The indexing is seen by :class:`WatchedTensor` or :class:`WatchedArray`. That
-    the last selection of so many rows is the one asked about holds for the libraries' own attacks; others are not watched.
+    keeps, and queries that many rows then. The indexing is seen by :class:`WatchedTensor` or :class:`WatchedArray`. That
+    the last selection of so many rows is the one that is queried holds for the libraries' own attacks, the only ones watched.
 
     Args:
         images: The batch as the attack is given it, ``(N, ...)``.
@@ -82,15 +82,15 @@ class RowSelections:
             UnknownRowsError: If the attack has not selected so many.
         """
         if count not in self._rows:
-            raise UnknownRowsError(f"It asked about {count} rows.")
+            raise UnknownRowsError(f"It queried {count} rows.")
         return self._rows[count]
 
     def __deepcopy__(self, memo: Any) -> RowSelections:
-        return self  # copies of what it watches (ART's parallel AutoAttack makes them) go on telling it
+        return self  # copies of what it watches (ART's parallel AutoAttack makes them) go on recording here
 
 
 class WatchedTensor(Tensor):
-    """A tensor of images that tells :class:`RowSelections` which of its rows are taken; so do its copies and these rows.
+    """A tensor of images that records in :class:`RowSelections` which of its rows are taken; its copies do, too.
 
     Everything else that is computed from it is a plain tensor, at a plain tensor's cost.
     """
@@ -116,7 +116,7 @@ for _name in ("clone", "detach", "to", "float"):
 
 
 def watched(images: Tensor, selections: RowSelections | None) -> Tensor:
-    """The same tensor, whose selections are seen; as it is if there is nothing to be told of them."""
+    """The same tensor, whose selections are recorded; the tensor as it is if there is no record to be kept."""
     if selections is None:
         return images
     view = torch.Tensor._make_subclass(WatchedTensor, images)  # as_subclass would make a view, which autograd follows
@@ -130,7 +130,7 @@ def plain_tensor(tensor: Tensor) -> Tensor:
 
 
 class WatchedArray(np.ndarray):
-    """An array of images that tells :class:`RowSelections` which of its rows are taken, as do arrays computed from it."""
+    """An array of images that records in :class:`RowSelections` which of its rows are taken; so do results from it."""
 
     selections: RowSelections | None = None
 
@@ -198,7 +198,7 @@ class BatchProjection:
         if self.tiled and count % total == 0:
             index = torch.arange(count, device=self.images.device) % total
         elif self.selections is None:
-            raise UnknownRowsError(f"It asked about {count} rows.")
+            raise UnknownRowsError(f"It queried {count} rows.")
         else:
             index = self.selections.of(count)
         if index is not self._part[0]:

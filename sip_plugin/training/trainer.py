@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sip_plugin.checks import Norm, check_eps, check_images, check_labels, check_steps
+from sip_plugin.checks import Norm, check_eps, check_images, check_int, check_labels
 from sip_plugin.constraint import SalienceMap, elementwise_budget, feasible_set, prepare_mask
 from sip_plugin.mask_source import MaskSource, check_mask_source, compute_mask
 from sip_plugin.model_state import eval_mode, preserve_model_state
@@ -94,7 +94,7 @@ class AdversarialTrainer:
         self.salience = check_mask_source(salience, "salience")
         self.eps = eps if callable(eps) else check_eps(eps, norm)
         self.alpha = alpha if callable(alpha) else check_eps(alpha, norm, name="alpha")
-        self.steps = steps if callable(steps) else check_steps(steps)
+        self.steps = steps if callable(steps) else check_int(steps, "steps", 0)
         self.norm: Norm = norm
         self.random_start = random_start
         self.attack = None if attack is None else ExternalAttack(attack, self.method)
@@ -254,7 +254,7 @@ class AdversarialTrainer:
             method.start(feasible) if self.random_start else images,
             feasible,
             alpha=check_eps(resolve(self.alpha, self.epoch), self.norm, name="alpha"),
-            steps=check_steps(resolve(self.steps, self.epoch)),
+            steps=check_int(resolve(self.steps, self.epoch), "steps", 0),
             noise=method.step_noise,
             stop=None if patience is None else EarlyStop(labels, patience),
             step=self._step(images.device) if self.compile else None,
