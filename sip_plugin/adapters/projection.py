@@ -47,7 +47,7 @@ class RowSelections:
 
     An attack that leaves out the images it has fooled (or takes the batch in pieces) indexes the images with the rows it
     keeps, and queries that many rows then. The indexing is seen by :class:`WatchedTensor` or :class:`WatchedArray`. That
-    the last selection of so many rows is the one that is queried holds for the libraries' own attacks, the only ones watched.
+    the last selection of so many rows is the one queried holds for the libraries' own attacks; only they are watched.
 
     Args:
         images: The batch as the attack is given it, ``(N, ...)``.
