@@ -261,7 +261,7 @@ def test_it_can_be_pickled_and_copied(tmp_path, dataset, x, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("context", [None, *(set(multiprocessing.get_all_start_methods()) & {"fork", "spawn"})])
+@pytest.mark.parametrize("context", [None, *sorted({"fork", "spawn"} & set(multiprocessing.get_all_start_methods()))])
 def test_workers_of_a_loader_read_it(context, store, x):
     workers = {"num_workers": 2, "multiprocessing_context": context} if context else {}
     assert torch.equal(torch.cat(list(DataLoader(store, batch_size=10, **workers))), x > 0.5)
