@@ -60,20 +60,22 @@ class RowSelections:
 
     def record(self, source: Any, index: Any, part: Any) -> None:
         """Take note that ``part`` is ``source[index]``, tensors or arrays; of interest are rows of a batch of images."""
-        shape = part.shape
-        rows = self._rows.get(len(source)) if source.shape[1:] == self._shape else None
-        if rows is None or not (shape[1:] == self._shape or shape == self._shape):
+        whole, taken = source.shape, part.shape
+        rows = self._rows.get(whole[0]) if whole[1:] == self._shape else None
+        if rows is None or not (taken[1:] == self._shape or taken == self._shape):
             return
-        known = self._rows.get(len(part))
-        if rows is self._all and known is not None and isinstance(index, Tensor) and torch.equal(known, index):
+        if rows is self._all and isinstance(index, Tensor) and self._is_known(taken[0], index):
             return  # the same rows again, as at most steps of an attack
         first = index[0] if isinstance(index, tuple) else index
         kept = torch.from_numpy(np.array(rows.numpy()[first])) if isinstance(source, np.ndarray) else rows[first]
         kept = kept if kept.dim() else kept[None]
-        known = self._rows.get(len(kept))
-        # As many rows as before are the same rows, in the same order: nothing to note.
-        if len(kept) < len(source) and not (known is not None and torch.equal(known, kept)):
+        # As many rows as the source has are the same rows, in the same order.
+        if len(kept) < whole[0] and not self._is_known(len(kept), kept):
             self._rows[len(kept)] = kept
+
+    def _is_known(self, count: int, rows: Tensor) -> bool:
+        known = self._rows.get(count)
+        return known is not None and torch.equal(known, rows)
 
     def of(self, count: int) -> Tensor:
         """The indices of the images that a query of ``count`` rows is about.
@@ -81,9 +83,10 @@ class RowSelections:
         Raises:
             UnknownRowsError: If the attack has not selected so many.
         """
-        if count not in self._rows:
-            raise UnknownRowsError(f"It queried {count} rows.")
-        return self._rows[count]
+        try:
+            return self._rows[count]
+        except KeyError:
+            raise UnknownRowsError(f"It queried {count} rows.") from None
 
     def __deepcopy__(self, memo: Any) -> RowSelections:
         return self  # copies of what it watches (ART's parallel AutoAttack makes them) go on recording here
@@ -92,21 +95,23 @@ class RowSelections:
 class WatchedTensor(Tensor):
     """A tensor of images that records in :class:`RowSelections` which of its rows are taken; its copies do, too.
 
-    Everything else that is computed from it is a plain tensor, at a plain tensor's cost.
+    Everything else that is computed from it is a plain tensor, at a plain tensor's cost. So is a selection from a selection:
+    attacks leave out what they have fooled before a run and within it, and no deeper.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
     selections: RowSelections
+    levels: int
 
     def __getitem__(self, index: Any) -> Tensor:
-        part = super().__getitem__(index)
+        part = Tensor.__getitem__(self, index)
         self.selections.record(self, index, part)
-        return watched(part, self.selections)
+        return watched(part, self.selections, self.levels - 1) if self.levels > 1 else part
 
 
 def _copying(name: str) -> None:
     def method(self: WatchedTensor, *args: Any, **kwargs: Any) -> Tensor:
-        return watched(getattr(Tensor, name)(self, *args, **kwargs), self.selections)
+        return watched(getattr(Tensor, name)(self, *args, **kwargs), self.selections, self.levels)
 
     setattr(WatchedTensor, name, method)
 
@@ -115,12 +120,12 @@ for _name in ("clone", "detach", "to", "float"):
     _copying(_name)
 
 
-def watched(images: Tensor, selections: RowSelections | None) -> Tensor:
-    """The same tensor, whose selections are recorded; the tensor as it is if there is no record to be kept."""
+def watched(images: Tensor, selections: RowSelections | None, levels: int = 2) -> Tensor:
+    """The same tensor, whose selections are recorded, and those of its parts; as it is if there is no record to be kept."""
     if selections is None:
         return images
     view = torch.Tensor._make_subclass(WatchedTensor, images)  # as_subclass would make a view, which autograd follows
-    view.selections = selections
+    view.selections, view.levels = selections, levels
     return view
 
 
@@ -192,7 +197,7 @@ class BatchProjection:
         Raises:
             UnknownRowsError: If it cannot be known which images they are.
         """
-        count, total = len(queries), len(self.images)
+        count, total = queries.shape[0], self.images.shape[0]
         if count == total or total == 1:
             return self.images, self.salience
         if self.tiled and count % total == 0:
