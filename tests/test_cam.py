@@ -115,29 +115,6 @@ def test_no_usable_layer_is_a_clear_error(network, layer, says, batch):
         class_activation_maps(network, batch[0], layer=layer)
 
 
-class Parts(nn.Module):
-    """Two convolutions, of which the logits use what ``used`` says."""
-
-    def __init__(self, used):
-        super().__init__()
-        self.used = used
-        self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 4, 3)
-        self.head = nn.Linear(4, 10)
-
-    def forward(self, x):
-        first, second = self.first(x), self.second(x)
-        if self.used == "no gradient":
-            second = second.detach()
-        used = first if self.used == "first" else second
-        return self.head(used.mean((2, 3))) if self.used != "nothing" else torch.zeros(len(x), 10)
-
-
-@pytest.mark.parametrize("used", ["first", "no gradient", "nothing"])
-def test_a_layer_that_the_logits_do_not_depend_on_is_a_clear_error(used, batch):
-    with pytest.raises(ValueError, match="no gradient to that layer"):
-        class_activation_maps(Parts(used), batch[0], layer="second")
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_maps_of_given_classes_are_of_those_logits(kind, network, batch):
     images, classes = batch[0], (batch[1] + 1) % 10

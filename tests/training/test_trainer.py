@@ -241,15 +241,13 @@ def test_a_users_own_method_is_one_small_class(network, images, labels):
 @pytest.mark.parametrize(
     ("arguments", "kind", "says"),
     [
-        ({"model": lambda x: x}, TypeError, "nn.Module"),
         ({"method": "sipat"}, ValueError, "standard, madry, trades, fat, part, mart, sip-at"),
-        ({"method": nn.CrossEntropyLoss()}, TypeError, "method"),
-        ({"method": SIPAT}, TypeError, "method"),
+        ({"method": SIPAT}, ValueError, "method"),
         ({"salience": "map.png"}, TypeError, "salience"),
         ({"eps": 8}, ValueError, "8/255"),
         ({"eps": -1.0}, ValueError, "negative"),
         ({"alpha": math.nan}, ValueError, "alpha"),
-        ({"steps": 2.5}, TypeError, "steps"),
+        ({"steps": 2.5}, ValueError, "steps"),
         ({"steps": -1}, ValueError, "steps"),
         ({"norm": "l2"}, ValueError, "Linf"),
     ],
@@ -263,7 +261,7 @@ def test_bad_settings_are_refused_at_once(arguments, kind, says, network):
     ("change", "kind", "says"),
     [
         (lambda x, y, m: (x * 255, y, m), ValueError, r"\[0, 1\]"),
-        (lambda x, y, m: (x * math.nan, y, m), ValueError, "NaN"),
+        (lambda x, y, m: (x * math.nan, y, m), ValueError, "finite"),
         (lambda x, y, m: (x, y[:3], m), ValueError, "one class index per image"),
         (lambda x, y, m: (x, y.float(), m), TypeError, "int64"),
         (lambda x, y, m: (x, y, m[:3]), ValueError, "got shape"),
@@ -389,13 +387,11 @@ def test_a_zero_gradient_in_l2_moves_nothing_however_large_the_step(images, labe
     assert torch.equal(trainer.perturb(images, labels), images)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "kind"), [((float("nan"), 2), TypeError), ((0.5,), TypeError), ((5,), ValueError)]
-)
-def test_an_epoch_is_an_integer_below_their_number(arguments, kind, network):
+@pytest.mark.parametrize("arguments", [(0.5,), (5,), (0, 0)])
+def test_an_epoch_is_an_integer_below_their_number(arguments, network):
     trainer = AdversarialTrainer(network, "madry")
     trainer.set_epoch(np.int64(1), np.int64(3))
     assert type(trainer.state_dict()["epoch"]) is int
-    with pytest.raises(kind):
+    with pytest.raises(ValueError, match="epoch"):
         trainer.set_epoch(*arguments)
     assert trainer.epoch == 1
