@@ -111,9 +111,8 @@ def projected_ascent(
         size = point.new_full((), alpha)  # as a number it would be part of the graph, and a schedule compile many
         for _ in range(steps):
             point = step(network, objective, target, point, feasible, size, noise)
-        return point.clone(), steps * len(point)
-    result = start.detach()
-    places = torch.arange(len(point), device=point.device)  # where in the result the rows of ``point`` belong
+        return point, steps * len(point)
+    result, places = point.clone(), torch.arange(len(point), device=point.device)  # where the rows of ``point`` belong
     for _ in range(steps):
         point.requires_grad_()
         with torch.enable_grad():
@@ -121,7 +120,8 @@ def projected_ascent(
         passes += len(point)
         running = None if stop is None else stop.running(output)
         if running is not None:
-            result, places = result.index_copy(0, places, point.detach()), places[running]
+            result.index_copy_(0, places, point.detach())
+            places = places[running]
             if not len(running):
                 return result, passes
         with torch.enable_grad():
@@ -132,4 +132,4 @@ def projected_ascent(
             point, gradient, target = point[running], gradient[running], target[running]
             feasible = feasible.rows(running)
         point = feasible.ascend(point, gradient, alpha, noise)
-    return result.index_copy(0, places, point), passes
+    return result.index_copy_(0, places, point), passes

@@ -104,7 +104,7 @@ def test_with_code_generation(network, images, labels, salience):
 
 @pytest.mark.parametrize("settings", [{"method": "fat"}, {"method": FAT(tau=0)}, {"attack": lambda x, y: x}])
 def test_what_cannot_be_compiled_is_refused_at_once(settings, network):
-    with pytest.raises(ValueError, match="compile=True"):
+    with pytest.raises(ValueError, match="compile"):
         AdversarialTrainer(network, settings.pop("method", "madry"), compile=True, **settings)
 
 
