@@ -109,7 +109,7 @@ def _forward(network: nn.Module, images: Tensor, layer: str | None) -> tuple[Ten
 def named_layer(network: nn.Module, layer: str) -> nn.Module:
     """The module of that name; raises a ValueError if there is none."""
     network = unwrap_model(network)
-    known: dict[str, nn.Module] = dict(network.named_modules())
+    known: dict[str, nn.Module] = dict(network.named_modules(remove_duplicate=False))
     if layer not in known:
         raise ValueError(f"{type(network).__name__} has no layer {layer!r}. It has: {', '.join(list(known)[1:])}.")
     return known[layer]

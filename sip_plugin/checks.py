@@ -60,11 +60,7 @@ def check_labels(labels: Tensor, images: Tensor, *, name: str = "labels") -> Ten
 
 
 def check_logits(output: Any, rows: int) -> Tensor:
-    """Refuse anything but logits ``(rows, classes)`` of two classes or more, and give them.
-
-    Raises:
-        ValueError: If the network gave anything else.
-    """
+    """Logits ``(rows, classes)`` of two classes or more; raises a ValueError for any other output of a network."""
     if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != rows or output.shape[1] < 2:
         given = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(f"The network must give logits ({rows}, classes) alone, of two classes or more, got {given}.")

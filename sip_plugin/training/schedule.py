@@ -20,11 +20,8 @@ class TrainingProgress:
     def fraction(self, asker: object) -> float:
         """The fraction of the epochs that is done, from 0 to below 1.
 
-        Args:
-            asker: The method with the schedule, for the error.
-
         Raises:
-            ValueError: If the number of epochs is not known.
+            ValueError: If the number of epochs is not known; says that ``asker`` has a schedule.
         """
         if self.epochs is None:
             raise ValueError(

@@ -59,7 +59,6 @@ class AdversarialTrainer:
             used) if there was a built-in search; ``salient`` (share of salient elements) if there was a map.
 
     Raises:
-        TypeError: If ``salience`` can give no map.
         ValueError: If a method is unknown, a number is out of range, or two settings exclude each other.
 
     Example:
@@ -110,15 +109,12 @@ class AdversarialTrainer:
             raise ValueError(f"{self.method.name!r} needs random_start=True: at the image itself it has no gradient.")
 
     def __call__(self, images: Tensor, labels: Tensor, mask: SalienceMap | None = None) -> Tensor:
-        """The loss of a batch, with its graph.
+        """The loss of a batch, a scalar with its graph.
 
         Args:
             images: ``(N, C, H, W)`` in ``[0, 1]``.
             labels: Class indices ``(N,)``.
             mask: The batch's salience map, in place of ``salience``.
-
-        Returns:
-            A scalar.
 
         Raises:
             TypeError: If ``images``, ``labels`` or the map are of the wrong type.
@@ -148,7 +144,8 @@ class AdversarialTrainer:
         Raises:
             ValueError: If ``epoch`` is no integer from 0 below the number of epochs, this or an earlier call's.
         """
-        epoch, total = check_int(epoch, "epoch", 0), self.epochs if epochs is None else check_int(epochs, "epochs", 1)
+        epoch = check_int(epoch, "epoch", 0)
+        total = self.epochs if epochs is None else check_int(epochs, "epochs", 1)
         if total is not None and epoch >= total:
             raise ValueError(f"epoch counts from 0 to epochs - 1, got epoch={epoch}, epochs={total}.")
         self.epoch, self.epochs = epoch, total

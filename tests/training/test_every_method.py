@@ -141,11 +141,10 @@ def test_gradients_accumulate_as_in_any_loop(row, network, images, labels, salie
     assert all(torch.allclose(2 * a, b, atol=1e-6) for a, b in zip(once, twice, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @every_method
-def test_a_compiled_model_trains_alike(row, backend, network, images, labels, salience):
+def test_a_compiled_model_trains_alike(row, network, images, labels, salience):
     gradients = []
-    compiled = torch.compile(copy.deepcopy(network).train(), backend=backend)
+    compiled = torch.compile(copy.deepcopy(network).train(), backend="aot_eager")
     network[6] = compiled._orig_mod[6] = nn.Identity()  # a compiled Dropout draws otherwise
     for model in (network.train(), compiled):
         torch.manual_seed(0)
