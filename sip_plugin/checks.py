@@ -26,14 +26,14 @@ def check_images(images: Tensor, *, name: str = "images", tolerance: float = 0.0
         )
     if images.dim() != 4 or images.numel() == 0:
         raise ValueError(
-            f"{name} must have the four dimensions (N, C, H, W), and not be empty, got shape {tuple(images.shape)}. "
-            f"For a single image: {name}[None]."
+            f"{name} must have the four dimensions (N, C, H, W) and hold at least one image, got shape "
+            f"{tuple(images.shape)}. For a single image: {name}[None]."
         )
     low, high = (bound.item() for bound in images.detach().aminmax())
     if not (low >= -tolerance and high <= 1 + tolerance):  # also catches NaN
         raise ValueError(
-            f"{name} must be finite and lie in [0, 1], got values from {low:g} to {high:g}. Scale them first (x / 255), and "
-            "put mean/std normalisation inside the model."
+            f"{name} must lie in [0, 1] and be finite (no NaN), got values from {low:g} to {high:g}. Scale them first "
+            "(x / 255), and put mean/std normalisation inside the model."
         )
 
 
@@ -95,6 +95,6 @@ def check_int(value: Any, name: str, least: int) -> int:
     Raises:
         ValueError: If it is no integer, or too small.
     """
-    if not isinstance(value, numbers.Integral) or value < least:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(f"{name} must be an integer from {least}, got {value!r}.")
     return int(value)

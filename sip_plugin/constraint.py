@@ -34,12 +34,14 @@ def prepare_mask(mask: SalienceMap, images: Tensor, *, soft: bool = False) -> Te
         A four-dimensional ``bool`` tensor on the images' device, or, for a soft map, one of the images' dtype.
 
     Raises:
-        TypeError: If ``mask`` is no tensor or array, or not of numbers.
+        TypeError: If ``mask`` is no tensor or array of numbers.
         ValueError: If its shape does not fit or is ambiguous (3-D), or a value is NaN, outside ``[0, 1]`` or, unless
             ``soft``, strictly between 0 and 1.
     """
-    if not isinstance(mask, Tensor):
+    if isinstance(mask, np.ndarray):
         mask = torch.from_numpy(np.ascontiguousarray(mask))
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"A salience map must be a torch.Tensor or NumPy array, got {type(mask).__name__}.")
     mask = _in_range(mask.detach(), soft)
     shape = tuple(images.shape)
     if mask.dim() == 2 and mask.shape == images.shape[2:]:

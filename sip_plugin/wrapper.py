@@ -74,6 +74,5 @@ def _adapter(attack: Any) -> type[SalienceAttack]:
         from sip_plugin.adapters.generic import SalienceCallable
 
         return SalienceCallable
-    raise TypeError(
-        f"Cannot wrap an object of type {type(attack).__module__}.{type(attack).__qualname__}. {_SUPPORTED}"
-    )
+    what = f"the class {attack.__qualname__}" if isinstance(attack, type) else f"an object of {type(attack)}"
+    raise TypeError(f"Cannot wrap {what}. {_SUPPORTED}")

@@ -14,7 +14,7 @@ from sip_plugin.checks import check_eps, check_images, check_int, check_labels
         (lambda x: x.numpy(), TypeError, "torch.Tensor"),
         (lambda x: (x * 255).byte(), TypeError, "255"),
         (lambda x: x[0], ValueError, r"\[None\]"),
-        (lambda x: x[:0], ValueError, "empty"),
+        (lambda x: x[:0], ValueError, "at least one"),
         (lambda x: x * 255, ValueError, r"\[0, 1\]"),
         (lambda x: x - 0.5, ValueError, r"\[0, 1\]"),
         (
@@ -65,7 +65,7 @@ def test_a_bad_radius_is_an_error(eps, norm, says):
         check_eps(eps, norm)
 
 
-@pytest.mark.parametrize("steps", [2.5, "3", -1])
+@pytest.mark.parametrize("steps", [2.5, True, "3", -1])
 def test_a_bad_number_of_steps_is_an_error(steps):
     with pytest.raises(ValueError, match="steps must"):
         check_int(steps, "steps", 0)
