@@ -224,16 +224,16 @@ def robust_accuracy(digits):
     """Trains a network with a method; it and its accuracy under PGD."""
     from tests.conftest import small_network
 
-    x, y = digits[0][:1200], digits[1][:1200]
+    x, y = digits[0][:800], digits[1][:800]
     x_test, y_test = digits[0][1200:1500], digits[1][1200:1500]
 
     def trained(method, mask_fn=None):
         torch.manual_seed(0)
         model = small_network().train()
-        criterion = AdversarialTrainer(model, method, salience=mask_fn, eps=0.1, alpha=0.03, steps=5)
+        criterion = AdversarialTrainer(model, method, salience=mask_fn, eps=0.1, alpha=0.04, steps=4)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        for epoch in range(8):
-            criterion.set_epoch(epoch, 8)
+        for epoch in range(6):
+            criterion.set_epoch(epoch, 6)
             for rows in torch.randperm(len(x)).split(50):
                 optimizer.zero_grad()
                 criterion(x[rows], y[rows]).backward()
