@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +12,7 @@ from sip_plugin.checks import check_classes, check_logits
 from sip_plugin.model_utils import unwrap_model
 
 CAM = Literal["gradcam", "xgradcam", "layercam"]
+KINDS: tuple[CAM, ...] = get_args(CAM)
 
 
 def class_activation_maps(
@@ -49,55 +49,31 @@ def class_activation_maps(
         # The images ask for a gradient so that the activations are in a graph even where all weights are frozen; a copy in
         # the graph, because a network that writes into its input may not write into a leaf, nor into the caller's images.
         output, activation = _forward(network, images.detach().requires_grad_().clone(), layer)
-        gradient = _gradient(_score(check_logits(output, len(images)), classes), activation, network)
+        logits = check_logits(output, len(images))
+        if classes is None:
+            score = logits.max(1).values.sum()
+        else:
+            check_classes(classes, logits)
+            score = logits.gather(1, classes[:, None]).sum()
+        (gradient,) = torch.autograd.grad(score, activation)
     dtype = torch.promote_types(activation.dtype, torch.float32)
-    sums = _SUMS[kind](activation.detach().to(dtype), gradient.to(dtype))
+    sums = _weighted_sum(kind, activation.detach().to(dtype), gradient.to(dtype))
     maps = torch.where(sums.isfinite(), sums.relu(), torch.nan)  # of −∞ the ReLU alone would make an ordinary 0
     low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
     maps = (maps - low) / (high - low).clamp(min=torch.finfo(dtype).tiny)
     return F.interpolate(maps, size=images.shape[2:], mode="bilinear", align_corners=False)
 
 
-def _score(logits: Tensor, classes: Tensor | None) -> Tensor:
-    if classes is None:
-        return logits.max(1).values.sum()
-    check_classes(classes, logits)
-    return logits.gather(1, classes[:, None]).sum()
-
-
-def _gradient(score: Tensor, activation: Tensor, network: nn.Module) -> Tensor:
-    used = score.requires_grad and activation.requires_grad
-    gradient = torch.autograd.grad(score, activation, allow_unused=True)[0] if used else None
-    if gradient is None:
-        raise ValueError(
-            f"The logits of {type(network).__name__} have no gradient to that layer (they do not use its output, or it runs "
-            "under no_grad): name another of its layers (layer=...)."
-        )
-    return gradient
-
-
-def _gradcam(activation: Tensor, gradient: Tensor) -> Tensor:
-    return (gradient.mean((2, 3), keepdim=True) * activation).sum(1, keepdim=True)
-
-
-def _xgradcam(activation: Tensor, gradient: Tensor) -> Tensor:
-    total = activation.sum((2, 3), keepdim=True)
-    total = torch.where(total == 0, torch.ones_like(total), total)  # a dead channel contributes nothing
-    weight = (gradient * activation).sum((2, 3), keepdim=True) / total
+def _weighted_sum(kind: CAM, activation: Tensor, gradient: Tensor) -> Tensor:
+    if kind == "gradcam":
+        weight = gradient.mean((2, 3), keepdim=True)
+    elif kind == "xgradcam":
+        total = activation.sum((2, 3), keepdim=True)
+        total = torch.where(total == 0, 1, total)  # a dead channel contributes nothing
+        weight = (gradient * activation).sum((2, 3), keepdim=True) / total
+    else:
+        weight = gradient.relu()
     return (weight * activation).sum(1, keepdim=True)
-
-
-def _layercam(activation: Tensor, gradient: Tensor) -> Tensor:
-    return (gradient.relu() * activation).sum(1, keepdim=True)
-
-
-_SUMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "gradcam": _gradcam,
-    "xgradcam": _xgradcam,
-    "layercam": _layercam,
-}
-KINDS = tuple(_SUMS)
-"""The kinds of map."""
 
 
 def _forward(network: nn.Module, images: Tensor, layer: str | None) -> tuple[Tensor, Tensor]:
@@ -111,7 +87,11 @@ def _forward(network: nn.Module, images: Tensor, layer: str | None) -> tuple[Ten
             return output.clone()  # for the rest of the network, which may write into it
         return output
 
-    watched = _containing_convolutions(network) if layer is None else [named_layer(network, layer)]
+    if layer is not None:
+        watched = [named_layer(network, layer)]
+    else:
+        convolutions = (nn.Conv2d, nn.ConvTranspose2d)
+        watched = [m for m in network.modules() if any(isinstance(part, convolutions) for part in m.modules())]
     handles = [module.register_forward_hook(keep) for module in watched]
     try:
         output = network(images)
@@ -119,38 +99,17 @@ def _forward(network: nn.Module, images: Tensor, layer: str | None) -> tuple[Ten
         for handle in handles:
             handle.remove()
     if not seen:
-        found = (
-            "No convolution stage"
-            if layer is None
-            else f"No output (N, K, h, w) with more than one position of {layer!r}"
-        )
+        what = "No convolution stage" if layer is None else f"No output (N, K, h, w) of the layer {layer!r}"
         raise ValueError(
-            f"{found} was seen in {type(network).__name__}: name one of its layers with such an output (layer=...)."
+            f"{what} with more than one position was seen in {type(network).__name__}: name another layer (layer=...)."
         )
     return output, seen[0]
 
 
-def _containing_convolutions(network: nn.Module) -> list[nn.Module]:
-    modules = dict(network.named_modules())
-    names: set[str] = set()
-    for name, module in modules.items():
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            parts = name.split(".")
-            names.update(".".join(parts[:count]) for count in range(len(parts) + 1))
-    return [modules[name] for name in names]
-
-
 def named_layer(network: nn.Module, layer: str) -> nn.Module:
-    """The module of that name.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """The module of that name; raises a ValueError if there is none."""
     network = unwrap_model(network)
-    try:
-        return network.get_submodule(layer)
-    except AttributeError as error:
-        known = [name for name, _ in network.named_modules() if name]
-        raise ValueError(
-            f"{type(network).__name__} has no layer {layer!r}. It has: {', '.join(known[:30])}{', ...' * (len(known) > 30)}."
-        ) from error
+    known: dict[str, nn.Module] = dict(network.named_modules(remove_duplicate=False))
+    if layer not in known:
+        raise ValueError(f"{type(network).__name__} has no layer {layer!r}. It has: {', '.join(list(known)[1:])}.")
+    return known[layer]

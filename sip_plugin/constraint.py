@@ -2,16 +2,13 @@
 
 One idea covers every method, a *budget per element*: element ``i`` of the image ``x`` may change by at most ``ε_i``.
 SIP-AT's budget is ``ε·(1 − M)``, so salient elements (``M = 1``) may not change at all; Madry's is ``ε`` everywhere.
-
-Shapes and ranges throughout: images are floating point, ``(N, C, H, W)``, in ``[0, 1]``; a salience map is broadcastable
-to that shape; a budget is non-negative and broadcastable to that shape. Pure tensor functions; this module knows no
-attack library and no network.
+Images are floating point, ``(N, C, H, W)``, in ``[0, 1]``; maps and budgets (from 0) are broadcastable to that shape.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import Protocol, TypeVar
+from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
@@ -20,10 +17,6 @@ from torch import Tensor
 from sip_plugin.checks import Norm
 
 SalienceMap = Tensor | np.ndarray
-_Set = TypeVar("_Set", bound="LinfBox | L2Ball")
-
-
-# --- legal maps -------------------------------------------------------------------------------------------------------
 
 
 def prepare_mask(mask: SalienceMap, images: Tensor, *, soft: bool = False) -> Tensor:
@@ -41,58 +34,23 @@ def prepare_mask(mask: SalienceMap, images: Tensor, *, soft: bool = False) -> Te
         A four-dimensional ``bool`` tensor on the images' device, or, for a soft map, one of the images' dtype.
 
     Raises:
-        TypeError: If ``mask`` is no tensor or array, or not of a real dtype.
+        TypeError: If ``mask`` is no tensor or array of numbers.
         ValueError: If its shape does not fit or is ambiguous (3-D), or a value is NaN, outside ``[0, 1]`` or, unless
             ``soft``, strictly between 0 and 1.
     """
-    return _fit(_values(_tensor(mask), soft), images)
-
-
-def _tensor(mask: SalienceMap) -> Tensor:
     if isinstance(mask, np.ndarray):
-        if mask.dtype.kind not in "biuf":
-            raise TypeError(f"A salience map must be bool or {{0, 1}} numbers, got a NumPy array of {mask.dtype}.")
         mask = torch.from_numpy(np.ascontiguousarray(mask))
     if not isinstance(mask, Tensor):
         raise TypeError(f"A salience map must be a torch.Tensor or NumPy array, got {type(mask).__name__}.")
-    if mask.is_complex():
-        raise TypeError(f"A salience map must be bool or {{0, 1}} numbers, got {mask.dtype}.")
-    return mask.detach()
-
-
-def _values(mask: Tensor, soft: bool) -> Tensor:
-    if mask.dtype == torch.bool:
-        return mask
-    marked = mask != 0
-    if bool(((mask == 1) | ~marked).all()):
-        return marked
-    if bool(mask.isnan().any()):
-        raise ValueError("The salience map holds NaN. It must be bool or {0, 1}; 1 marks a salient element.")
-    low, high = mask.min().item(), mask.max().item()
-    if low < 0 or high > 1:
-        raise ValueError(f"The salience map must hold only 0 and 1 (or bool), got values from {low:g} to {high:g}.")
-    if not soft:
-        raise ValueError(
-            f"The salience map is soft (values from {low:g} to {high:g}), which a wrapped attack cannot take: "
-            "projecting every step by (1 - M) would shrink the perturbation with the number of steps. Binarise it "
-            "(mask > threshold), or use it as budgets in AdversarialTrainer, where eps * (1 - M) is well defined."
-        )
-    return mask
-
-
-def _fit(mask: Tensor, images: Tensor) -> Tensor:
+    mask = _in_range(mask.detach(), soft)
     shape = tuple(images.shape)
-    if mask.dim() == 3:
-        raise ValueError(
-            f"A 3-D salience map of shape {tuple(mask.shape)} is ambiguous for images of shape {shape}. Write mask[None] "
-            "if it is one (C, H, W) map for every image, or mask[:, None] if it is one (H, W) map per image."
-        )
     if mask.dim() == 2 and mask.shape == images.shape[2:]:
         mask = mask[None, None]
     if mask.dim() != 4 or any(m not in (1, s) for m, s in zip(mask.shape, shape, strict=True)):
         raise ValueError(
             f"A salience map must be (H, W) = {shape[2:]} or four-dimensional and broadcastable to the images' shape "
-            f"{shape}, got shape {tuple(mask.shape)}."
+            f"{shape}, got shape {tuple(mask.shape)}. A 3-D map is ambiguous: write mask[None] if it is one (C, H, W) map "
+            "for every image, or mask[:, None] if it is one (H, W) map per image."
         )
     mask = mask.to(images.device) if mask.dtype == torch.bool else mask.to(images.device, images.dtype)
     if mask.is_inference() and not torch.is_inference_mode_enabled():
@@ -103,7 +61,25 @@ def _fit(mask: Tensor, images: Tensor) -> Tensor:
     return mask
 
 
-# --- the projection ---------------------------------------------------------------------------------------------------
+def _in_range(mask: Tensor, soft: bool) -> Tensor:
+    """A binary map as ``bool``, a legal soft one as it is."""
+    if mask.dtype == torch.bool:
+        return mask
+    marked = mask != 0
+    if bool(((mask == 1) | ~marked).all()):
+        return marked
+    low, high = mask.min().item(), mask.max().item()
+    if not (low >= 0 and high <= 1):  # also catches NaN
+        raise ValueError(
+            f"The salience map must hold only 0 and 1 (or bool), and no NaN, got values from {low:g} to {high:g}."
+        )
+    if not soft:
+        raise ValueError(
+            f"The salience map is soft (values from {low:g} to {high:g}), which a wrapped attack cannot take: "
+            "projecting every step by (1 - M) would shrink the perturbation with the number of steps. Binarise it "
+            "(mask > threshold), or use it as budgets in AdversarialTrainer, where eps * (1 - M) is well defined."
+        )
+    return mask
 
 
 def project(candidate: Tensor, images: Tensor, salience: Tensor) -> Tensor:
@@ -138,33 +114,8 @@ def elementwise_budget(images: Tensor, eps: float, salience: Tensor | None = Non
     return eps * (1 - salience)
 
 
-# --- the set that a search moves in -----------------------------------------------------------------------------------
-
-
-class FeasibleSet(Protocol):
-    """What an inner maximisation asks of Δ'(x): where to start, one projected ascent step, and part of the batch."""
-
-    images: Tensor
-
-    def random_start(self) -> Tensor:
-        """A random point of the set, ``(N, C, H, W)``. Draws from torch's global generator."""
-        ...
-
-    def ascend(self, point: Tensor, gradient: Tensor, alpha: float | Tensor, noise: float = 0.0) -> Tensor:
-        """``point`` after one step of size ``alpha`` up the gradient and ``noise·N(0, 1)``, back in the set."""
-        ...
-
-    def project(self, candidate: Tensor) -> Tensor:
-        """The point of the set for a candidate outside it; the clean values, bit for bit, where the budget is 0."""
-        ...
-
-    def rows(self, index: Tensor) -> FeasibleSet:
-        """The set of some of the images, given by their indices ``(n,)``."""
-        ...
-
-
-class LinfBox:
-    """``{x' in [0, 1] : |x' − x| ≤ budget}``, kept as two bounds per element, so that projecting is one clamp.
+class FeasibleSet(ABC):
+    """Δ'(x) as an inner maximisation asks for it.
 
     Args:
         images: Clean images, ``(N, C, H, W)`` in ``[0, 1]``.
@@ -174,6 +125,32 @@ class LinfBox:
     def __init__(self, images: Tensor, budget: Tensor) -> None:
         self.images = images
         self.budget = budget
+
+    @abstractmethod
+    def random_start(self) -> Tensor:
+        """A random point of the set, ``(N, C, H, W)``. Draws from torch's global generator."""
+
+    @abstractmethod
+    def ascend(self, point: Tensor, gradient: Tensor, alpha: float | Tensor, noise: float = 0.0) -> Tensor:
+        """``point`` after one step of size ``alpha`` up the gradient and ``noise·N(0, 1)``, back in the set."""
+
+    @abstractmethod
+    def project(self, candidate: Tensor) -> Tensor:
+        """The point of the set for a candidate outside it; the clean values, bit for bit, where the budget is 0."""
+
+    def rows(self, index: Tensor) -> FeasibleSet:
+        """The set of some of the images, given by their indices ``(n,)``."""
+        part = copy.copy(self)
+        for name, tensor in vars(self).items():
+            setattr(part, name, tensor if len(tensor) == 1 else tensor[index])  # one row stands for every image
+        return part
+
+
+class LinfBox(FeasibleSet):
+    """``{x' in [0, 1] : |x' − x| ≤ budget}``, kept as two bounds per element, so that projecting is one clamp."""
+
+    def __init__(self, images: Tensor, budget: Tensor) -> None:
+        super().__init__(images, budget)
         self.lower = (images - budget).clamp_(min=0)
         self.upper = (images + budget).clamp_(max=1)
 
@@ -193,25 +170,17 @@ class LinfBox:
         """Each element to the nearer bound."""
         return candidate.clamp(self.lower, self.upper)
 
-    def rows(self, index: Tensor) -> LinfBox:
-        """The box of some of the images."""
-        return _rows(self, index)
 
-
-class L2Ball:
+class L2Ball(FeasibleSet):
     """``{x' in [0, 1] : ‖(x' − x) / budget‖₂ ≤ 1}``, with no change where the budget is 0.
 
     With the budget ``ε·(1 − M)`` and binary ``M`` this is the L2 ball of radius ε over the non-salient elements; with
     unequal budgets it is the ellipsoid whose half-axes they are. The search moves in the coordinates ``u = δ / w``, where
     ``w`` is the budget over its largest value in the image, in which the ellipsoid is a ball.
-
-    Args:
-        images: Clean images, ``(N, C, H, W)`` in ``[0, 1]``.
-        budget: Largest change per element, broadcastable to the images.
     """
 
     def __init__(self, images: Tensor, budget: Tensor) -> None:
-        self.images = images
+        super().__init__(images, budget)
         self.radius = budget.amax((1, 2, 3), keepdim=True)
         self.weight = budget / self.radius.clamp(min=torch.finfo(budget.dtype).tiny)
         self.inverse = torch.where(self.weight > 0, 1 / self.weight, torch.zeros_like(self.weight))
@@ -236,21 +205,9 @@ class L2Ball:
         """The change shortened to the ball, and dropped where the budget is 0."""
         return self._shortened((candidate - self.images).mul_(self.weight > 0))
 
-    def rows(self, index: Tensor) -> L2Ball:
-        """The ball of some of the images."""
-        return _rows(self, index)
-
     def _shortened(self, delta: Tensor) -> Tensor:
         length = _norms(delta * self.inverse)
         return delta.mul_((self.radius / length).clamp_(max=1)).add_(self.images).clamp_(0, 1)
-
-
-def _rows(feasible: _Set, index: Tensor) -> _Set:
-    """The same set with the rows of its tensors; a tensor of one row stands for every image."""
-    part = copy.copy(feasible)
-    for name, tensor in vars(feasible).items():
-        setattr(part, name, tensor if len(tensor) == 1 else tensor[index])
-    return part
 
 
 def _norms(batch: Tensor) -> Tensor:
@@ -261,13 +218,5 @@ def _norms(batch: Tensor) -> Tensor:
 
 
 def feasible_set(images: Tensor, budget: Tensor, norm: Norm) -> FeasibleSet:
-    """The feasible set of ``norm`` around ``images`` with a budget per element.
-
-    Raises:
-        ValueError: If ``norm`` is neither ``"Linf"`` nor ``"L2"``.
-    """
-    if norm == "Linf":
-        return LinfBox(images, budget)
-    if norm == "L2":
-        return L2Ball(images, budget)
-    raise ValueError(f'norm must be "Linf" or "L2", got {norm!r}.')
+    """The feasible set of ``norm`` around ``images`` with a budget per element."""
+    return LinfBox(images, budget) if norm == "Linf" else L2Ball(images, budget)

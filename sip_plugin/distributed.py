@@ -42,8 +42,6 @@ class ProcessGroup:
             BaseException: What the function raised in this process.
             RuntimeError: If it raised in another process; says in which, and what.
         """
-        if self.size == 1:
-            return [function()]
         error: BaseException | None = None
         result: Any = None
         try:

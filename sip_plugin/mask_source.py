@@ -18,15 +18,10 @@ MaskSource = MaskFunction | SalienceMap | None
 
 
 def check_mask_source(source: MaskSource, name: str = "mask_fn") -> MaskSource:
-    """Refuse what can never give a map.
-
-    Raises:
-        TypeError: If ``source`` is neither None, a callable, a tensor nor an array.
-    """
+    """The source itself; raises a TypeError if it is neither None, a callable, a tensor nor an array."""
     if source is not None and not callable(source) and not isinstance(source, (Tensor, np.ndarray)):
         raise TypeError(
-            f"{name} must be a callable (images, labels) -> map or (images) -> map, or a map itself (torch.Tensor or NumPy "
-            f"array), got {type(source).__name__}."
+            f"{name} must be a callable (images, labels) -> map or (images) -> map, or a map itself, got {source!r}."
         )
     return source
 
@@ -34,10 +29,7 @@ def check_mask_source(source: MaskSource, name: str = "mask_fn") -> MaskSource:
 def compute_mask(source: MaskSource, images: Tensor, labels: Tensor | None, *, keyword: str = "mask") -> SalienceMap:
     """The map of a batch, not yet checked, from a callable of (images, labels) or (images), or the map itself.
 
-    ``keyword`` is the name under which a call brings its own.
-
-    Raises:
-        ValueError: If there is no source.
+    Raises a ValueError if there is no source; ``keyword`` is the name under which a call brings its own.
     """
     if source is None:
         raise ValueError(f"No salience map: give mask_fn (a callable or a map), or {keyword}=... with the call.")
@@ -46,34 +38,29 @@ def compute_mask(source: MaskSource, images: Tensor, labels: Tensor | None, *, k
     # A copy: what a function does to its images (marks them for a gradient, normalises them in place) is its own affair.
     with torch.inference_mode(False), torch.enable_grad():
         given = images.detach().clone()
-        by_name = {"labels": labels} if _accepts_labels_by_keyword(source) else {}
-        return source(given, labels) if _accepts_labels_by_position(source) else source(given, **by_name)
+        kind = _labels_parameter(source)
+        if kind is inspect.Parameter.KEYWORD_ONLY:
+            return source(given, labels=labels)
+        return source(given) if kind is None else source(given, labels)
 
 
 def accepts_labels(source: MaskSource) -> bool:
     """Whether a mask function is given labels, on which its maps may depend."""
-    return callable(source) and (_accepts_labels_by_position(source) or _accepts_labels_by_keyword(source))
+    return callable(source) and _labels_parameter(source) is not None
 
 
-def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter] | None:
-    """A function's parameters, None where it does not say (a builtin)."""
+def _labels_parameter(function: Callable[..., Any]) -> Any:
+    """The kind of a function's parameter for the labels; None if it takes (images) alone."""
     try:
         # A network's own signature is (*args, **kwargs); its forward says what it takes.
         named = function.forward if isinstance(function, nn.Module) else function
-        return list(inspect.signature(named).parameters.values())
+        parameters = list(inspect.signature(named).parameters.values())
     except (TypeError, ValueError):
-        return None
-
-
-def _accepts_labels_by_keyword(function: Callable[..., Any]) -> bool:
-    return any(p.kind is p.KEYWORD_ONLY and p.name == "labels" for p in _parameters(function) or ())
-
-
-def _accepts_labels_by_position(function: Callable[..., Any]) -> bool:
-    """Whether a mask function takes (images, labels) and not images alone."""
-    parameters = _parameters(function)
-    if parameters is None or any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return True
-    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    # A second parameter that has a default and is not the labels is an option of the function (threshold=0.5).
-    return len(positional) >= 2 and (positional[1].default is inspect.Parameter.empty or positional[1].name in _LABELS)
+        return inspect.Parameter.VAR_POSITIONAL  # a builtin does not say
+    for i, p in enumerate(parameters):
+        if p.kind is p.VAR_POSITIONAL or (p.kind is p.KEYWORD_ONLY and p.name == "labels"):
+            return p.kind
+        # A second parameter that has a default and is not the labels is an option of the function (threshold=0.5).
+        if i == 1 and p.kind <= p.POSITIONAL_OR_KEYWORD and (p.default is p.empty or p.name in _LABELS):
+            return p.kind
+    return None

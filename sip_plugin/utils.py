@@ -6,7 +6,8 @@ import os
 import random
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,7 @@ import torch
 def atomic_write(path: str | os.PathLike[str], *, sync: bool = False) -> Iterator[Path]:
     """Give the name of a file to write, which takes the place of ``path`` at the end, and is removed if the block raises.
 
-    Args:
-        path: The file to be written; its folder is made if need be.
-        sync: Whether the file also survives a power cut.
+    Its folder is made if need be. With ``sync`` the file also survives a power cut.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,28 +49,17 @@ def isolated_rng(device: torch.device | None = None) -> Iterator[None]:
 
 
 def progress_bar(show: bool, **options: Any) -> Any:
-    """A bar of ``tqdm``, which is silent if ``show`` is False.
-
-    Raises:
-        ImportError: If a bar is wanted and tqdm is not installed.
-    """
-    try:
-        from tqdm.auto import tqdm
-    except ModuleNotFoundError:
-        if show:
-            raise ImportError("A progress bar needs tqdm: pip install tqdm, or pass progress=False.") from None
+    """A bar of ``tqdm``, silent if ``show`` is False or tqdm is not installed."""
+    if not show or find_spec("tqdm") is None:
         return _NoBar()
-    return tqdm(disable=not show, **options)
+    from tqdm.auto import tqdm
+
+    return tqdm(**options)
 
 
-class _NoBar:
-    """What stands in for a bar where tqdm is not installed."""
-
-    def __enter__(self) -> _NoBar:
+class _NoBar(nullcontext[Any]):
+    def __enter__(self) -> Any:
         return self
-
-    def __exit__(self, *exception: object) -> None:
-        pass
 
     def __getattr__(self, name: str) -> Any:
         return lambda *args, **kwargs: None

@@ -45,8 +45,6 @@ class SIPWrapper(ABC):  # noqa: B024  (abstract only so that adapters can regist
 
     def __new__(cls, attack: Any, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> Any:
         """The wrapped attack, an instance of the adapter's class."""
-        if isinstance(attack, type):
-            raise TypeError(f"attack must be an attack object, got the class {attack.__name__}. {_SUPPORTED}")
         return _adapter(attack)(attack, mask_fn, one_by_one=one_by_one)
 
 
@@ -57,16 +55,16 @@ def _adapter(attack: Any) -> type[SalienceAttack]:
     if isinstance(attack, SalienceAttack):
         raise TypeError("The attack is wrapped already. Combine the maps (logical or) and wrap the bare attack once.")
     # By the names of the classes' modules, so that no library is imported that the caller has not imported.
-    libraries = {".".join(kind.__module__.split(".")[:2]) for kind in type(attack).__mro__}
-    if any(name.partition(".")[0] == "torchattacks" for name in libraries):
+    modules = [kind.__module__ for kind in type(attack).__mro__]
+    if any(name.split(".")[0] == "torchattacks" for name in modules):
         from sip_plugin.adapters.torchattacks import SalienceTorchAttack
 
         return SalienceTorchAttack
-    if "art.attacks" in libraries:
+    if any(name.startswith("art.attacks.") for name in modules):
         from sip_plugin.adapters.art import SalienceArtAttack
 
         return SalienceArtAttack
-    if "foolbox.attacks" in libraries:
+    if any(name.startswith("foolbox.attacks.") for name in modules):
         from sip_plugin.adapters.foolbox import adapter_of
 
         return adapter_of(attack)
@@ -76,6 +74,5 @@ def _adapter(attack: Any) -> type[SalienceAttack]:
         from sip_plugin.adapters.generic import SalienceCallable
 
         return SalienceCallable
-    raise TypeError(
-        f"Cannot wrap an object of type {type(attack).__module__}.{type(attack).__qualname__}. {_SUPPORTED}"
-    )
+    what = f"the class {attack.__qualname__}" if isinstance(attack, type) else f"an object of {type(attack)}"
+    raise TypeError(f"Cannot wrap {what}. {_SUPPORTED}")

@@ -145,10 +145,3 @@ def test_two_threads_evaluate_one_network_until_both_are_done(network):
     thread.join(10)
     assert modes == [False]
     assert all(module.training for module in network.modules())
-
-
-def test_a_network_that_is_not_initialised_yet_is_no_trouble():
-    lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d()).train()
-    with preserve_model_state(lazy), eval_mode(lazy):
-        assert not lazy.training
-    assert all(module.training for module in lazy.modules())

@@ -6,7 +6,6 @@ import pickle
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 import torchattacks
@@ -55,7 +54,6 @@ def test_without_any_map_the_call_says_where_to_give_one(network, images, labels
         (torch.full((16, 16), math.nan), ValueError, "NaN"),
         (torch.full((16, 16), 2), ValueError, "0 and 1"),
         ([[0, 1]], TypeError, "list"),
-        (np.array([["a"]]), TypeError, "NumPy"),
     ],
 )
 @pytest.mark.parametrize("through", ["mask_fn", "mask"])
@@ -75,9 +73,9 @@ def test_a_bad_map_is_a_clear_error_and_leaves_the_attack_usable(mask, kind, say
     [
         (lambda x, y: (x * 255, y), ValueError, r"\[0, 1\]"),
         (lambda x, y: (x - 1, y), ValueError, r"\[0, 1\]"),
-        (lambda x, y: (x * math.nan, y), ValueError, "NaN"),
+        (lambda x, y: (x * math.nan, y), ValueError, "finite"),
         (lambda x, y: (x[0], y), ValueError, "four dimensions"),
-        (lambda x, y: (x[:0], y[:0]), ValueError, "empty"),
+        (lambda x, y: (x[:0], y[:0]), ValueError, "at least one"),
         (lambda x, y: ((x * 255).byte(), y), TypeError, "floating point"),
         (lambda x, y: (x.numpy(), y), TypeError, "torch.Tensor"),
         (lambda x, y: (x, y[:5]), ValueError, "one class index per image"),

@@ -77,13 +77,7 @@ class Method:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up a state that ``state_dict`` gave.
-
-        Raises:
-            ValueError: If there is one, and the method has none.
-        """
-        if state:
-            raise ValueError(f"{self!r} has no state, but was given one with {', '.join(map(repr, state))}.")
+        """Take up a state that ``state_dict`` gave."""
 
     def __repr__(self) -> str:
         given = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sip_plugin.cam import CAM, KINDS, class_activation_maps
-from sip_plugin.checks import check_eps, check_logits
+from sip_plugin.checks import check_eps, check_int, check_logits
 from sip_plugin.constraint import FeasibleSet
 from sip_plugin.training.method import Method
 from sip_plugin.training.schedule import TrainingProgress
@@ -45,7 +44,19 @@ class SIPAT(Method):
     needs_salience = True
 
 
-class TRADES(Method):
+class _KLMethod(Method):
+    """A loss with a KL term of the weight ``beta``, and a search from ``x + 0.001·N(0, 1)``."""
+
+    def __init__(self, beta: float = 6.0) -> None:
+        self.beta = check_eps(beta, "L2", name="beta")
+
+    def start(self, feasible: FeasibleSet) -> Tensor:
+        """A normally distributed step of about 0.001 per element, inside the set: salient elements stay."""
+        images = feasible.images
+        return feasible.project(images.add(torch.randn_like(images), alpha=0.001))
+
+
+class TRADES(_KLMethod):
     """The trade-off of accuracy and robustness (Zhang et al. 2019, eq. 5): ``CE(f(x), y) + β·KL(f(x) ‖ f(x'))``.
 
     The search maximises the KL term from ``x + 0.001·N(0, 1)``; the distribution at ``x`` is computed once, where the
@@ -55,40 +66,32 @@ class TRADES(Method):
         beta: Weight of the KL term (``1/λ`` in the paper).
 
     Raises:
-        TypeError: If ``beta`` is not a number.
-        ValueError: If it is negative or not finite.
+        ValueError: If ``beta`` is negative or not finite.
     """
 
     name = "trades"
     needs_random_start = True  # at the image itself the gradient of the KL term is zero
 
-    def __init__(self, beta: float = 6.0) -> None:
-        self.beta = check_nonnegative(beta, "beta")
-
-    def start(self, feasible: FeasibleSet) -> Tensor:
-        """A normally distributed step of about 0.001 per element."""
-        return gaussian_start(feasible)
-
     def target(self, network: Callable[[Tensor], Any], images: Tensor, labels: Tensor) -> Tensor:
         """The logarithms of the probabilities at the clean images."""
-        return F.log_softmax(float_logits(network(images), len(images)), 1)
+        return F.log_softmax(_float_logits(network(images), labels), 1)
 
     def objective(self, target: Tensor) -> Callable[[Any], Tensor]:
         """The KL divergence from the clean distribution, summed."""
         return lambda logits: F.kl_div(
-            F.log_softmax(float_logits(logits, len(target)), 1), target, reduction="sum", log_target=True
+            F.log_softmax(_float_logits(logits, target), 1), target, reduction="sum", log_target=True
         )
 
     def loss(self, network: Callable[[Tensor], Any], images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
         """Both terms have a gradient through the clean images' pass, as in the public code."""
-        clean, attacked = float_logits(network(images), len(labels)), float_logits(network(adversarial), len(labels))
+        clean, attacked = (_float_logits(network(x), labels) for x in (images, adversarial))
         divergence = F.kl_div(
             F.log_softmax(attacked, 1), F.log_softmax(clean, 1), reduction="batchmean", log_target=True
         )
         return F.cross_entropy(clean, labels) + self.beta * divergence
 
 
-class MART(Method):
+class MART(_KLMethod):
     """Misclassification-aware adversarial training (Wang et al. 2020, eq. 11).
 
     ``BCE(x') + β·mean(KL(f(x) ‖ f(x'))·(1 − p_y(x)))`` with ``BCE = −log p_y(x') − log(1 − max_{k≠y} p_k(x'))`` and the
@@ -98,22 +101,14 @@ class MART(Method):
         beta: Weight of the KL term (λ in the paper).
 
     Raises:
-        TypeError: If ``beta`` is not a number.
-        ValueError: If it is negative or not finite.
+        ValueError: If ``beta`` is negative or not finite.
     """
 
     name = "mart"
 
-    def __init__(self, beta: float = 6.0) -> None:
-        self.beta = check_nonnegative(beta, "beta")
-
-    def start(self, feasible: FeasibleSet) -> Tensor:
-        """A normally distributed step of about 0.001 per element."""
-        return gaussian_start(feasible)
-
     def loss(self, network: Callable[[Tensor], Any], images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
         """Images that the network gets wrong anyway count more in the KL term."""
-        clean, attacked = float_logits(network(images), len(labels)), float_logits(network(adversarial), len(labels))
+        clean, attacked = (_float_logits(network(x), labels) for x in (images, adversarial))
         p_clean, p_attacked = F.softmax(clean, 1), F.softmax(attacked, 1)
         of_label = labels[:, None]
         runner_up = p_attacked.scatter(1, of_label, 0).max(1).values
@@ -121,6 +116,12 @@ class MART(Method):
         divergence = F.kl_div(torch.log(p_attacked + 1e-12), p_clean, reduction="none").sum(1)
         doubt = 1.0000001 - p_clean.gather(1, of_label).squeeze(1)
         return boosted + self.beta * (divergence * doubt).mean()
+
+
+def _float_logits(output: Any, rows: Tensor) -> Tensor:
+    """Logits in at least float32 (autocast leaves the softmax of a CPU in bfloat16), one for each of ``rows``."""
+    logits = check_logits(output, len(rows))
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 class FAT(Method):
@@ -137,8 +138,7 @@ class FAT(Method):
         random_start: Start uniformly in the budget, not at the image.
 
     Raises:
-        TypeError: If ``tau`` is not an integer or ``omega`` not a number.
-        ValueError: If one of them is negative.
+        ValueError: If ``tau`` is not an integer, or a number is negative.
     """
 
     name = "fat"
@@ -146,12 +146,8 @@ class FAT(Method):
     fixed_length = False
 
     def __init__(self, tau: int | None = None, omega: float = 0.001, random_start: bool = True) -> None:
-        if tau is not None and (isinstance(tau, bool) or not isinstance(tau, numbers.Integral)):
-            raise TypeError(f"tau must be an integer, or None for the schedule, got {tau!r}.")
-        if tau is not None and tau < 0:
-            raise ValueError(f"tau must not be negative, got {tau}.")
-        self.tau = None if tau is None else int(tau)
-        self.omega = check_nonnegative(omega, "omega")
+        self.tau = None if tau is None else check_int(tau, "tau", 0)
+        self.omega = check_eps(omega, "L2", name="omega")
         self.random_start = random_start
 
     @property
@@ -188,7 +184,6 @@ class PART(Method):
         layer: Name of the module whose output the maps are made from; None for the last convolution stage.
 
     Raises:
-        TypeError: If ``eps_low`` or ``warmup`` is not a number.
         ValueError: If ``cam`` is unknown or a number is out of range.
     """
 
@@ -201,10 +196,10 @@ class PART(Method):
         if cam not in KINDS:
             raise ValueError(f"cam must be one of {', '.join(map(repr, KINDS))}, got {cam!r}.")
         self.cam: CAM = cam
-        self.eps_low = check_nonnegative(eps_low, "eps_low")
-        self.warmup = check_nonnegative(warmup, "warmup")
-        if self.warmup > 1:
+        self.eps_low = check_eps(eps_low, "L2", name="eps_low")
+        if not 0 <= warmup <= 1:
             raise ValueError(f"warmup is a share of the epochs, from 0 to 1, got {warmup!r}.")
+        self.warmup = float(warmup)
         self.layer = layer
 
     def budget(self, network: nn.Module, images: Tensor, eps: float, progress: TrainingProgress) -> Tensor | None:
@@ -225,30 +220,10 @@ def as_method(method: str | Method) -> Method:
     """A method object from its name, or itself.
 
     Raises:
-        TypeError: If it is neither.
         ValueError: If the name is unknown.
     """
     if isinstance(method, Method):
         return method
-    if not isinstance(method, str):
-        raise TypeError(f"method must be a name or a Method object, got {method!r}. Names: {', '.join(METHODS)}.")
     if method not in METHODS:
-        raise ValueError(f"Unknown training method {method!r}. Known: {', '.join(METHODS)}.")
+        raise ValueError(f"method must be a Method object or one of {', '.join(METHODS)}, got {method!r}.")
     return METHODS[method]()
-
-
-def gaussian_start(feasible: FeasibleSet) -> Tensor:
-    """A point beside the images, inside the set: salient elements stay."""
-    images = feasible.images
-    return feasible.project(images.add(torch.randn_like(images), alpha=0.001))
-
-
-def float_logits(output: Any, rows: int) -> Tensor:
-    """Logits in at least float32: autocast leaves the softmax of a CPU in bfloat16."""
-    logits = check_logits(output, rows)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def check_nonnegative(value: Any, name: str) -> float:
-    """A finite number from 0. Raises as :func:`check_eps` does."""
-    return check_eps(value, "L2", name=name)

@@ -21,9 +21,8 @@ class ForwardRecorder:
     def __call__(self, images: Tensor) -> Any:
         """The network's output."""
         output = self._network(images)
-        for name, inputs in self._inputs.items():
-            if images is inputs and isinstance(output, Tensor) and output.dim() == 2:
-                self._outputs[name] = output.detach()
+        if isinstance(output, Tensor) and output.dim() == 2:
+            self._outputs |= {name: output.detach() for name, inputs in self._inputs.items() if images is inputs}
         return output
 
     @torch.no_grad()

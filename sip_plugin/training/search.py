@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import types
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,27 +14,13 @@ from sip_plugin.checks import check_logits
 from sip_plugin.constraint import FeasibleSet
 
 Objective = Callable[[Any], Tensor]
-_numbers = itertools.count()
 Step = Callable[..., Tensor]
 """What :func:`ascent_step` is, also compiled."""
-
-
-class SearchResult(NamedTuple):
-    """What a search found, and what it cost."""
-
-    images: Tensor
-    """The last points, ``(N, C, H, W)``, without a graph."""
-    passes: int
-    """Forward passes, counted in images."""
+_numbers = itertools.count()
 
 
 class EarlyStop:
-    """Which images a search is done with: those misclassified once more than ``patience`` allows (FAT, Algorithm 1).
-
-    Args:
-        labels: Class indices ``(N,)``.
-        patience: Misclassifications after which an image still goes on (τ).
-    """
+    """Which images a search is done with: those misclassified more often than ``patience`` (FAT's τ) allows."""
 
     def __init__(self, labels: Tensor, patience: int) -> None:
         self._labels = labels
@@ -99,7 +85,7 @@ def projected_ascent(
     noise: float = 0.0,
     stop: EarlyStop | None = None,
     step: Step | None = None,
-) -> SearchResult:
+) -> tuple[Tensor, int]:
     """Projected gradient ascent from ``start``: one forward and one backward pass to the input per step.
 
     Parameters get no gradient, and ``start`` is not written to.
@@ -116,43 +102,34 @@ def projected_ascent(
         noise: Standard deviation of the normal noise that is added to each step before the projection.
         stop: Which images are done before the last step. They leave the batch; the result has them in their place.
         step: A compiled step, in place of the one written out here; not together with ``stop``, whose batches change.
+
+    Returns:
+        The last points ``(N, C, H, W)``, without a graph, and the number of forward passes, counted in images.
     """
     point, passes = start.detach(), 0
     if step is not None:
         size = point.new_full((), alpha)  # as a number it would be part of the graph, and a schedule compile many
         for _ in range(steps):
             point = step(network, objective, target, point, feasible, size, noise)
-        return SearchResult(point.clone() if not steps else point, steps * len(point))
-    result, places = point, None  # once an image is done: all images, and where in it the rows of ``point`` belong
+        return point, steps * len(point)
+    result, places = point.clone(), torch.arange(len(point), device=point.device)  # where the rows of ``point`` belong
     for _ in range(steps):
         point.requires_grad_()
         with torch.enable_grad():
             output = network(point)
         passes += len(point)
-        running = stop.running(output) if stop is not None else None
+        running = None if stop is None else stop.running(output)
         if running is not None:
-            result, places = _put(result, places, point.detach()), _part(places, running)
+            result.index_copy_(0, places, point.detach())
+            places = places[running]
             if not len(running):
-                return SearchResult(result, passes)
+                return result, passes
         with torch.enable_grad():
             value = objective(target)(output)
         (gradient,) = torch.autograd.grad(value, point)
         point = point.detach()
         if running is not None:
-            point, gradient, target, feasible = (
-                point[running],
-                gradient[running],
-                target[running],
-                feasible.rows(running),
-            )
+            point, gradient, target = point[running], gradient[running], target[running]
+            feasible = feasible.rows(running)
         point = feasible.ascend(point, gradient, alpha, noise)
-    return SearchResult(_put(result, places, point), passes)
-
-
-def _put(result: Tensor, places: Tensor | None, point: Tensor) -> Tensor:
-    """All images, with those of ``point`` in their places."""
-    return point.clone() if places is None else result.index_copy_(0, places, point)
-
-
-def _part(places: Tensor | None, running: Tensor) -> Tensor:
-    return running if places is None else places[running]
+    return result.index_copy_(0, places, point), passes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import warnings
 from collections.abc import Callable
 from typing import Any, get_args
@@ -20,11 +19,10 @@ from sip_plugin.training.external_attack import ExternalAttack
 from sip_plugin.training.method import Method
 from sip_plugin.training.methods import as_method
 from sip_plugin.training.metrics import ForwardRecorder
-from sip_plugin.training.rng import restore_rng_state, rng_state
-from sip_plugin.training.schedule import TrainingProgress, resolve
-from sip_plugin.training.search import EarlyStop, SearchResult, Step, compiled_step, projected_ascent
+from sip_plugin.training.schedule import TrainingProgress
+from sip_plugin.training.search import EarlyStop, Step, compiled_step, projected_ascent
 
-_SEARCH = {"eps": 8 / 255, "alpha": 2 / 255, "steps": 10, "norm": "Linf", "random_start": True}
+_SEARCH = {"eps": 8 / 255, "alpha": 2 / 255, "steps": 10, "norm": "Linf", "random_start": True, "compile": False}
 
 
 class AdversarialTrainer:
@@ -38,19 +36,18 @@ class AdversarialTrainer:
         model: The network in training, images to logits ``(N, classes)``.
         method: ``"standard"``, ``"madry"``, ``"trades"``, ``"fat"``, ``"part"``, ``"mart"`` or ``"sip-at"``, or a
             :class:`~sip_plugin.training.Method` object with parameters of its own.
-        salience: Where maps come from: a callable ``(images, labels) -> map`` or ``(images) -> map``, or a map itself. A
-            call may bring its own instead (``mask=``). It works with every method. Values between 0 and 1 are legal here:
-            the budget is ``ε·(1 − M)``.
+        salience: A callable ``(images, labels) -> map`` or ``(images) -> map``, or a map itself, for every method; a call
+            may bring its own (``mask=``). Values between 0 and 1 are legal here: the budget is ``ε·(1 − M)``.
         eps: Radius of the ball, in units of images in ``[0, 1]``.
         alpha: Step size.
         steps: Steps of the search (K).
         norm: ``"Linf"`` or ``"L2"``; the defaults of ``eps`` and ``alpha`` are L∞'s.
         random_start: Start the search where the method says, not at the image.
-        attack: An attack in the place of the search, with settings of its own: called as ``attack(images, labels)``
-            (torchattacks) or by ART's ``generate``, bare or wrapped in ``SIPWrapper``. Without ``salience`` a wrapped one
-            uses its own maps. Give it the network itself, not DistributedDataParallel.
+        attack: An attack in the place of the search, with settings of its own: called as ``attack(images, labels)`` or by
+            ART's ``generate``, bare or wrapped in ``SIPWrapper``. Without ``salience`` a wrapped one uses its own maps. Give
+            it the network itself, not DistributedDataParallel.
         compile: Compile the search's step (forward, backward to the images, projection) as one graph, on CUDA with CUDA
-            graphs. Takes some seconds at the first call, and for each new shape of a batch. The network must be one that
+            graphs; takes some seconds for each shape of a batch. The network must be one that
             ``torch.compile(..., fullgraph=True)`` takes; not for FAT, whose batches shrink. Results differ by rounding.
 
     ``eps``, ``alpha`` and ``steps`` may also be callables of the epoch that :meth:`set_epoch` was told.
@@ -62,7 +59,6 @@ class AdversarialTrainer:
             used) if there was a built-in search; ``salient`` (share of salient elements) if there was a map.
 
     Raises:
-        TypeError: If an argument is of the wrong type.
         ValueError: If a method is unknown, a number is out of range, or two settings exclude each other.
 
     Example:
@@ -85,8 +81,6 @@ class AdversarialTrainer:
         attack: Any = None,
         compile: bool = False,
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}.")
         if norm not in get_args(Norm):
             raise ValueError(f'norm must be "Linf" or "L2", got {norm!r}.')
         self.model = model
@@ -99,27 +93,32 @@ class AdversarialTrainer:
         self.random_start = random_start
         self.attack = None if attack is None else ExternalAttack(attack, self.method)
         self.compile = bool(compile)
-        self._steps: dict[torch.device, Step] = {}
         self.metrics: dict[str, Tensor] = {}
         self.epoch = 0
         self.epochs: int | None = None
-        self._check_together()
+        self._step: Step | None = None
+        if self.attack is not None:
+            if salience is not None or self.method.needs_salience:
+                self.attack.check_keeps_salience()
+            changed = [name for name, default in _SEARCH.items() if getattr(self, name) != default]
+            if changed:
+                raise ValueError(f"{', '.join(changed)}: a setting of the built-in search; set it on the attack=.")
+        elif self.compile and not self.method.fixed_length:
+            raise ValueError(f"compile=True does not go with {self.method.name!r}, whose batches change their length.")
+        elif self.method.needs_random_start and not random_start:
+            raise ValueError(f"{self.method.name!r} needs random_start=True: at the image itself it has no gradient.")
 
     def __call__(self, images: Tensor, labels: Tensor, mask: SalienceMap | None = None) -> Tensor:
-        """The loss of a batch, with its graph.
+        """The loss of a batch, a scalar with its graph.
 
         Args:
             images: ``(N, C, H, W)`` in ``[0, 1]``.
             labels: Class indices ``(N,)``.
             mask: The batch's salience map, in place of ``salience``.
 
-        Returns:
-            A scalar.
-
         Raises:
             TypeError: If ``images``, ``labels`` or the map are of the wrong type.
-            ValueError: If their shapes or values do not fit, the method needs a map and there is none, or it has a schedule
-                and :meth:`set_epoch` was not told the number of epochs.
+            ValueError: If their shapes or values do not fit, a map is missing, or a schedule's number of epochs.
         """
         check_images(images)
         labels = check_labels(labels, images)
@@ -143,14 +142,11 @@ class AdversarialTrainer:
         """Say which epoch begins (from 0), and of how many: drives the schedules of method and settings.
 
         Raises:
-            TypeError: If one of them is no integer.
-            ValueError: If ``epoch`` is negative or not below the number of epochs, this or an earlier call's.
+            ValueError: If ``epoch`` is no integer from 0 below the number of epochs, this or an earlier call's.
         """
-        for name, value in {"epoch": epoch, "epochs": epochs}.items():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
-                raise TypeError(f"{name} must be an integer, got {value!r}.")
-        epoch, total = int(epoch), self.epochs if epochs is None else int(epochs)
-        if epoch < 0 or (total is not None and epoch >= total):
+        epoch = check_int(epoch, "epoch", 0)
+        total = self.epochs if epochs is None else check_int(epochs, "epochs", 1)
+        if total is not None and epoch >= total:
             raise ValueError(f"epoch counts from 0 to epochs - 1, got epoch={epoch}, epochs={total}.")
         self.epoch, self.epochs = epoch, total
 
@@ -164,7 +160,10 @@ class AdversarialTrainer:
             "epoch": self.epoch,
             "epochs": self.epochs,
             "method": {"name": self.method.name, "settings": repr(self.method), "state": self.method.state_dict()},
-            "rng": rng_state(self.model),
+            "rng": {
+                "cpu": torch.get_rng_state(),
+                "cuda": [torch.cuda.get_rng_state(device) for device in self._cuda_devices()],
+            },
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -173,47 +172,45 @@ class AdversarialTrainer:
         Load it last, right before the loop goes on: what is drawn in between an uninterrupted run would not have drawn.
 
         Raises:
-            ValueError: If it is the state of another method, or no state of a trainer.
+            ValueError: If it is the state of another method.
 
         Warns:
             RuntimeWarning: If the method had other settings: the run goes on with those of this trainer.
         """
-        if not isinstance(state, dict) or not {"epoch", "epochs", "method", "rng"} <= set(state):
+        saved = state["method"]
+        if saved["name"] != self.method.name:
             raise ValueError(
-                f"A state that AdversarialTrainer.state_dict() gave was expected, got {type(state).__name__}."
+                f"The state is of a trainer with the method {saved['name']!r}, this one has {self.method.name!r}."
             )
-        saved = state["method"]["name"]
-        if saved != self.method.name:
-            raise ValueError(f"The state is of a trainer with the method {saved!r}, this one has {self.method.name!r}.")
-        learned = state["method"]["state"]
-        if not learned and state["method"]["settings"] != repr(self.method):
+        if not saved["state"] and saved["settings"] != repr(self.method):
             warnings.warn(
-                f"The state is of {state['method']['settings']}, this trainer has {self.method!r}: the run will not equal "
-                "an uninterrupted one.",
+                f"The state is of {saved['settings']}, this trainer has {self.method!r}: the run will not equal an "
+                "uninterrupted one.",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        self.method.load_state_dict(learned)
+        self.method.load_state_dict(saved["state"])
         self.epoch, self.epochs = state["epoch"], state["epochs"]
-        restore_rng_state(self.model, state["rng"])
+        torch.set_rng_state(state["rng"]["cpu"].cpu())  # a checkpoint may have been loaded onto another device
+        for device, rng_state in zip(self._cuda_devices(), state["rng"]["cuda"], strict=False):
+            torch.cuda.set_rng_state(rng_state.cpu(), device)
+
+    def _cuda_devices(self) -> list[torch.device]:
+        devices = {parameter.device for parameter in self.model.parameters() if parameter.is_cuda}
+        return sorted(devices, key=lambda device: device.index)
 
     def __repr__(self) -> str:
         source = self.salience
         shown = f"map of shape {tuple(source.shape)}" if isinstance(source, (Tensor, np.ndarray)) else repr(source)
-        if self.attack is not None:
-            settings = [f"attack={self.attack!r}"]
-        else:
+        settings = [f"attack={self.attack!r}"]
+        if self.attack is None:
             sizes = {"eps": self.eps, "alpha": self.alpha, "steps": self.steps}
-            settings = [
-                f"{name}={value!r}" if callable(value) else f"{name}={value:.4g}" for name, value in sizes.items()
-            ]
+            settings = [f"{name}={size!r}" if callable(size) else f"{name}={size:.4g}" for name, size in sizes.items()]
             settings += [f"norm={self.norm!r}", f"random_start={self.random_start}"]
             settings += ["compile=True"] * self.compile
         return (
             f"AdversarialTrainer({type(self.model).__name__}, {self.method!r}, salience={shown}, {', '.join(settings)})"
         )
-
-    # --- the adversarial images ---
 
     def _search(self, images: Tensor, labels: Tensor, mask: SalienceMap | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The images to train on, and what there is to tell about how they were found."""
@@ -238,36 +235,6 @@ class AdversarialTrainer:
             torch.clear_autocast_cache()
         return adversarial, search_metrics
 
-    def _ascend(self, network: nn.Module, images: Tensor, labels: Tensor, salience: Tensor | None) -> SearchResult:
-        method, progress = self.method, TrainingProgress(self.epoch, self.epochs)
-        eps = check_eps(resolve(self.eps, self.epoch), self.norm)
-        budget = elementwise_budget(images, eps, salience)
-        own = method.budget(network, images, eps, progress)
-        feasible = feasible_set(images, budget if own is None else torch.minimum(budget, own), self.norm)
-        patience = method.patience(progress)
-        if self.compile and not isinstance(network, FabricForward):
-            network = unwrap_model(network)  # the step is compiled with the network in it, once
-        return projected_ascent(
-            network,
-            method.objective,
-            method.target(network, images, labels),
-            method.start(feasible) if self.random_start else images,
-            feasible,
-            alpha=check_eps(resolve(self.alpha, self.epoch), self.norm, name="alpha"),
-            steps=check_int(resolve(self.steps, self.epoch), "steps", 0),
-            noise=method.step_noise,
-            stop=None if patience is None else EarlyStop(labels, patience),
-            step=self._step(images.device) if self.compile else None,
-        )
-
-    def _step(self, device: torch.device) -> Step:
-        if device not in self._steps:
-            self._steps[device] = compiled_step(device)
-        return self._steps[device]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_steps": {}}  # compiled code is of this process
-
     def _map(self, images: Tensor, labels: Tensor, mask: SalienceMap | None) -> Tensor | None:
         source = self.salience if mask is None else mask
         if source is not None:
@@ -281,21 +248,33 @@ class AdversarialTrainer:
             )
         return None  # an attack that a map is needed of is a wrapped one, which has its own
 
-    def _check_together(self) -> None:
-        if self.compile and (self.attack is not None or not self.method.fixed_length):
-            what = "attack=" if self.attack is not None else f"{self.method.name!r}, whose batches change their length"
-            raise ValueError(f"compile=True compiles the built-in search's step, which does not go with {what}.")
-        if self.attack is None:
-            if self.method.needs_random_start and not self.random_start:
-                raise ValueError(
-                    f"{self.method.name!r} needs random_start=True: at the image itself its objective has no gradient."
-                )
-            return
-        if self.salience is not None:
-            self.attack.check_keeps_salience("salience=")
-        changed = [name for name, default in _SEARCH.items() if getattr(self, name) != default]
-        if changed:
-            raise ValueError(
-                f"{', '.join(changed)} is a setting of the built-in search, but attack={self.attack!r} takes its place. "
-                "Set it on the attack."
-            )
+    def _ascend(
+        self, network: nn.Module, images: Tensor, labels: Tensor, salience: Tensor | None
+    ) -> tuple[Tensor, int]:
+        method, progress = self.method, TrainingProgress(self.epoch, self.epochs)
+        eps, alpha, steps = (
+            setting(self.epoch) if callable(setting) else setting for setting in (self.eps, self.alpha, self.steps)
+        )
+        eps = check_eps(eps, self.norm)
+        budget = elementwise_budget(images, eps, salience)
+        own = method.budget(network, images, eps, progress)
+        feasible = feasible_set(images, budget if own is None else torch.minimum(budget, own), self.norm)
+        patience, step = method.patience(progress), None
+        if self.compile:  # the step, with the network in it, once
+            network = network if isinstance(network, FabricForward) else unwrap_model(network)
+            step = self._step = self._step or compiled_step(images.device)
+        return projected_ascent(
+            network,
+            method.objective,
+            method.target(network, images, labels),
+            method.start(feasible) if self.random_start else images,
+            feasible,
+            alpha=check_eps(alpha, self.norm, name="alpha"),
+            steps=check_int(steps, "steps", 0),
+            noise=method.step_noise,
+            stop=None if patience is None else EarlyStop(labels, patience),
+            step=step,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_step": None}  # compiled code is of this process

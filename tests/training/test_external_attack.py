@@ -135,35 +135,24 @@ def test_weights_cast_in_an_attack_without_a_graph_are_cast_again_for_the_loss(n
 
 
 @pytest.mark.parametrize(
-    ("method", "arguments", "kind", "says"),
+    ("method", "arguments", "says"),
     [
-        ("standard", {}, ValueError, "no search"),
-        ("fat", {}, ValueError, "part of the method"),
-        ("part", {}, ValueError, "part of the method"),
-        ("sip-at", {}, ValueError, r"SIPWrapper\(PGD"),
-        ("madry", {"salience": torch.ones(16, 16)}, ValueError, "SIPWrapper"),
-        ("madry", {"eps": 0.3, "steps": 7}, ValueError, "eps, steps"),
-        ("madry", {"attack": "pgd"}, TypeError, "attack"),
-        ("madry", {"attack": torchattacks.PGD}, TypeError, "PGD"),
+        ("standard", {}, "no search"),
+        ("fat", {}, "part of the method"),
+        ("part", {}, "part of the method"),
+        ("sip-at", {}, r"SIPWrapper\(PGD"),
+        ("madry", {"salience": torch.ones(16, 16)}, "SIPWrapper"),
+        ("madry", {"eps": 0.3, "steps": 7}, "eps, steps"),
     ],
 )
-def test_what_does_not_go_together_is_refused_at_once(method, arguments, kind, says, network):
-    with pytest.raises(kind, match=says):
+def test_what_does_not_go_together_is_refused_at_once(method, arguments, says, network):
+    with pytest.raises(ValueError, match=says):
         AdversarialTrainer(network, method, **{"attack": pgd(network), **arguments})
 
 
 def test_a_map_with_the_call_is_refused_by_a_bare_attack(network, images, labels, salience):
     with pytest.raises(ValueError, match="SIPWrapper"):
         AdversarialTrainer(network, "madry", attack=pgd(network))(images, labels, salience)
-
-
-def test_images_of_another_range_or_shape_are_refused(network, images, labels):
-    classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (3, 16, 16), 10, clip_values=(0, 255))
-    with pytest.raises(ValueError, match="clip_values"):
-        AdversarialTrainer(network, "madry", attack=ProjectedGradientDescent(classifier, verbose=False))
-    for wrong in (lambda x, y: x[:3], lambda x, y: None, lambda x, y: x.numpy()):
-        with pytest.raises(RuntimeError, match="expected"):
-            AdversarialTrainer(network, "madry", attack=wrong)(images, labels)
 
 
 def test_the_repr_shows_the_attack_and_not_the_searchs_settings(network):
@@ -177,6 +166,8 @@ def test_a_targeted_attack_and_images_out_of_range_are_refused(network, images, 
     attack.set_mode_targeted_by_label(quiet=True)
     with pytest.raises(ValueError, match="untargeted"):
         AdversarialTrainer(network, "madry", attack=attack)(images, labels)
-    for wrong in (lambda x, y: x * 5, lambda x, y: x * float("nan")):
-        with pytest.raises(ValueError, match="What function gave must"):
+    for wrong in (lambda x, y: x * 5, lambda x, y: x * float("nan"), lambda x, y: None, lambda x, y: x.numpy()):
+        with pytest.raises((TypeError, ValueError), match="What function gave must"):
             AdversarialTrainer(network, "madry", attack=wrong)(images, labels)
+    with pytest.raises(ValueError, match="logits"):
+        AdversarialTrainer(network, "madry", attack=lambda x, y: x[:3])(images, labels)

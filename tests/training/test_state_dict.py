@@ -78,28 +78,13 @@ def test_another_methods_state_is_refused_and_changes_nothing(network):
     before = torch.get_rng_state()
     with pytest.raises(ValueError, match=r"'madry'.*'trades'"):
         trainer.load_state_dict(state)
-    state = AdversarialTrainer(network, "trades").state_dict()
-    state["method"]["state"] = {"count": 5}
-    with pytest.raises(ValueError, match="no state"):
-        trainer.load_state_dict(state)
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_random_states_of_missing_devices_are_a_warning(network):
-    trainer = AdversarialTrainer(network, "madry")
-    state = trainer.state_dict()
-    state["rng"]["cuda"] = [torch.get_rng_state()]
-    with pytest.warns(RuntimeWarning, match="1 CUDA device"):
-        trainer.load_state_dict(state)
-
-
-def test_other_settings_of_the_method_are_a_warning_and_no_state_an_error(network):
+def test_other_settings_of_the_method_are_a_warning(network):
     state = AdversarialTrainer(network, TRADES(beta=1.0)).state_dict()
     with pytest.warns(RuntimeWarning, match=r"TRADES\(beta=1\.0\)"):
         AdversarialTrainer(network, TRADES(beta=6.0)).load_state_dict(state)
-    for wrong in ({}, None):
-        with pytest.raises(ValueError, match="state_dict"):
-            AdversarialTrainer(network, "trades").load_state_dict(wrong)
 
 
 def test_a_method_without_a_name_has_its_classs(network):
