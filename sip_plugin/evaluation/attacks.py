@@ -22,6 +22,7 @@ An attack is called as ``attack(images, labels)``, ``attack.generate(x=, y=)`` w
 ``attack.run_standard_evaluation(images, labels)``, and returns adversarial images.
 """
 
+Attacks = str | AttackFactory | Mapping[str, AttackFactory | str]
 Verify = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 _OF_ATTACKS = ("model", "estimator", "predict", "eps", "generate", "run_standard_evaluation")  # factories have none
@@ -87,21 +88,24 @@ def callable_attack(name: str, model: nn.Module, factory: AttackFactory, eps: fl
     return Attack(name, find, notes=(masked,) if hasattr(made(eps), "mask_fn") else ())
 
 
-def parse_attacks(attack: str | AttackFactory | Mapping[str, AttackFactory | str]) -> dict[str, AttackFactory | str]:
+def parse_attacks(attack: Attacks) -> dict[str, AttackFactory | str]:
     """The attacks of an evaluation by name.
 
     Raises:
         TypeError: If something is neither ``"autoattack"`` nor a factory, for instance an attack that was made already.
     """
-    named: dict[str, AttackFactory | str] = dict(attack) if isinstance(attack, Mapping) else {_name(attack): attack}
-    for name, factory in named.items():
+    if not isinstance(attack, Mapping):
+        inner = attack.func if isinstance(attack, functools.partial) else attack
+        name = attack if isinstance(attack, str) else getattr(inner, "__name__", type(inner).__name__)
+        attack = {"attack" if name == "<lambda>" else name: attack}
+    for name, factory in attack.items():
         made = not isinstance(factory, type) and any(hasattr(factory, attribute) for attribute in _OF_ATTACKS)
         if factory != "autoattack" and (made or not callable(factory)):
             raise TypeError(
                 f'attack must be "autoattack" or a factory (model, eps) -> attack, got {type(factory).__name__} for '
                 f"{name!r}. Instead of an attack that was made already: lambda model, eps: PGD(model, eps=eps, ...)."
             )
-    return named
+    return dict(attack)
 
 
 def run_batch(
@@ -192,12 +196,3 @@ def _into_ball(adversarial: Tensor, images: Tensor, eps: float, norm: Norm) -> T
         clean = images[outside].double()
         result[outside] = (clean + (result[outside].double() - clean) * scale).to(images.dtype)
     return result
-
-
-def _name(attack: Any) -> str:
-    if isinstance(attack, str):
-        return attack
-    while isinstance(attack, functools.partial):
-        attack = attack.func
-    name: str = getattr(attack, "__name__", type(attack).__name__)
-    return "attack" if name == "<lambda>" else name

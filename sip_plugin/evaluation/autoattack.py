@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sip_plugin.checks import Norm
-from sip_plugin.evaluation.attacks import Attack, AttackFactory, derive_seed
+from sip_plugin.evaluation.attacks import Attack, Attacks, callable_attack, derive_seed, parse_attacks
 from sip_plugin.model_utils import model_device
 
 VERSIONS = {
@@ -52,9 +52,23 @@ def attack_names(version: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-def attack_settings(attacks: Mapping[str, AttackFactory | str], version: str | Sequence[str]) -> dict[str, Any]:
+def make_attacks(
+    attack: Attacks, version: str | Sequence[str], model: nn.Module, norm: Norm, classes: int, eps: float
+) -> list[Attack]:
+    """The attacks of an evaluation; ``eps`` is a radius that they will be run at."""
+    made: list[Attack] = []
+    for name, factory in parse_attacks(attack).items():
+        if isinstance(factory, str):
+            made += autoattack_members(model, version, norm, classes)
+        else:
+            made.append(callable_attack(name, model, factory, eps))
+    return made
+
+
+def attack_settings(attack: Attacks, version: str | Sequence[str]) -> dict[str, Any]:
     """The attacks as the report's settings say them."""
-    names, found = list(attack_names(version)), dict[str, Any](dict.fromkeys(attacks, "factory"))
+    attacks, names = parse_attacks(attack), list(attack_names(version))
+    found: dict[str, Any] = dict.fromkeys(attacks, "factory")
     for name in [name for name, factory in attacks.items() if factory == "autoattack"]:
         package = autoattack_package().__name__
         setting = version if isinstance(version, str) else "custom"

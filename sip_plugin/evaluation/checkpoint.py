@@ -22,8 +22,7 @@ _ROUNDING = 2e-3  # of an image's logits, relatively, between devices; TF32 roun
 class Checkpoint:
     """What is known of one evaluation, in a folder: ``identity.pt``, ``batches/*.pt`` and in the end ``report.pt``.
 
-    Attributes:
-        seconds: What the batches took that earlier runs have finished.
+    ``seconds`` is what the batches took that earlier runs have finished.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -31,31 +30,27 @@ class Checkpoint:
         self.seconds = 0.0
 
     def open(self, settings: Mapping[str, Any], logits: Tensor | None) -> dict[str, Any] | None:
-        """Begin or resume an evaluation; return the fields of its report if it is finished.
+        """Begin or resume the evaluation that ``settings`` describe; return the fields of its report if it is finished.
 
-        Args:
-            settings: What the evaluation is of.
-            logits: Of some images, ``(n, classes)``, on the CPU: networks of equal weights may differ in their code. None
-                if the network is random, so that they say nothing.
+        ``logits`` of some images ``(n, classes)`` tell networks of equal weights apart; None if the network is random.
 
         Raises:
             ValueError: If the folder belongs to another evaluation, or to something else.
         """
         path, now = self.folder / "identity.pt", {"format": _FORMAT, **settings}
+        found = []
         if path.exists():
-            before = _load(path)
-            pairs = {name: (before["settings"].get(name), now.get(name)) for name in {**before["settings"], **now}}
+            before, stored = (_load(path)[name] for name in ("settings", "logits"))
+            pairs = {name: (before.get(name), now.get(name)) for name in {**before, **now}}
             found = [f"{name}: there {there!r}, now {here!r}" for name, (there, here) in pairs.items() if there != here]
-            if not found and not _same_logits(before["logits"], logits):
+            if not found and not _same_logits(stored, logits):
                 found = ["the network has the same weights, but gives other logits"]
-        else:  # hidden files are a system's, or what a process left that was killed while it wrote
-            names = [each.name for each in self.folder.iterdir()] if self.folder.is_dir() else []
-            found = ["it holds other files"] if any(name[0] != "." for name in names) else []
+        elif self.folder.exists() and any(
+            each.name[0] != "." for each in self.folder.iterdir()
+        ):  # hidden: half-written
+            found = ["it holds other files"]
         if found:
-            raise ValueError(
-                f"checkpoint={str(self.folder)!r} belongs to another evaluation ({'; '.join(found)}). Give another folder, "
-                "or the same network, data (in the same order: no shuffling) and settings."
-            )
+            raise ValueError(f"checkpoint={str(self.folder)!r} belongs to another evaluation ({'; '.join(found)}).")
         if not path.exists():
             _save(path, {"settings": now, "logits": logits})
         report = self.folder / "report.pt"
@@ -63,14 +58,13 @@ class Checkpoint:
 
     def batch(self, name: str, rows: Tensor, run: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The result for some images: read if it is there, found and saved otherwise."""
-        path = self.folder / "batches" / f"{name}.pt"
+        path, began = self.folder / "batches" / f"{name}.pt", time.perf_counter()
         if path.exists() and torch.equal((known := _load(path))["rows"], rows):
             self.seconds += known["seconds"]
-            result: dict[str, Tensor] = known["result"]
-            return result
-        began = time.perf_counter()
-        result = run()
-        _save(path, {"rows": rows.clone(), "result": result, "seconds": time.perf_counter() - began})
+        else:
+            known = {"rows": rows.clone(), "result": run(), "seconds": time.perf_counter() - began}
+            _save(path, known)
+        result: dict[str, Tensor] = known["result"]
         return result
 
     def finish(self, report: dict[str, Any]) -> None:
@@ -96,8 +90,7 @@ def _same_logits(before: Tensor | None, now: Tensor | None) -> bool:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return values
+    return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
 
 
 def _save(path: Path, values: dict[str, Any]) -> None:

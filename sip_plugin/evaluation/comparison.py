@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,7 +14,7 @@ from sip_plugin.evaluation.eps import EpsDict, distinct_eps, eps_labels
 from sip_plugin.evaluation.plots import Curve, draw
 from sip_plugin.evaluation.report import Report, differences, short_notes
 from sip_plugin.evaluation.statistics import PairedImages, paired_images
-from sip_plugin.evaluation.tables import Best, Table, Tabular, per_cent
+from sip_plugin.evaluation.tables import Best, Table, Tabular, data_frame, per_cent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,18 +30,15 @@ class RobustnessReport(Report):
 
     The number to report at an ε is ``robust_accuracy[eps]``: the share of images that no attack broke, the worst case over
     the attacks image by image. Accuracies are shares in ``[0, 1]`` of all images, those wrong without any attack included.
-    A dict by ε also finds a radius that was computed another way.
 
     Attributes:
-        eps: The radii, ascending.
+        eps: The radii, ascending. A dict by ε also finds a radius that was computed another way.
         norm: ``"Linf"`` or ``"L2"``.
         attacks: Names of the attacks in the order in which they ran (for AutoAttack its members).
         labels: Class indices, ``(N,)``.
         norms: ``(attacks, N)``, float64: the smallest norm, verified, at which each attack broke each image; infinite where
-            it did not (or was not tried: an image that is broken is not attacked again), 0 where the clean image is wrong.
-            An image is robust at ε where all of its norms are above ε.
-        assumed: ``(N,)``, bool: whether the image was not attacked at the smallest ε because it survived a larger one
-            (``assume_survivors=True``), and counts as right there.
+            it did not (an image that is broken is not attacked again), 0 where the clean image is wrong.
+        assumed: ``(N,)``, bool: whether the image counts as right at the smallest ε unattacked, as it survived a larger one.
         settings: What the evaluation was asked for, as plain JSON values (attack, version, seed, assume_survivors, …).
         warnings: What a reader should know before believing the figures, one sentence each.
         seconds: Wall time.
@@ -58,10 +56,9 @@ class RobustnessReport(Report):
                 seeds; or such a mapping for each group of rows, ``{"ResNet-18": {"Madry": ...}, ...}``; or a list of
                 reports, each a row.
             names: Names for a list of reports; those of the same name are runs of one row.
-            references: Names of rows that are shown for reference and do not compete for the best figure, as the networks
-                trained without attacks do not in the paper.
-            allow_differences: Take reports on other images, at other ε or under another attack than the first one's as
-                well, and mark their rows. Another norm is never taken.
+            references: Names of rows that do not compete for the best figure (in the paper those trained without attacks).
+            allow_differences: Also take reports on other images, at other ε or under another attack than the first one's,
+                and mark them. Another norm is never taken.
 
         Raises:
             ValueError: If a reference is no row, or the reports differ in images, ε, norm or attack. Where only
@@ -78,11 +75,8 @@ class RobustnessReport(Report):
             if other_norm or (found and not allow_differences):
                 advice = "" if other_norm else " allow_differences=True makes the table and marks such rows."
                 raise ValueError(f"The reports do not belong in one table: {name!r} has {next(iter(found))}.{advice}")
-            found |= {
-                f"assume_survivors={report.assume_survivors} instead of {first.assume_survivors}": None
-                for report in runs
-                if report.assume_survivors != first.assume_survivors
-            }
+            if any(report.assume_survivors != first.assume_survivors for report in runs):
+                found[f"assume_survivors={not first.assume_survivors} instead of {first.assume_survivors}"] = None
             compared.append(ComparisonRow(group, name, runs, name in references, tuple(found)))
         return RobustnessComparison(tuple(compared))
 
@@ -93,9 +87,7 @@ class RobustnessReport(Report):
             ValueError: If the other report is on other images, or at other ε, or under another norm or attack.
         """
         if found := differences(other, self):
-            raise ValueError(
-                f"Only reports on the same images can be compared image by image: the other has {found[0]}."
-            )
+            raise ValueError(f"Images are compared under the same conditions: the other report has {found[0]}.")
         theirs = other.correct
         pairs = {0.0: paired_images(self.correct_clean, other.correct_clean)}
         return EpsDict(pairs | {eps: paired_images(mine, theirs[eps]) for eps, mine in self.correct.items()})
@@ -130,9 +122,9 @@ class ComparisonRow:
     @cached_property
     def figures(self) -> EpsDict[Spread]:
         """The accuracies at each ε that all runs of the row have, that on the clean images at 0."""
-        first, *others = (report.accuracy for report in self.reports)
-        common = [eps for eps in first if all(eps in other for other in others)]
-        return EpsDict({eps: _spread(accuracy[eps] for accuracy in (first, *others)) for eps in common})
+        runs = [report.accuracy for report in self.reports]
+        common = [eps for eps in runs[0] if all(eps in accuracy for accuracy in runs)]
+        return EpsDict({eps: _spread(accuracy[eps] for accuracy in runs) for eps in common})
 
     @property
     def clean(self) -> Spread:
@@ -145,29 +137,19 @@ class ComparisonRow:
         return EpsDict({eps: spread for eps, spread in self.figures.items() if eps})
 
     def gains_over(self, other: ComparisonRow) -> EpsDict[Spread]:
-        """What this row has more than another at each ε (0: clean images), run by run: the first run against its first, ….
-
-        Runs that share a seed share much of their luck, which falls out of the differences.
+        """What this row has more than another at each ε (0: clean images), run by run: runs of one seed share their luck.
 
         Raises:
             ValueError: If the rows have not the same number of runs.
         """
-        theirs = other.figures
-        pairs = {
-            eps: zip(mine.values, theirs[eps].values, strict=True)
-            for eps, mine in self.figures.items()
-            if eps in theirs
-        }
+        mine, theirs = self.figures, other.figures
+        pairs = {eps: zip(mine[eps].values, theirs[eps].values, strict=True) for eps in mine if eps in theirs}
         return EpsDict({eps: _spread(a - b for a, b in pair) for eps, pair in pairs.items()})
 
 
 @dataclass(frozen=True)
 class RobustnessComparison(Tabular):
-    """Clean and robust accuracy of several methods; made by :meth:`RobustnessReport.compare`.
-
-    Attributes:
-        rows: The rows of the table.
-    """
+    """Clean and robust accuracy of several methods, the ``rows``; made by :meth:`RobustnessReport.compare`."""
 
     rows: tuple[ComparisonRow, ...]
 
@@ -207,14 +189,14 @@ class RobustnessComparison(Tabular):
             meaning_of_best="the best mean of a column" + " in its group" * grouped + f"{left_out}.",
         )
 
-    def records(self) -> list[dict[str, Any]]:
-        """See :meth:`to_frame`."""
-        return [
+    def to_frame(self) -> Any:
+        """A tidy :class:`pandas.DataFrame` of the accuracies, one for each method, run and ε (0: clean); needs pandas."""
+        return data_frame(
             {"group": row.group, "method": row.name, "run": run, "eps": eps, "accuracy": share}
             for row in self.rows
             for run, report in enumerate(row.reports)
             for eps, share in report.accuracy.items()
-        ]
+        )
 
     def plot(self, path: str | os.PathLike[str] | None = None, *, relative_to: str | None = None) -> Figure:
         """Accuracy against ε, a line for each row with a band of ± one standard deviation over its runs.
@@ -230,19 +212,14 @@ class RobustnessComparison(Tabular):
         if relative_to is not None:
             rows = [row for row in rows if not row.reference or row.name == relative_to]
             low, what = -1.0, f"Accuracy minus that of {relative_to} (points)"
-        names, by_name = (
-            list(dict.fromkeys(row.name for row in self.rows)),
-            {(row.group, row.name): row for row in rows},
-        )
+        names = list(dict.fromkeys(row.name for row in self.rows))
+        by_name = {(row.group, row.name): row for row in rows}
         panels: dict[str, list[Curve]] = {row.group: [] for row in rows}
         for row, label in zip(rows, _labels(rows), strict=True):
             figures = row.figures if relative_to is None else row.gains_over(by_name[row.group, relative_to])
             means = {eps: figure.mean for eps, figure in figures.items()}
-            bounds = {
-                eps: (max(low, mean - std), min(1.0, mean + std))
-                for eps, (mean, std, _) in figures.items()
-                if std is not None
-            }
+            spreads = [(eps, mean, std) for eps, (mean, std, _) in figures.items() if std is not None]
+            bounds = {eps: (max(low, mean - std), min(1.0, mean + std)) for eps, mean, std in spreads}
             panels[row.group].append(Curve(label, means, bounds, names.index(row.name)))
         first, reports = self.rows[0].reports[0], [report for row in rows for report in row.reports]
         run_by_run = " Differences are taken run by run." * (relative_to is not None and len(reports) > len(rows))
@@ -251,18 +228,16 @@ class RobustnessComparison(Tabular):
 
     def _notes(self) -> Iterator[str]:
         reports = [report for row in self.rows for report in row.reports]
-        error = max(max(each.clean_standard_error, *each.robust_standard_error.values()) for each in reports)
+        error = max(share for each in reports for share in each.standard_error.values())
         yield "Robust accuracy: the worst case over the attacks, image by image."
         yield _meaning_of_spread(self.rows)
-        yield (
-            f"Beside that, the images are a sample: the binomial standard error of one run's figure is up to "
-            f"{per_cent(error, 1)} points."
-        )
+        sample = "Beside that, the images are a sample: the binomial standard error of one run's figure is up to"
+        yield f"{sample} {per_cent(error, 1)} points."
         yield reports[0].survivors
         yield from _remarks(self.rows).values()
         warned: dict[str, dict[str, None]] = {}
         for row in self.rows:
-            for warning in [warning for report in row.reports for warning in report.cautions]:
+            for warning in itertools.chain(*(report.cautions for report in row.reports)):
                 warned.setdefault(warning, {})[f"{row.group} {row.name}".strip()] = None
         for warning, names in warned.items():
             yield f"Warning ({', '.join(names)}): {warning}"

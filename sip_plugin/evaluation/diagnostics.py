@@ -19,15 +19,12 @@ _PROBABILITY = 1e-5
 
 
 def clean_statistics(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """Classify a batch of clean images, and look at its logits and gradients.
+    """Classify a batch of clean images, and look at its logits and gradients; a ValueError if there are NaN.
 
     Returns:
         For each image, on the CPU: whether it is classified ``correct``-ly; the number of ``classes``; whether its logits
         are ``differentiable`` with respect to it; whether the gradients of the logit margin (``zero_margin``) and of the
         cross-entropy (``zero_cross_entropy``) are exactly zero; whether its logits look like ``probabilities``.
-
-    Raises:
-        ValueError: If the network gives NaN.
     """
     images = images.clone().requires_grad_()
     with torch.enable_grad():
@@ -72,8 +69,7 @@ def network_warnings(model: nn.Module, images: Tensor, dynamic: bool, randomness
         'randomness overestimate robustness; use version="rand".': random and not randomness_expected,
         "An image's logits depend on the other images of its batch (BatchNorm without running statistics?), so the "
         "figures depend on the batch size.": not random and (alone[0] - alone[1]).norm() > _COMPANY,
-        "The evaluation ran under autocast: gradients of small size may have been rounded to "
-        "zero.": torch.is_autocast_enabled(images.device.type),
+        "It ran under autocast: small gradients may be rounded to zero.": torch.is_autocast_enabled(images.device.type),
     }
     return [sign for sign, found in signs.items() if found]
 
@@ -104,8 +100,8 @@ def clean_warnings(clean: Mapping[str, Tensor]) -> list[str]:
     blind = not clean["differentiable"].all()
     signs = {
         "The network's output has no gradient with respect to the image: only black-box attacks say something.": blind,
-        f"The gradient of the logit margin is exactly zero for {_share(margin)}: gradient-based attacks are blind "
-        "there.": not blind and margin.any(),
+        f"The gradient of the logit margin is exactly zero for {_share(margin)}: attacks are blind there.": not blind
+        and margin.any(),
         f"The gradient of the cross-entropy is exactly zero for {_share(saturated)} (saturated softmax): attacks on the "
         "cross-entropy are blind there.": saturated.any(),
         "The network's outputs look like probabilities (not negative, of sum 1). Attacks need the logits; a softmax "
@@ -115,11 +111,9 @@ def clean_warnings(clean: Mapping[str, Tensor]) -> list[str]:
 
 
 def _zero_gradient(value: Tensor, images: Tensor) -> Tensor:
-    gradient = None
-    if value.requires_grad:
-        (gradient,) = torch.autograd.grad(value, images, retain_graph=True, allow_unused=True)
-    if gradient is None:
+    if not value.requires_grad:
         return torch.ones(len(images), dtype=torch.bool)
+    (gradient,) = torch.autograd.grad(value, images, retain_graph=True, materialize_grads=True)
     return (gradient.flatten(1) == 0).all(1).cpu()
 
 

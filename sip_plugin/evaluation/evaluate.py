@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -17,16 +17,8 @@ from torch import Tensor, nn
 from sip_plugin.checks import Norm, check_eps, check_images, check_int, check_labels
 from sip_plugin.distributed import ProcessGroup
 from sip_plugin.evaluation import diagnostics
-from sip_plugin.evaluation.attacks import (
-    Attack,
-    AttackFactory,
-    callable_attack,
-    derive_seed,
-    parse_attacks,
-    run_batch,
-    verified_norms,
-)
-from sip_plugin.evaluation.autoattack import attack_settings, autoattack_members
+from sip_plugin.evaluation.attacks import Attack, Attacks, derive_seed, run_batch, verified_norms
+from sip_plugin.evaluation.autoattack import attack_settings, make_attacks
 from sip_plugin.evaluation.checkpoint import Checkpoint, fingerprint
 from sip_plugin.evaluation.comparison import RobustnessReport
 from sip_plugin.evaluation.eps import distinct_eps
@@ -36,7 +28,6 @@ from sip_plugin.utils import isolated_rng, progress_bar
 
 _SOME = 16  # images for the diagnostics of the network itself
 _PROBED = 64  # images for each probe of reliability, together a percent or two of an evaluation
-_ADVICE = "Each must evaluate the same network on the whole data, in the same order; or pass distributed=False."
 
 
 def evaluate_robustness(
@@ -45,7 +36,7 @@ def evaluate_robustness(
     *,
     eps: float | Iterable[float] = (1 / 255, 2 / 255, 4 / 255, 8 / 255),
     norm: Norm = "Linf",
-    attack: str | AttackFactory | Mapping[str, AttackFactory | str] = "autoattack",
+    attack: Attacks = "autoattack",
     version: str | Sequence[str] = "standard",
     assume_survivors: bool = False,
     batch_size: int = 128,
@@ -113,7 +104,7 @@ def evaluate_robustness(
         settings: dict[str, Any] = {
             "eps": list(parse_eps(eps, norm)),
             "norm": norm,
-            "attack": attack_settings(parse_attacks(attack), version),
+            "attack": attack_settings(attack, version),
             "assume_survivors": bool(assume_survivors),
             "seed": check_int(seed, "seed", 0),
             "batch_size": check_int(batch_size, "batch_size", 1),
@@ -123,17 +114,10 @@ def evaluate_robustness(
         settings |= {"images": len(images), "data": fingerprint(images, labels)}
         return network, images, labels, settings | {"network": model_hash(unwrap_model(network))}
 
-    def make_attacks(classes: int) -> Iterator[Attack]:
-        for name, factory in parse_attacks(attack).items():
-            if isinstance(factory, str):
-                yield from autoattack_members(network, version, norm, classes)
-            else:
-                yield callable_attack(name, network, factory, max(settings["eps"]))
-
     with torch.inference_mode(False):
         network, images, labels, settings = group.call(prepare)
         identity = settings | {"return_adversarial": bool(return_adversarial)}
-        group.require_equal(_ADVICE, **identity)
+        group.require_equal("Give all of them the whole data in the same order, or pass distributed=False.", **identity)
         show = progress and group.rank == 0 and find_spec("tqdm") is not None
         store = None if checkpoint is None else Checkpoint(checkpoint)
         device = model_device(network)
@@ -150,7 +134,8 @@ def evaluate_robustness(
                 network.requires_grad_(False)
             state = _Evaluation(network, images, labels, settings, store, group, device, show, return_adversarial)
             clean = state.classify()
-            attacks = group.call(lambda: list(make_attacks(int(clean["classes"][0]))))
+            classes, largest = int(clean["classes"][0]), state.radii[-1]
+            attacks = group.call(lambda: make_attacks(attack, version, network, norm, classes, largest))
             state.run(attacks, clean["correct"])
             warnings = [note for each in attacks for note in each.notes]
             if sanity_checks:
@@ -328,15 +313,15 @@ def parse_eps(eps: float | Iterable[float], norm: Norm) -> tuple[float, ...]:
 def collect(data: tuple[Tensor, Tensor] | Iterable[Sequence[Any]], max_images: int | None) -> tuple[Tensor, Tensor]:
     """Images ``(N, C, H, W)`` as float32 and labels ``(N,)``, both on the CPU, without further parts (salience maps)."""
     pair = isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
-    images: list[Tensor] = []
-    labels: list[Tensor] = []
     batches: Iterable[Any] = [data] if pair else data
-    for number, batch in enumerate(batches):
+    parts: list[tuple[Tensor, Tensor]] = []
+    for number, (images, labels, *_) in enumerate(batches):
         of_batch = "" if pair else f" of batch {number}"
-        check_images(batch[0], name=f"images{of_batch}")
+        check_images(images, name=f"images{of_batch}")
+        labels = check_labels(labels, images, name=f"labels{of_batch}")
         # Copies: what the caller made in inference mode cannot take part in a gradient.
-        images.append(batch[0].detach().to("cpu", torch.float32, copy=True))
-        labels.append(check_labels(batch[1], batch[0], name=f"labels{of_batch}").to("cpu", copy=True))
-        if max_images is not None and sum(map(len, labels)) >= max_images:
+        parts.append((images.detach().to("cpu", torch.float32, copy=True), labels.to("cpu", copy=True)))
+        if max_images is not None and sum(len(labels) for _, labels in parts) >= max_images:
             break
-    return torch.cat(images)[:max_images], torch.cat(labels)[:max_images]
+    images, labels = (torch.cat(part)[:max_images] for part in zip(*parts, strict=True))
+    return images, labels

@@ -19,7 +19,7 @@ from sip_plugin.checks import Norm
 from sip_plugin.evaluation.eps import NORMS, EpsDict, eps_labels
 from sip_plugin.evaluation.plots import Curve, draw
 from sip_plugin.evaluation.statistics import standard_error, wilson_interval
-from sip_plugin.evaluation.tables import Table, Tabular, per_cent, write_text
+from sip_plugin.evaluation.tables import Table, Tabular, data_frame, per_cent, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,14 +96,19 @@ class Report(Tabular):
         return EpsDict({0.0: self.clean_accuracy, **self.robust_accuracy})
 
     @property
+    def standard_error(self) -> EpsDict[float]:
+        """The binomial standard error of :attr:`accuracy`, from the number of images."""
+        return EpsDict({eps: standard_error(share, len(self)) for eps, share in self.accuracy.items()})
+
+    @property
     def clean_standard_error(self) -> float:
         """The binomial standard error of :attr:`clean_accuracy`, from the number of images."""
-        return standard_error(self.clean_accuracy, len(self))
+        return self.standard_error[0.0]
 
     @property
     def robust_standard_error(self) -> EpsDict[float]:
         """The binomial standard error of :attr:`robust_accuracy`, from the number of images."""
-        return EpsDict({eps: standard_error(share, len(self)) for eps, share in self.robust_accuracy.items()})
+        return EpsDict({eps: error for eps, error in self.standard_error.items() if eps})
 
     @property
     def per_class(self) -> dict[int, ClassAccuracy]:
@@ -193,20 +198,20 @@ class Report(Tabular):
         labels, assumed = torch.tensor(fields["labels"]), torch.tensor(fields["assumed"], dtype=torch.bool)
         return cls(labels=labels, assumed=assumed, norms=torch.tensor(norms, dtype=torch.float64), **read)
 
-    def records(self) -> list[dict[str, Any]]:
-        """See :meth:`to_frame`."""
-        errors = (self.clean_standard_error, *self.robust_standard_error.values())
-        shares = zip(self.accuracy.items(), errors, strict=True)
-        return [{"eps": eps, "accuracy": share, "standard_error": error} for (eps, share), error in shares]
+    def to_frame(self) -> Any:
+        """A tidy :class:`pandas.DataFrame` of the accuracies and their standard errors by ε (0: clean); needs pandas."""
+        errors = self.standard_error
+        shares = self.accuracy.items()
+        return data_frame({"eps": eps, "accuracy": share, "standard_error": errors[eps]} for eps, share in shares)
 
     def table(self, digits: int = 1) -> Table:
         """The accuracies in per cent: robust accuracy ± standard error, and what was left after each attack."""
         rows = []
-        for label, record in zip(("clean", *eps_labels(self.eps)), self.records(), strict=True):
-            eps, *figures = record.values()
+        for label, (eps, share) in zip(("clean", *eps_labels(self.eps)), self.accuracy.items(), strict=True):
             left = [self.after_carrying[eps], *self.after_attack[eps].values()] if eps else []
             cells = [per_cent(share, digits) for share in left] or [""] * (len(self.attacks) + 1)
-            rows.append(("", [label, " ± ".join(per_cent(figure, digits) for figure in figures), *cells]))
+            error = per_cent(self.standard_error[eps], digits)
+            rows.append(("", [label, f"{per_cent(share, digits)} ± {error}", *cells]))
         return Table(
             title=f"Accuracy in per cent: {self.conditions}.",
             header=("ε", "Robust accuracy", "after carrying", *(f"after {name}" for name in self.attacks)),

@@ -60,14 +60,6 @@ class Tabular(ABC):
     def table(self, digits: int = 1) -> Table:
         """The table, accuracies in per cent with so many decimals."""
 
-    @abstractmethod
-    def records(self) -> list[dict[str, Any]]:
-        """The accuracies, one figure a line; what :meth:`to_frame` makes a frame of."""
-
-    def to_frame(self) -> Any:
-        """The accuracies (at ε = 0 the clean one) as a tidy :class:`pandas.DataFrame`; needs pandas."""
-        return importlib.import_module("pandas").DataFrame(self.records())
-
     def to_text(self, path: str | os.PathLike[str] | None = None, *, digits: int = 1) -> str:
         """The table for a terminal, where the best of a column has an asterisk; ``str`` gives the same."""
         table = self.table(digits)
@@ -113,6 +105,11 @@ class Tabular(ABC):
 
     def _repr_markdown_(self) -> str:
         return self.to_markdown()
+
+
+def data_frame(records: Iterable[dict[str, Any]]) -> Any:
+    """A :class:`pandas.DataFrame`, which is imported only now."""
+    return importlib.import_module("pandas").DataFrame(list(records))
 
 
 def write_text(text: str, path: str | os.PathLike[str] | None) -> str:

@@ -120,14 +120,14 @@ def test_remarks_on_the_lines_are_those_that_the_picture_explains():
     figure = comparison.plot(relative_to="Madry")
     assert names(figure) == ["Madry", "SIP-AT [1]"]
     title = " ".join(figure._suptitle.get_text().split())
-    assert "[1]: 30 images instead of 40." in title
+    assert "[1]: 30 images instead of 40 images." in title
     assert "assume_survivors" not in title
     # The first row's conditions stand above, also where it is not drawn.
     swapped = {name: rows[name] for name in ("SIP-AT", "Madry")}
     figure = RobustnessReport.compare(swapped, references=["SIP-AT"], allow_differences=True).plot(relative_to="Madry")
     title = " ".join(figure._suptitle.get_text().split())
     assert title.startswith("30 images")
-    assert "[1]: 40 images instead of 30." in title
+    assert "[1]: 40 images instead of 30 images." in title
 
 
 def test_no_two_methods_look_alike():
