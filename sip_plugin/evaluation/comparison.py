@@ -136,6 +136,11 @@ class ComparisonRow:
         """The robust accuracy at each ε that all runs of the row have."""
         return EpsDict({eps: spread for eps, spread in self.figures.items() if eps})
 
+    @property
+    def full_name(self) -> str:
+        """The name after that of the group."""
+        return f"{self.group} {self.name}".strip()
+
     def gains_over(self, other: ComparisonRow) -> EpsDict[Spread]:
         """What this row has more than another at each ε (0: clean images), run by run: runs of one seed share their luck.
 
@@ -238,7 +243,7 @@ class RobustnessComparison(Tabular):
         warned: dict[str, dict[str, None]] = {}
         for row in self.rows:
             for warning in itertools.chain(*(report.cautions for report in row.reports)):
-                warned.setdefault(warning, {})[f"{row.group} {row.name}".strip()] = None
+                warned.setdefault(warning, {})[row.full_name] = None
         for warning, names in warned.items():
             yield f"Warning ({', '.join(names)}): {warning}"
 
@@ -272,7 +277,7 @@ def _meaning_of_spread(rows: Sequence[ComparisonRow]) -> str:
         return "One run in each row, so no ± over seeds."
     if len(counts) == 1:
         return f"Mean ± sample standard deviation over {counts.pop()} runs (seeds)."
-    each = ", ".join(f"{row.group} {row.name}".strip() + f" {len(row.reports)}" for row in rows)
+    each = ", ".join(f"{row.full_name} {len(row.reports)}" for row in rows)
     return f"Mean ± sample standard deviation over runs (seeds): {each}."
 
 
