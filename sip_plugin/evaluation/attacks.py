@@ -16,12 +16,7 @@ from torch import Tensor, nn
 from sip_plugin.checks import Norm
 
 AttackFactory = Callable[[nn.Module, float], Any]
-"""``(model, eps) -> attack``: makes an attack for one ε.
-
-An attack is called as ``attack(images, labels)``, ``attack.generate(x=, y=)`` with NumPy arrays (ART) or
-``attack.run_standard_evaluation(images, labels)``, and returns adversarial images.
-"""
-
+"""``(model, eps) -> attack``; see :func:`~sip_plugin.evaluation.evaluate_robustness`."""
 Attacks = str | AttackFactory | Mapping[str, AttackFactory | str]
 Verify = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
@@ -30,32 +25,22 @@ _OF_ATTACKS = ("model", "estimator", "predict", "eps", "generate", "run_standard
 
 @dataclass
 class Attack:
-    """One attack of an evaluation.
+    """One attack of an evaluation: ``find(images, labels, eps, seed, rows, run)`` gives candidates for each image.
 
-    Attributes:
-        name: What the report calls it.
-        find: ``(images, labels, eps, seed, rows, run) -> candidates`` for images ``(N, C, H, W)`` on the network's device;
-            ``rows`` are their indices in the evaluated set, ``run`` the number of the run. All randomness follows from
-            ``seed``, the same for all batches of one attack at one ε.
-        runs: How many times it is called for an image that it does not break (the targets of a targeted attack).
-        minimum_norm: Whether it looks for the smallest perturbation whatever ε is, without drawing at random. Then each
-            run is called once per image, and what it finds serves every ε.
-        notes: What a reader of the report should know of it.
+    ``rows`` are the images' indices in the evaluated set. All randomness follows from ``seed``, the same for all batches of
+    one attack at one ε. ``run`` counts ``runs`` calls for an image that is not broken (the targets of a targeted attack). A
+    ``minimum_norm`` attack looks for the smallest perturbation whatever ε is: each run is called once per image.
     """
 
     name: str
     find: Callable[[Tensor, Tensor, float, int, Tensor, int], Tensor]
     runs: int = 1
     minimum_norm: bool = False
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # for the reader of the report
 
 
 def callable_attack(name: str, model: nn.Module, factory: AttackFactory, eps: float) -> Attack:
-    """An attack that a factory makes for each ε; ``eps`` is one of them, for which it is made now.
-
-    Its ``find`` seeds all generators, and raises a ValueError unless the attack returns as many images in ``[0, 1]``: one
-    that failed must not pass for one that found nothing.
-    """
+    """An attack that a factory makes for each ε, for ``eps`` at once; one that failed must not pass for a weak one."""
     made = functools.cache(functools.partial(factory, model))
 
     def find(images: Tensor, labels: Tensor, eps: float, seed: int, rows: Tensor, run: int) -> Tensor:
@@ -89,11 +74,7 @@ def callable_attack(name: str, model: nn.Module, factory: AttackFactory, eps: fl
 
 
 def parse_attacks(attack: Attacks) -> dict[str, AttackFactory | str]:
-    """The attacks of an evaluation by name.
-
-    Raises:
-        TypeError: If something is neither ``"autoattack"`` nor a factory, for instance an attack that was made already.
-    """
+    """The attacks of an evaluation by name; a TypeError for what is no factory, such as an attack that was made already."""
     if not isinstance(attack, Mapping):
         inner = attack.func if isinstance(attack, functools.partial) else attack
         name = attack if isinstance(attack, str) else getattr(inner, "__name__", type(inner).__name__)
@@ -111,14 +92,10 @@ def parse_attacks(attack: Attacks) -> dict[str, AttackFactory | str]:
 def run_batch(
     attack: Attack, images: Tensor, labels: Tensor, eps: float, seed: int, rows: Tensor, done: Tensor, verify: Verify
 ) -> dict[str, Tensor]:
-    """Attack some images at one ε (see :class:`Attack`), and ``verify`` what is found (see :func:`verified_norms`).
+    """What an attack finds at one ε: of each image's smallest example what :func:`verified_norms` gives.
 
-    ``done`` says how many of the attack's runs each image has had, ``(N,)``. A run is left out for an image that is broken
-    within ε; it may be needed at a smaller one.
-
-    Returns:
-        On the CPU: ``norms`` of the smallest example found of each image, infinite where there is none, ``(N,)`` float64;
-        the ``examples`` ``(N, C, H, W)``; whether the network gave ``nan`` for it, ``(N,)``; ``done`` as it is now.
+    ``done`` says how many runs each image has had, before and after. A run is left out for an image that is broken within
+    ε; it may be needed at a smaller one.
     """
     done, examples, nan = done.clone(), images.to("cpu", copy=True), torch.zeros(len(images), dtype=torch.bool)
     norms = torch.full((len(images),), torch.inf, dtype=torch.float64)
@@ -137,14 +114,10 @@ def run_batch(
 def verified_norms(
     model: nn.Module, radii: Sequence[float], norm: Norm, images: Tensor, labels: Tensor, candidates: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Verify by a forward pass what an attack calls adversarial examples of images ``(N, C, H, W)``.
+    """Verify by a forward pass what an attack calls adversarial examples, clipped to ``[0, 1]`` and the balls.
 
-    Candidates are clipped to ``[0, 1]``, and where only rounding put one outside a ball, to that ball. A network that gives
-    NaN for one is fooled by it.
-
-    Returns:
-        On the CPU: the norm of each perturbation, infinite where the network is not fooled, ``(N,)`` float64; the clipped
-        candidates; where the network gave NaN, ``(N,)``.
+    Gives on the CPU the norm of each perturbation, float64 and infinite where the network is not fooled; the examples; and
+    where the network gave NaN, which counts as fooled.
     """
     clean = images.cpu()
     examples = candidates.detach().to("cpu", clean.dtype)
@@ -164,10 +137,7 @@ def perturbation_norms(adversarial: Tensor, images: Tensor, norm: Norm) -> Tenso
 
 
 def clip_rounding(adversarial: Tensor, images: Tensor, radii: Sequence[float], norm: Norm) -> Tensor:
-    """Put images that float32 rounding alone has put outside a ball exactly inside it; leave the others as they are.
-
-    Wherever :func:`perturbation_norms` was above one of the radii (ascending) by rounding, it no longer is.
-    """
+    """Put images that float32 rounding alone has put outside a ball exactly inside it; leave the others as they are."""
     slack = 4 * 2.0**-24 * (1.0 if norm == "Linf" else images[0].numel() ** 0.5)
     norms, result = perturbation_norms(adversarial, images, norm), adversarial.clone()
     for radius in radii:

@@ -25,7 +25,8 @@ VERSIONS = {
 }
 """The package's versions and the attacks of each, in their order."""
 
-_NAMES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
+_CLASSES = {"apgd-ce": 2, "apgd-dlr": 3, "apgd-t": 4, "fab": 2, "fab-t": 2, "square": 2}
+"""All attacks, and how many classes each needs; the DLR loss has a denominator, without which fewer will do."""
 
 
 def autoattack_members(model: nn.Module, version: str | Sequence[str], norm: Norm, classes: int) -> list[Attack]:
@@ -39,15 +40,11 @@ def autoattack_members(model: nn.Module, version: str | Sequence[str], norm: Nor
 
 
 def attack_names(version: str | Sequence[str]) -> tuple[str, ...]:
-    """The attacks of a version, or those named.
-
-    Raises:
-        ValueError: If there is no such version or attack.
-    """
+    """The attacks of a version, or those named; a ValueError if there are none."""
     names = VERSIONS.get(version, ()) if isinstance(version, str) else tuple(version)
-    if not names or not set(names) <= set(_NAMES):
+    if not names or not set(names) <= set(_CLASSES):
         raise ValueError(
-            f"version must be one of {', '.join(VERSIONS)}, or a list of attacks ({', '.join(_NAMES)}), got {version!r}."
+            f"version must be one of {', '.join(VERSIONS)}, or a list of attacks ({', '.join(_CLASSES)}), got {version!r}."
         )
     return names
 
@@ -77,11 +74,7 @@ def attack_settings(attack: Attacks, version: str | Sequence[str]) -> dict[str, 
 
 
 def autoattack_package() -> Any:
-    """The module that AutoAttack is in: ``pyautoattack``, or the original ``autoattack``.
-
-    Raises:
-        ImportError: If neither is installed.
-    """
+    """The module that AutoAttack is in: ``pyautoattack``, or the original ``autoattack``."""
     for name in ("pyautoattack", "autoattack"):
         if find_spec(name):
             return importlib.import_module(name)
@@ -98,8 +91,16 @@ def _member(model: nn.Module, name: str, version: str, norm: Norm, classes: int,
         return attack.square
     if name in ("apgd-ce", "apgd-dlr"):
         attack.apgd.loss = name.removeprefix("apgd-")
+        if classes < _CLASSES[name]:
+            attack.apgd.dlr_loss = lambda logits, labels: (
+                logits.scatter(1, labels[:, None], -torch.inf).amax(1) - logits.gather(1, labels[:, None]).squeeze(1)
+            )
         return attack.apgd
     member = attack.apgd_targeted if name == "apgd-t" else attack.fab
+    if classes < _CLASSES[name]:
+        member.dlr_loss_targeted = lambda logits, labels: (
+            logits.gather(1, member.y_target[:, None]) - logits.gather(1, labels[:, None])
+        ).squeeze(1)
     member.n_target_classes = min(member.n_target_classes, classes - 1)
     if name != "apgd-t":
         member.targeted = name == "fab-t"
@@ -128,7 +129,8 @@ def _attack(model: nn.Module, name: str, version: str | Sequence[str], norm: Nor
             return member.attack_single_run(images, labels, use_rand_start=False, is_targeted=True)  # type: ignore[no-any-return]
 
     if name != "fab-t":
-        return Attack(name, find)
+        margin = f"{name} maximised the plain logit margin: the DLR loss needs {_CLASSES[name]} classes, there are {classes}."
+        return Attack(name, find, notes=(margin,) * (classes < _CLASSES[name]))
     # The targeted FAB starts at the image, draws nothing at random, and looks for the smallest perturbation whatever ε is:
     # each target is run once for an image. Targets after the one that breaks it at this ε are run if a smaller ε needs them.
     return Attack(name, find, make(1.0).n_target_classes, minimum_norm=True)

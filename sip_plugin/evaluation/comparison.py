@@ -8,13 +8,14 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sip_plugin.evaluation.eps import EpsDict, distinct_eps, eps_labels
 from sip_plugin.evaluation.plots import Curve, draw
 from sip_plugin.evaluation.report import Report, differences, short_notes
 from sip_plugin.evaluation.statistics import PairedImages, paired_images
-from sip_plugin.evaluation.tables import Best, Table, Tabular, data_frame, per_cent
+from sip_plugin.evaluation.tables import Best, Table, Tabular, per_cent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -196,12 +197,13 @@ class RobustnessComparison(Tabular):
 
     def to_frame(self) -> Any:
         """A tidy :class:`pandas.DataFrame` of the accuracies, one for each method, run and ε (0: clean); needs pandas."""
-        return data_frame(
-            {"group": row.group, "method": row.name, "run": run, "eps": eps, "accuracy": share}
+        records = [
+            (row.group, row.name, run, eps, share)
             for row in self.rows
             for run, report in enumerate(row.reports)
             for eps, share in report.accuracy.items()
-        )
+        ]
+        return import_module("pandas").DataFrame(records, columns=["group", "method", "run", "eps", "accuracy"])
 
     def plot(self, path: str | os.PathLike[str] | None = None, *, relative_to: str | None = None) -> Figure:
         """Accuracy against ε, a line for each row with a band of ± one standard deviation over its runs.

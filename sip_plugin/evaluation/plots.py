@@ -38,11 +38,7 @@ def draw(
     notes: Sequence[str],
     path: File | None,
 ) -> Figure:
-    """Draw curves in panels with a title each, ``notes`` above and a legend beside them; ``what`` names the heights.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
+    """Draw curves in panels with a title each, ``notes`` above and a legend beside them; ``what`` names the heights."""
     try:
         from matplotlib.figure import Figure  # not pyplot, which keeps every figure and picks a screen
     except ImportError as error:
@@ -68,6 +64,7 @@ def draw(
         if len(places) < 8:
             axes.set_xticks(places, [f"{place:.4g}" for place in places])
         axes.grid(axis="y", color="0.9", linewidth=0.6)
+        axes.axhline(0, color="0.9", linewidth=0.6)  # so that the axis has the zero
     side_by_side[0].set_ylabel(what, parse_math=False)
     if any(labels):
         legend = figure.legend(lines.values(), lines.keys(), loc="outside right center", fontsize=_FONT, frameon=False)

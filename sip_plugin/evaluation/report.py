@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +20,7 @@ from sip_plugin.checks import Norm
 from sip_plugin.evaluation.eps import NORMS, EpsDict, eps_labels
 from sip_plugin.evaluation.plots import Curve, draw
 from sip_plugin.evaluation.statistics import standard_error, wilson_interval
-from sip_plugin.evaluation.tables import Table, Tabular, data_frame, per_cent, write_text
+from sip_plugin.evaluation.tables import Table, Tabular, per_cent, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -200,9 +201,8 @@ class Report(Tabular):
 
     def to_frame(self) -> Any:
         """A tidy :class:`pandas.DataFrame` of the accuracies and their standard errors by ε (0: clean); needs pandas."""
-        errors = self.standard_error
-        shares = self.accuracy.items()
-        return data_frame({"eps": eps, "accuracy": share, "standard_error": errors[eps]} for eps, share in shares)
+        columns = {"eps": self.accuracy.keys(), "accuracy": self.accuracy.values()}
+        return import_module("pandas").DataFrame(columns | {"standard_error": self.standard_error.values()})
 
     def table(self, digits: int = 1) -> Table:
         """The accuracies in per cent: robust accuracy ± standard error, and what was left after each attack."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sip_plugin.utils import atomic_write
 
@@ -105,11 +104,6 @@ class Tabular(ABC):
 
     def _repr_markdown_(self) -> str:
         return self.to_markdown()
-
-
-def data_frame(records: Iterable[dict[str, Any]]) -> Any:
-    """A :class:`pandas.DataFrame`, which is imported only now."""
-    return importlib.import_module("pandas").DataFrame(list(records))
 
 
 def write_text(text: str, path: str | os.PathLike[str] | None) -> str:

@@ -202,6 +202,22 @@ def test_every_stage_has_the_settings_with_which_the_package_runs_it(version, tr
     assert [note(member, None)[1] for member in made] == theirs
 
 
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("version", ["standard", "plus"])
+def test_networks_of_few_classes_are_attacked_by_every_stage(classes, version, quick):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, classes)).eval()
+    x = torch.rand(12, 3, 4, 4)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    for member in autoattack_members(model, version, "Linf", classes):
+        attempt = attacked(
+            (member, lambda radii: partial(verified_norms, model, radii, "Linf")), x, y, 0.3, radii=(0.3,)
+        )
+        assert (attempt.norms <= 0.3).float().mean() > (0 if member.name == "square" else 0.5), member.name
+        assert bool(member.notes) == (classes < {"apgd-t": 4, "apgd-dlr": 3}.get(member.name, 0))
+
+
 def test_versions_and_lists_of_attacks():
     assert attack_names("standard") == ("apgd-ce", "apgd-t", "fab-t", "square")
     assert attack_names(["square", "apgd-ce"]) == ("square", "apgd-ce")
