@@ -129,7 +129,7 @@ def _attack(model: nn.Module, name: str, version: str | Sequence[str], norm: Nor
             return member.attack_single_run(images, labels, use_rand_start=False, is_targeted=True)  # type: ignore[no-any-return]
 
     if name != "fab-t":
-        margin = f"{name} maximised the plain logit margin: the DLR loss needs {_CLASSES[name]} classes, there are {classes}."
+        margin = f"{name} maximised the plain logit margin: the DLR loss needs {_CLASSES[name]} classes, not {classes}."
         return Attack(name, find, notes=(margin,) * (classes < _CLASSES[name]))
     # The targeted FAB starts at the image, draws nothing at random, and looks for the smallest perturbation whatever ε is:
     # each target is run once for an image. Targets after the one that breaks it at this ε are run if a smaller ε needs them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
@@ -39,11 +40,8 @@ def same_eps(a: float, b: float) -> bool:
 
 def distinct_eps(radii: Iterable[float]) -> tuple[float, ...]:
     """The radii, ascending, without those that are the same as the one before."""
-    found: list[float] = []
-    for radius in sorted(radii):
-        if not found or not same_eps(found[-1], radius):
-            found.append(radius)
-    return tuple(found)
+    found = sorted(radii)
+    return tuple(found[:1] + [radius for before, radius in pairwise(found) if not same_eps(before, radius)])
 
 
 def eps_unit(eps: Iterable[float]) -> float:
