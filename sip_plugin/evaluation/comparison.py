@@ -53,17 +53,16 @@ class RobustnessReport(Report):
         """Several reports in one table: a row for each method, mean ± standard deviation over its runs.
 
         Args:
-            reports: ``{"Madry": report, "SIP-AT": [report, report], ...}``, the reports of a row being runs with other
-                seeds; or such a mapping for each group of rows, ``{"ResNet-18": {"Madry": ...}, ...}``; or a list of
-                reports, each a row.
+            reports: ``{"Madry": report, "SIP-AT": [report, report], ...}``, a list being runs with other seeds; or such a
+                mapping for each group of rows, ``{"ResNet-18": {"Madry": ...}, ...}``; or a list of reports, each a row.
             names: Names for a list of reports; those of the same name are runs of one row.
             references: Names of rows that do not compete for the best figure (in the paper those trained without attacks).
             allow_differences: Also take reports on other images, at other ε or under another attack than the first one's,
                 and mark them. Another norm is never taken.
 
         Raises:
-            ValueError: If a reference is no row, or the reports differ in images, ε, norm or attack. Where only
-                ``assume_survivors`` differs, the row is marked.
+            ValueError: If a reference is no row, or the reports differ in images, ε, norm or attack. A row that differs in
+                ``assume_survivors`` is marked.
         """
         rows = _named(reports, names)
         row_names = [name for _, name, _ in rows]
@@ -104,14 +103,10 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ComparisonRow:
-    """A row of the table: the runs of one method.
+    """A row of the table: the runs of one method, with a report for each.
 
-    Attributes:
-        group: The block that the row stands in (in the paper the architecture); empty if there are none.
-        name: What the row is called.
-        reports: One for each run.
-        reference: Whether the row is out of the running for the best figure.
-        remarks: In what its conditions differ from those of the first report; a sentence for each.
+    ``group`` is the block that it stands in (in the paper the architecture). A ``reference`` does not compete for the best
+    figure. The ``remarks`` say in what its conditions differ from those of the first report.
     """
 
     group: str
@@ -253,18 +248,14 @@ class RobustnessComparison(Tabular):
 def _named(reports: Rows, names: Sequence[str]) -> list[tuple[str, str, tuple[Report, ...]]]:
     """Group, name and runs of each row."""
     if not isinstance(reports, Mapping):
-        listed = list(reports)
-        merged: dict[str, list[Report]] = {}
+        listed, merged = list(reports), dict[str, list[Report]]()
         for name, runs in zip(names or [f"Report {number + 1}" for number in range(len(listed))], listed, strict=True):
             merged.setdefault(name, []).extend([runs] if isinstance(runs, Report) else runs)
-        return [("", name, tuple(runs)) for name, runs in merged.items()]
+        reports = merged
     grouped = any(isinstance(value, Mapping) for value in reports.values())
-    groups: Mapping[str, Mapping[str, Runs]] = reports if grouped else {"": reports}  # type: ignore[dict-item, assignment]
-    return [
-        (group, name, (runs,) if isinstance(runs, Report) else tuple(runs))
-        for group, rows in groups.items()
-        for name, runs in rows.items()
-    ]
+    groups: Mapping[str, Any] = reports if grouped else {"": reports}
+    named = [(group, name, runs) for group, rows in groups.items() for name, runs in rows.items()]
+    return [(group, name, (runs,) if isinstance(runs, Report) else tuple(runs)) for group, name, runs in named]
 
 
 def _spread(values: Iterable[float]) -> Spread:

@@ -50,18 +50,14 @@ def evaluate_robustness(
 ) -> RobustnessReport:
     """Attack every image at every ε, unrestricted, and report what is left: the paper's evaluation (section 4.4).
 
-    An image counts as robust at an ε only if no attack broke it there. An adversarial example found at one ε counts at
-    every larger one (at a smaller one, too, if its norm allows), and the image is not attacked there again. The targeted
-    FAB, which looks for the smallest perturbation whatever ε is, runs once for each image. Every example is verified by a
-    forward pass of its own in eval mode, after being clipped to the ball and to ``[0, 1]``.
+    An image counts as robust at an ε only if no attack broke it there. An adversarial example counts at every ε from its
+    norm on, and the image is not attacked there again; the targeted FAB, whose work does not depend on ε, runs once for each
+    image. Every example is clipped to the ball and to ``[0, 1]``, and verified by a forward pass of its own in eval mode.
 
-    The result does not depend on the batch size, the order of the images or the number of processes, but for the rounding
-    of the network's own arithmetic. Exceptions: FAB's random restarts (version ``"plus"``), networks that are random
-    themselves, and attacks of one's own; their random numbers follow from the seed and the batch.
-
-    In several processes (``torchrun``) each calls this function with the same arguments and the whole data; the batches
-    are divided among them, and each gets the whole report. The caller's random generators, the network's modes, buffers,
-    gradients and ``requires_grad`` are left as they were.
+    The result does not depend on batch size, order of the images or number of processes, but for rounding. Exceptions:
+    FAB's random restarts (version ``"plus"``), random networks, and attacks of one's own; their random numbers follow from
+    the seed and the batch. In several processes (``torchrun``) each makes the same call with the whole data and gets the
+    whole report. The caller's random generators and all of the network's state are left as they were.
 
     Args:
         model: Maps images ``(N, C, H, W)`` in ``[0, 1]`` to logits ``(N, classes)``; evaluated in eval mode on its device.

@@ -64,10 +64,9 @@ class Report(Tabular):
 
     @property
     def smallest_norm(self) -> Tensor:
-        """The norm of the smallest adversarial perturbation found of each image, float64 ``(N,)``.
+        """The norm of the smallest adversarial perturbation found of each image, float64 ``(N,)``: an upper bound.
 
-        0 where the clean image is wrong, infinite where none was found. An upper bound: most attacks look for any
-        perturbation within ε, not for the smallest.
+        0 where the clean image is wrong, infinite where none was found.
         """
         return self.norms.amin(0)
 
@@ -140,16 +139,13 @@ class Report(Tabular):
     def after_attack(self) -> EpsDict[dict[str, float]]:
         """The accuracy left at each ε by the examples of that attack and of all before it, as AutoAttack logs it.
 
-        Cumulative: each attack saw only the images that :attr:`after_carrying` and the attacks before it left. It is not
-        the robust accuracy under that attack alone, which would be higher.
+        Cumulative, so not the robust accuracy under that attack alone, which would be higher.
         """
         left = dict(zip(self.attacks, self.norms.cummin(0).values, strict=True))
-        return EpsDict(
-            {
-                eps: {name: _share((norms > eps) & ~carried) for name, norms in left.items()}
-                for eps, carried in self._carried.items()
-            }
-        )
+        found: EpsDict[dict[str, float]] = EpsDict()
+        for eps, carried in self._carried.items():
+            found[eps] = {name: _share((norms > eps) & ~carried) for name, norms in left.items()}
+        return found
 
     @property
     def broken_at(self) -> Tensor:
@@ -165,10 +161,7 @@ class Report(Tabular):
         return tuple(self.attacks[attack] if 0 < eps < math.inf else None for attack, eps in first)
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The whole report but for the adversarial images, as JSON text; written to a file if ``path`` is given.
-
-        The file appears whole or not at all. ``torch.save(report.adversarial, path)`` saves the adversarial images.
-        """
+        """The report without the adversarial images, as JSON text; written to ``path`` if given, whole or not at all."""
         as_they_are = ("eps", "norm", "attacks", "settings", "warnings", "seconds")
         fields = _FORMAT | {
             # For those who read the file with other tools; reading it as a report makes them anew from the norms.
@@ -185,11 +178,7 @@ class Report(Tabular):
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Self:
-        """The report that :meth:`to_json` wrote; every field equals the one it had, but for the adversarial images.
-
-        Raises:
-            ValueError: If the file is no JSON, or of another format.
-        """
+        """The report that :meth:`to_json` wrote, exactly; a ValueError if the file is none, or of another format."""
         fields = json.loads(Path(path).read_text(encoding="utf-8"))
         if any(fields.get(name) != value for name, value in _FORMAT.items()):
             raise ValueError(f"{path} is no report of format 2 (sip_plugin 0.1 wrote 1): evaluate the network again.")

@@ -345,7 +345,7 @@ def test_images_are_compared_one_by_one(seed, count):
 
 
 def test_images_of_two_evaluations_on_other_images_are_not_compared():
-    with pytest.raises(ValueError, match="the other has 41 images instead of 40"):
+    with pytest.raises(ValueError, match="the other report has 41 images instead of 40"):
         random_report(1).compare_images(random_report(1, 41))
     with pytest.raises(ValueError, match="the norm L2"):
         random_report(1).compare_images(random_report(1, norm="L2"))
