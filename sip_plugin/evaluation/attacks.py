@@ -6,7 +6,7 @@ import functools
 import hashlib
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,88 +16,40 @@ from torch import Tensor, nn
 from sip_plugin.checks import Norm
 
 AttackFactory = Callable[[nn.Module, float], Any]
-"""``(model, eps) -> attack``: makes an attack for one ε.
+"""``(model, eps) -> attack``; see :func:`~sip_plugin.evaluation.evaluate_robustness`."""
+Attacks = str | AttackFactory | Mapping[str, AttackFactory | str]
+Verify = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
-An attack is called as ``attack(images, labels)``, ``attack.generate(x=, y=)`` with NumPy arrays (ART) or
-``attack.run_standard_evaluation(images, labels)``, and returns adversarial images.
-"""
-
-_METHODS = ("generate", "run_standard_evaluation")
-_OF_ATTACKS = ("model", "estimator", "predict", "eps", *_METHODS)  # what attack objects have, and factories have not
+_OF_ATTACKS = ("model", "estimator", "predict", "eps", "generate", "run_standard_evaluation")  # factories have none
 
 
 @dataclass
 class Attack:
-    """One attack of an evaluation.
+    """One attack of an evaluation: ``find(images, labels, eps, seed, rows, run)`` gives candidates for each image.
 
-    Attributes:
-        name: What the report calls it.
-        model: The attacked network.
-        runs: How many times it is called for an image that it does not break (the targets of a targeted attack).
-        cost: Roughly how many forward passes all of its runs take for such an image, relatively to other attacks.
-        minimum_norm: Whether it looks for the smallest perturbation whatever ε is, without drawing at random. Then each
-            run is called once per image, and what it finds serves every ε.
-        black_box: Whether it uses the network's outputs alone, and not their gradient; None if nobody knows.
+    ``rows`` are the images' indices in the evaluated set. All randomness follows from ``seed``, the same for all batches of
+    one attack at one ε. ``run`` counts ``runs`` calls for an image that is not broken (the targets of a targeted attack). A
+    ``minimum_norm`` attack looks for the smallest perturbation whatever ε is: each run is called once per image.
     """
 
     name: str
-    model: nn.Module
+    find: Callable[[Tensor, Tensor, float, int, Tensor, int], Tensor]
     runs: int = 1
-    cost: float = 1.0
     minimum_norm: bool = False
-    black_box: bool | None = None
-
-    def notes(self, eps: float) -> list[str]:
-        """What a reader of the report should know of this attack; fails now rather than later if there is none for ε."""
-        raise NotImplementedError
-
-    def __call__(self, images: Tensor, labels: Tensor, eps: float, seed: int, rows: Tensor, run: int) -> Tensor:
-        """Look for adversarial examples.
-
-        Args:
-            images: ``(N, C, H, W)`` on the network's device; may be written to.
-            labels: ``(N,)``.
-            eps: The radius.
-            seed: What all randomness follows from, the same for all batches of one attack at one ε.
-            rows: Indices of the images in the evaluated set, ``(N,)``, on the CPU.
-            run: The number of the run.
-
-        Returns:
-            Candidates, as many of the same shape.
-        """
-        raise NotImplementedError
+    notes: tuple[str, ...] = ()  # for the reader of the report
 
 
-@dataclass
-class CallableAttack(Attack):
-    """An attack that a factory makes for each ε."""
+def callable_attack(name: str, model: nn.Module, factory: AttackFactory, eps: float) -> Attack:
+    """An attack that a factory makes for each ε, for ``eps`` at once; one that failed must not pass for a weak one."""
+    made = functools.cache(functools.partial(factory, model))
 
-    factory: AttackFactory = field(kw_only=True)
-    _made: dict[float, Any] = field(default_factory=dict)
-
-    def notes(self, eps: float) -> list[str]:
-        """Warns of an attack that a map restricts."""
-        if not hasattr(self._attack(eps), "mask_fn"):
-            return []
-        return [
-            f"{self.name} was restricted by salience maps (SIPWrapper): what it leaves is no robust accuracy in the usual "
-            "sense."
-        ]
-
-    def __call__(self, images: Tensor, labels: Tensor, eps: float, seed: int, rows: Tensor, run: int) -> Tensor:
-        """Seed all generators, and run the attack.
-
-        Raises:
-            TypeError: If it does not return floating-point images.
-            ValueError: If they are not finite or not in [0, 1].
-        """
-        seed = derive_seed(seed, int(rows[0]))
+    def find(images: Tensor, labels: Tensor, eps: float, seed: int, rows: Tensor, run: int) -> Tensor:
+        seed, attack, shape = derive_seed(seed, int(rows[0])), made(eps), images.shape
         torch.default_generator.manual_seed(seed)
         if images.is_cuda:
             torch.cuda.manual_seed(seed)  # the current device, which is the network's
         np.random.seed(seed % 2**32)
         random.seed(seed)
-        attack = self._attack(eps)
         with torch.enable_grad():
             if hasattr(attack, "generate"):
                 found = torch.from_numpy(np.asarray(attack.generate(x=images.cpu().numpy(), y=labels.cpu().numpy())))
@@ -106,129 +58,67 @@ class CallableAttack(Attack):
                 found = found[0] if isinstance(found, (tuple, list)) else found  # some versions also return the labels
             else:
                 found = attack(images, labels)
-        if not isinstance(found, Tensor) or not found.is_floating_point():
-            given = found.dtype if isinstance(found, Tensor) else type(found).__name__
-            raise TypeError(f"Attack {self.name!r} must give floating-point images in [0, 1], got {given}.")
-        if found.shape == images.shape:  # otherwise the verification says which shape is due
-            self._check_values(found.detach(), rows)
+        legal = (found >= -1e-3) & (found <= 1 + 1e-3)  # NaN is not
+        failed = rows[~legal.flatten(1).all(1).cpu()] if found.shape == shape else rows
+        if len(failed):
+            raise ValueError(
+                f"Attack {name!r} must give finite images in [0, 1] of the shape {tuple(shape)}, got others for image(s) "
+                f"{failed.tolist()[:10]} of the data. An image that it does not break it must give back unchanged."
+            )
         return found.to(images.device)
 
-    def _check_values(self, found: Tensor, rows: Tensor) -> None:
-        """An attack that failed must not pass for one that found nothing."""
-        failed = rows[~found.isfinite().flatten(1).all(1).cpu()].tolist()
-        if failed:
-            raise ValueError(
-                f"Attack {self.name!r} must give finite images, got NaN or infinity in image(s) "
-                f"{', '.join(map(str, failed[:10]))}{', ...' * (len(failed) > 10)} of the data. An image that it does not "
-                "break it must give back unchanged; otherwise its failure would count as robustness."
-            )
-        low, high = (bound.item() for bound in found.aminmax())
-        if low < -1e-3 or high > 1 + 1e-3:
-            raise ValueError(f"Attack {self.name!r} must give images in [0, 1], got values from {low:g} to {high:g}.")
-
-    def _attack(self, eps: float) -> Any:
-        if eps not in self._made:
-            attack = self.factory(self.model, eps)
-            if not callable(attack) and not any(hasattr(attack, name) for name in _METHODS):
-                raise TypeError(
-                    f"The factory of attack {self.name!r} must give an attack, which is called as attack(images, labels), "
-                    f".generate(x=, y=) or .run_standard_evaluation(images, labels), got {type(attack).__name__}."
-                )
-            if any(kind.__module__.partition(".")[0] == "foolbox" for kind in type(attack).__mro__):
-                raise TypeError(
-                    f"Attack {self.name!r} is one of Foolbox, which takes its network and eps at the call. Have the factory "
-                    "give a function: lambda images, labels: attack(foolbox.PyTorchModel(model, bounds=(0, 1)), images, "
-                    "labels, epsilons=eps)[1]."
-                )
-            self._made[eps] = attack
-        return self._made[eps]
+    masked = (
+        f"{name} was restricted by salience maps (SIPWrapper): what it leaves is no robust accuracy in the usual sense."
+    )
+    return Attack(name, find, notes=(masked,) if hasattr(made(eps), "mask_fn") else ())
 
 
-def parse_attacks(attack: str | AttackFactory | Mapping[str, AttackFactory | str]) -> dict[str, AttackFactory | str]:
-    """The attacks of an evaluation by name.
-
-    Raises:
-        TypeError: If something is no factory, for instance an attack that was made already.
-        ValueError: If there is no attack, or a string other than ``"autoattack"``.
-    """
-    named: dict[str, AttackFactory | str] = dict(attack) if isinstance(attack, Mapping) else {_name(attack): attack}
-    if not named:
-        raise ValueError(
-            'attack must name one attack or more, got an empty mapping. For AutoAttack: attack="autoattack".'
-        )
-    for name, factory in named.items():
-        if isinstance(factory, str):
-            if factory != "autoattack":
-                raise ValueError(f'attack must be "autoattack" or a factory (model, eps) -> attack, got {factory!r}.')
-        elif not isinstance(factory, type) and any(hasattr(factory, name) for name in _OF_ATTACKS):
+def parse_attacks(attack: Attacks) -> dict[str, AttackFactory | str]:
+    """The attacks of an evaluation by name; a TypeError for what is no factory, such as an attack that was made already."""
+    if not isinstance(attack, Mapping):
+        inner = attack.func if isinstance(attack, functools.partial) else attack
+        name = attack if isinstance(attack, str) else getattr(inner, "__name__", type(inner).__name__)
+        attack = {"attack" if name == "<lambda>" else name: attack}
+    for name, factory in attack.items():
+        made = not isinstance(factory, type) and any(hasattr(factory, attribute) for attribute in _OF_ATTACKS)
+        if factory != "autoattack" and (made or not callable(factory)):
             raise TypeError(
-                f"attack={name!r} is an attack that was made already ({type(factory).__name__}), so its network and eps are "
-                "fixed. Give a factory instead, which is called for each eps: lambda model, eps: "
-                f"{type(factory).__name__}(model, eps=eps, ...)."
+                f'attack must be "autoattack" or a factory (model, eps) -> attack, got {type(factory).__name__} for '
+                f"{name!r}. Instead of an attack that was made already: lambda model, eps: PGD(model, eps=eps, ...)."
             )
-        elif not callable(factory):
-            raise TypeError(
-                f"attack must be a factory (model, eps) -> attack, got {type(factory).__name__} for {name!r}."
-            )
-    return named
+    return dict(attack)
 
 
 def run_batch(
-    attack: Attack,
-    images: Tensor,
-    labels: Tensor,
-    eps: float,
-    seed: int,
-    rows: Tensor,
-    done: Tensor,
-    radii: Sequence[float],
-    norm: Norm,
+    attack: Attack, images: Tensor, labels: Tensor, eps: float, seed: int, rows: Tensor, done: Tensor, verify: Verify
 ) -> dict[str, Tensor]:
-    """Attack some images at one ε (see :meth:`Attack.__call__`), and verify what is found for all ``radii``.
+    """What an attack finds at one ε: of each image's smallest example what :func:`verified_norms` gives.
 
-    ``done`` says how many of the attack's runs each image has had, ``(N,)``. A run is left out for an image that is broken
-    within ε; it may be needed at a smaller one.
-
-    Returns:
-        On the CPU: ``norms`` of the smallest example found of each image, infinite where there is none, ``(N,)`` float64;
-        the ``examples`` ``(N, C, H, W)``; whether the network gave ``nan`` for it, ``(N,)``; ``done`` as it is now.
+    ``done`` says how many runs each image has had, before and after. A run is left out for an image that is broken within
+    ε; it may be needed at a smaller one.
     """
     done, examples, nan = done.clone(), images.to("cpu", copy=True), torch.zeros(len(images), dtype=torch.bool)
     norms = torch.full((len(images),), torch.inf, dtype=torch.float64)
     for run in range(attack.runs):
         todo = ((done == run) & (norms > eps)).nonzero().flatten()
-        if not len(todo):
-            continue
-        on_device = todo.to(images.device)
-        candidates = attack(images[on_device], labels[on_device], eps, seed, rows[todo], run)
-        found = verified_norms(attack.model, images[on_device], labels[on_device], candidates, radii, norm)
-        better = found[0] < norms[todo]
-        for kept, new in zip((norms, examples, nan), found, strict=True):
-            kept[todo[better]] = new[better]
-        done[todo] += 1
+        if len(todo):
+            x, y = images[todo.to(images.device)], labels[todo.to(images.device)]
+            found = verify(x, y, attack.find(x.clone(), y, eps, seed, rows[todo], run))
+            better = found[0] < norms[todo]
+            for kept, new in zip((norms, examples, nan), found, strict=True):
+                kept[todo[better]] = new[better]
+            done[todo] += 1
     return {"norms": norms, "examples": examples, "nan": nan, "done": done}
 
 
 def verified_norms(
-    model: nn.Module, images: Tensor, labels: Tensor, candidates: Tensor, radii: Sequence[float], norm: Norm
+    model: nn.Module, radii: Sequence[float], norm: Norm, images: Tensor, labels: Tensor, candidates: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Verify by a forward pass what an attack calls adversarial examples of images ``(N, C, H, W)``.
+    """Verify by a forward pass what an attack calls adversarial examples, clipped to ``[0, 1]`` and the balls.
 
-    Candidates are clipped to ``[0, 1]``, and where only rounding put one outside a ball, to that ball. A network that gives
-    NaN for one is fooled by it.
-
-    Returns:
-        On the CPU: the norm of each perturbation, infinite where the network is not fooled, ``(N,)`` float64; the clipped
-        candidates; where the network gave NaN, ``(N,)``.
-
-    Raises:
-        ValueError: If the attack gave something of another shape.
+    Gives on the CPU the norm of each perturbation, float64 and infinite where the network is not fooled; the examples; and
+    where the network gave NaN, which counts as fooled.
     """
-    if candidates.shape != images.shape:
-        raise ValueError(
-            f"The attack was given images of shape {tuple(images.shape)} and must give as many of the same shape, got "
-            f"{tuple(candidates.shape)}."
-        )
     clean = images.cpu()
     examples = candidates.detach().to("cpu", clean.dtype)
     examples = clip_rounding(torch.where(examples.isnan(), clean, examples).clamp(0, 1), clean, radii, norm)
@@ -247,10 +137,7 @@ def perturbation_norms(adversarial: Tensor, images: Tensor, norm: Norm) -> Tenso
 
 
 def clip_rounding(adversarial: Tensor, images: Tensor, radii: Sequence[float], norm: Norm) -> Tensor:
-    """Put images that float32 rounding alone has put outside a ball exactly inside it; leave the others as they are.
-
-    Wherever :func:`perturbation_norms` was above one of the radii (ascending) by rounding, it no longer is.
-    """
+    """Put images that float32 rounding alone has put outside a ball exactly inside it; leave the others as they are."""
     slack = 4 * 2.0**-24 * (1.0 if norm == "Linf" else images[0].numel() ** 0.5)
     norms, result = perturbation_norms(adversarial, images, norm), adversarial.clone()
     for radius in radii:
@@ -275,16 +162,7 @@ def _into_ball(adversarial: Tensor, images: Tensor, eps: float, norm: Norm) -> T
         return torch.where(above | below, torch.nextafter(result, towards), result)
     result = adversarial.clone()
     while (outside := (norms := perturbation_norms(result, images, norm)) > eps).any():
-        scale = (eps / norms[outside] * (1 - 2.0**-20)).view(-1, *[1] * (images.dim() - 1))
+        scale = (eps / norms[outside] * (1 - 2.0**-20)).view(-1, 1, 1, 1)
         clean = images[outside].double()
         result[outside] = (clean + (result[outside].double() - clean) * scale).to(images.dtype)
     return result
-
-
-def _name(attack: Any) -> str:
-    if isinstance(attack, str):
-        return attack
-    while isinstance(attack, functools.partial):
-        attack = attack.func
-    name: str = getattr(attack, "__name__", type(attack).__name__)
-    return "attack" if name == "<lambda>" else name

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import inspect
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from functools import partial
 from importlib import metadata
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sip_plugin.checks import Norm
-from sip_plugin.evaluation.attacks import Attack, AttackFactory, derive_seed
+from sip_plugin.evaluation.attacks import Attack, Attacks, callable_attack, derive_seed, parse_attacks
+from sip_plugin.model_utils import model_device
 
 VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -24,163 +25,115 @@ VERSIONS = {
 }
 """The package's versions and the attacks of each, in their order."""
 
-_COSTS = {"apgd-ce": 200, "apgd-dlr": 200, "apgd-t": 1800, "fab": 6500, "fab-t": 3600, "square": 5000}
-"""All attacks, and their forward passes for an image of ten classes; a gradient counts as another one."""
+_CLASSES = {"apgd-ce": 2, "apgd-dlr": 3, "apgd-t": 4, "fab": 2, "fab-t": 2, "square": 2}
+"""All attacks, and how many classes each needs; the DLR loss has a denominator, without which fewer will do."""
 
 
-def autoattack_members(
-    model: nn.Module, version: str | Sequence[str], norm: Norm, classes: int, device: torch.device
-) -> list[Attack]:
+def autoattack_members(model: nn.Module, version: str | Sequence[str], norm: Norm, classes: int) -> list[Attack]:
     """The attacks of one of AutoAttack's versions, or those named (then with the settings of its custom version).
 
-    Raises:
-        ValueError: If there is no such version or attack.
-        ImportError: If no AutoAttack package is installed.
+    Their random numbers do not depend on the batch: APGD's starts follow from the seed and the image itself, and Square's
+    search is the same sequence for all images (as in the package, where batches of one seed share it). Only the
+    untargeted FAB's restarts (version "plus") draw by the batch.
     """
-    setting = version if isinstance(version, str) else "custom"
-    return [
-        (MinimumNormFAB if name == "fab-t" else AutoAttackMember)(
-            name, model, version=setting, norm=norm, classes=classes, device=device
-        )
-        for name in attack_names(version)
-    ]
+    return [_attack(model, name, version, norm, classes) for name in attack_names(version)]
 
 
 def attack_names(version: str | Sequence[str]) -> tuple[str, ...]:
-    """The attacks of a version, or those named.
-
-    Raises:
-        ValueError: If there is no such version or attack.
-    """
-    if isinstance(version, str):
-        if version not in VERSIONS:
-            raise ValueError(
-                f"version must be one of {', '.join(VERSIONS)}, or a list of attacks ({', '.join(_COSTS)}), got {version!r}."
-            )
-        return VERSIONS[version]
-    names = tuple(version)
-    if not names or len(set(names)) < len(names) or not set(names) <= set(_COSTS):
-        raise ValueError(f"version as a list must name some of {', '.join(_COSTS)}, each once, got {list(names)}.")
+    """The attacks of a version, or those named; a ValueError if there are none."""
+    names = VERSIONS.get(version, ()) if isinstance(version, str) else tuple(version)
+    if not names or not set(names) <= set(_CLASSES):
+        raise ValueError(
+            f"version must be one of {', '.join(VERSIONS)}, or a list of attacks ({', '.join(_CLASSES)}), got {version!r}."
+        )
     return names
 
 
-def attack_settings(attacks: Mapping[str, AttackFactory | str], version: str | Sequence[str]) -> dict[str, Any]:
+def make_attacks(
+    attack: Attacks, version: str | Sequence[str], model: nn.Module, norm: Norm, classes: int, eps: float
+) -> list[Attack]:
+    """The attacks of an evaluation; ``eps`` is a radius that they will be run at."""
+    made: list[Attack] = []
+    for name, factory in parse_attacks(attack).items():
+        if isinstance(factory, str):
+            made += autoattack_members(model, version, norm, classes)
+        else:
+            made.append(callable_attack(name, model, factory, eps))
+    return made
+
+
+def attack_settings(attack: Attacks, version: str | Sequence[str]) -> dict[str, Any]:
     """The attacks as the report's settings say them."""
-    names, found = attack_names(version), dict[str, Any](dict.fromkeys(attacks, "factory"))
-    for name in [name for name, factory in attacks.items() if isinstance(factory, str)]:
+    attacks, names = parse_attacks(attack), list(attack_names(version))
+    found: dict[str, Any] = dict.fromkeys(attacks, "factory")
+    for name in [name for name, factory in attacks.items() if factory == "autoattack"]:
         package = autoattack_package().__name__
-        try:
-            number = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            number = "of unknown version"
-        chosen = version if isinstance(version, str) else "custom"
-        found[name] = {"version": chosen, "attacks": list(names), "package": f"{package} {number}"}
+        setting = version if isinstance(version, str) else "custom"
+        found[name] = {"version": setting, "attacks": names, "package": f"{package} {metadata.version(package)}"}
     return found
 
 
 def autoattack_package() -> Any:
-    """The module that AutoAttack is in: ``pyautoattack``, or the original ``autoattack``.
-
-    Raises:
-        ImportError: If neither is installed.
-    """
+    """The module that AutoAttack is in: ``pyautoattack``, or the original ``autoattack``."""
     for name in ("pyautoattack", "autoattack"):
-        try:
+        if find_spec(name):
             return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise
     raise ImportError("The evaluation by AutoAttack needs its package: pip install 'sip-plugin[autoattack]'")
 
 
-@dataclass
-class AutoAttackMember(Attack):
-    """One of AutoAttack's attacks.
+def _member(model: nn.Module, name: str, version: str, norm: Norm, classes: int, eps: float) -> Any:
+    """The package's attack object, set as the package sets it before it runs it."""
+    package = autoattack_package()
+    options: dict[str, Any] = {"norm": norm, "eps": eps, "seed": 0, "device": model_device(model), "version": version}
+    options |= {"verbose": False} if package.__name__ == "autoattack" else {}
+    attack = package.AutoAttack(model, **options)
+    if name == "square":
+        return attack.square
+    if name in ("apgd-ce", "apgd-dlr"):
+        attack.apgd.loss = name.removeprefix("apgd-")
+        if classes < _CLASSES[name]:
+            attack.apgd.dlr_loss = lambda logits, labels: (
+                logits.scatter(1, labels[:, None], -torch.inf).amax(1) - logits.gather(1, labels[:, None]).squeeze(1)
+            )
+        return attack.apgd
+    member = attack.apgd_targeted if name == "apgd-t" else attack.fab
+    if classes < _CLASSES[name]:
+        member.dlr_loss_targeted = lambda logits, labels: (
+            logits.gather(1, member.y_target[:, None]) - logits.gather(1, labels[:, None])
+        ).squeeze(1)
+    member.n_target_classes = min(member.n_target_classes, classes - 1)
+    if name != "apgd-t":
+        member.targeted = name == "fab-t"
+        member.n_restarts = 1 if member.targeted else member.n_restarts
+    return member
 
-    Its random numbers do not depend on the batch: APGD's starts follow from the seed and the image itself, and Square's
-    search is the same sequence for all images (as in the package, where batches of one seed share it). Only the
-    untargeted FAB's restarts (version "plus") draw by the batch.
-    """
 
-    version: str = field(kw_only=True)
-    norm: Norm = field(kw_only=True)
-    classes: int = field(kw_only=True)
-    device: torch.device = field(kw_only=True)
+def _attack(model: nn.Module, name: str, version: str | Sequence[str], norm: Norm, classes: int) -> Attack:
+    make = partial(_member, model, name, version if isinstance(version, str) else "custom", norm, classes)
 
-    def __post_init__(self) -> None:
-        self.cost = _COSTS[self.name]
-        self.black_box = self.name == "square"
-
-    def notes(self, eps: float) -> list[str]:
-        """Where the attack differs from the package's."""
-        needed = {"apgd-t": 4, "apgd-dlr": 3}.get(self.name, 0)
-        if self.classes >= needed:
-            return []
-        return [
-            f"{self.name} maximised the plain logit margin: the DLR loss needs {needed} classes, the network has "
-            f"{self.classes}."
-        ]
-
-    def __call__(self, images: Tensor, labels: Tensor, eps: float, seed: int, rows: Tensor, run: int) -> Tensor:
-        """See :meth:`Attack.__call__`."""
-        member = self._member(eps)
-        if self.name.startswith("apgd"):
-            _start_by_image(member, seed, self.norm)
-        elif self.name == "square":
-            _search_for_all(member)
-        member.seed = seed if self.name == "square" else derive_seed(seed, int(rows[0]))
+    def find(images: Tensor, labels: Tensor, eps: float, seed: int, rows: Tensor, run: int) -> Tensor:
+        member = make(eps)
+        member.seed = seed if name == "square" else derive_seed(seed, int(rows[0]))
+        if name.startswith("apgd"):
+            _start_by_image(member, seed, norm)
+        elif name == "square":
+            # Signs are drawn once for all images of a batch, as the places of the squares are: the sequence does not
+            # depend on how many images are left, and means the same for each.
+            member.random_choice = lambda shape: torch.sign(
+                2 * torch.rand([1, *shape[1:]] if len(shape) == 4 else shape).to(images.device) - 1
+            )
         with torch.no_grad():
-            found: Tensor = member.perturb(images, labels)
-        return found
+            if name != "fab-t":
+                return member.perturb(images, labels)  # type: ignore[no-any-return]
+            member.target_class = run + 2  # the package counts from the end of the sorted logits
+            return member.attack_single_run(images, labels, use_rand_start=False, is_targeted=True)  # type: ignore[no-any-return]
 
-    def _member(self, eps: float) -> Any:
-        """The package's attack object, set as the package sets it before it runs it."""
-        kind = autoattack_package().AutoAttack
-        options: dict[str, Any] = {"norm": self.norm, "eps": eps, "seed": 0, "device": self.device}
-        if "verbose" in inspect.signature(kind).parameters:
-            options["verbose"] = False
-        attack = kind(self.model, version=self.version, **options)
-        if self.name in ("apgd-ce", "apgd-dlr"):
-            attack.apgd.loss = self.name.removeprefix("apgd-")
-            if self.name == "apgd-dlr" and self.classes < 3:
-                attack.apgd.dlr_loss = _margin
-            return attack.apgd
-        if self.name == "square":
-            return attack.square
-        if self.name == "apgd-t":
-            member = attack.apgd_targeted
-            if self.classes < 4:
-                member.dlr_loss_targeted = lambda logits, labels: _targeted_margin(logits, labels, member.y_target)
-        else:
-            member = attack.fab
-            member.targeted = self.name == "fab-t"
-            if member.targeted:
-                member.n_restarts = 1
-        member.n_target_classes = min(member.n_target_classes, self.classes - 1)
-        return member
-
-
-@dataclass
-class MinimumNormFAB(AutoAttackMember):
-    """The targeted FAB: starts at the image, draws nothing at random, and looks for the smallest perturbation whatever ε is.
-
-    So each target is run once for an image, and what it finds is what it would find at any ε. As in the package, targets
-    after the one that breaks an image at this ε are left out; they are run if a smaller ε needs them.
-    """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.minimum_norm = True
-        self.runs = self._member(1.0).n_target_classes
-
-    def __call__(self, images: Tensor, labels: Tensor, eps: float, seed: int, rows: Tensor, run: int) -> Tensor:
-        """Run one target."""
-        member = self._member(eps)
-        member.seed = 0  # nothing is drawn
-        member.target_class = run + 2  # the package counts from the end of the sorted logits
-        with torch.no_grad():
-            found: Tensor = member.attack_single_run(images, labels, use_rand_start=False, is_targeted=True)
-        return found
+    if name != "fab-t":
+        margin = f"{name} maximised the plain logit margin: the DLR loss needs {_CLASSES[name]} classes, not {classes}."
+        return Attack(name, find, notes=(margin,) * (classes < _CLASSES[name]))
+    # The targeted FAB starts at the image, draws nothing at random, and looks for the smallest perturbation whatever ε is:
+    # each target is run once for an image. Targets after the one that breaks it at this ε are run if a smaller ε needs them.
+    return Attack(name, find, make(1.0).n_target_classes, minimum_norm=True)
 
 
 def _start_by_image(member: Any, seed: int, norm: Norm) -> None:
@@ -203,27 +156,3 @@ def _noise(image: Tensor, norm: Norm, seed: int, number: int) -> Tensor:
     if norm == "Linf":
         return 2 * torch.rand(image.shape, generator=generator) - 1
     return torch.randn(image.shape, generator=generator)
-
-
-def _search_for_all(member: Any) -> None:
-    """Have Square draw signs once for all images of a batch, as it draws the places of its squares.
-
-    Then the sequence does not depend on how many images are left. What it means for one image is the same.
-    """
-
-    def random_choice(shape: Sequence[int]) -> Tensor:
-        shape = [1, *shape[1:]] if len(shape) == 4 else list(shape)
-        return torch.sign(2 * torch.rand(shape).to(member.device) - 1)
-
-    member.random_choice = random_choice
-
-
-def _margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """The DLR loss without its denominator, which needs three classes."""
-    others = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-    return others - logits.gather(1, labels[:, None]).squeeze(1)
-
-
-def _targeted_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """The targeted DLR loss without its denominator, which needs four classes."""
-    return (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None])).squeeze(1)

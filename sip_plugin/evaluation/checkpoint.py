@@ -20,78 +20,57 @@ _ROUNDING = 2e-3  # of an image's logits, relatively, between devices; TF32 roun
 
 
 class Checkpoint:
-    """What is known of one evaluation, on disk: ``identity.pt``, ``batches/*.pt`` and in the end ``report.pt``.
+    """What is known of one evaluation, in a folder: ``identity.pt``, ``batches/*.pt`` and in the end ``report.pt``.
 
-    Args:
-        folder: Where. None remembers nothing.
-
-    Attributes:
-        seconds: What the batches took that earlier runs have finished.
+    ``seconds`` is what the batches took that earlier runs have finished.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None) -> None:
-        self.folder = None if folder is None else Path(folder)
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
         self.seconds = 0.0
 
-    def open(self, settings: Mapping[str, Any], logits: Tensor | None) -> None:
-        """Begin or resume; the folder is made if it is not there.
+    def open(self, settings: Mapping[str, Any], logits: Tensor | None) -> dict[str, Any] | None:
+        """Begin or resume the evaluation that ``settings`` describe; return the fields of its report if it is finished.
 
-        Args:
-            settings: What the evaluation is of.
-            logits: Of some images, ``(n, classes)``, on the CPU: networks of equal weights may differ in their code. None
-                if the network is random, so that they say nothing.
+        ``logits`` of some images ``(n, classes)`` tell networks of equal weights apart; None if the network is random.
 
         Raises:
             ValueError: If the folder belongs to another evaluation, or to something else.
         """
-        if self.folder is None:
-            return
-        path, settings = self.folder / "identity.pt", {"format": _FORMAT, **settings}
-        before = _load(path)
-        if before is None:
-            # Hidden files are a system's, or what a process left that was killed while it wrote.
-            if self.folder.is_dir() and any(path.name[0] != "." for path in self.folder.iterdir()):
-                raise ValueError(
-                    f"checkpoint={str(self.folder)!r} holds files but no evaluation of this version. Give a new or empty "
-                    "folder."
-                )
-            _save(path, {"settings": settings, "logits": logits})
-            return
-        there = before["settings"]
-        different = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
-        found = [f"{name}: there {there.get(name)!r}, now {settings.get(name)!r}" for name in different]
-        if not found and not _same_logits(before["logits"], logits):
-            found = ["the network has the same weights, but gives other logits"]
+        path, now = self.folder / "identity.pt", {"format": _FORMAT, **settings}
+        found = []
+        if path.exists():
+            before, stored = (_load(path)[name] for name in ("settings", "logits"))
+            pairs = {name: (before.get(name), now.get(name)) for name in {**before, **now}}
+            found = [f"{name}: there {there!r}, now {here!r}" for name, (there, here) in pairs.items() if there != here]
+            if not found and not _same_logits(stored, logits):
+                found = ["the network has the same weights, but gives other logits"]
+        elif self.folder.exists() and any(
+            each.name[0] != "." for each in self.folder.iterdir()
+        ):  # hidden: half-written
+            found = ["it holds other files"]
         if found:
-            raise ValueError(
-                f"checkpoint={str(self.folder)!r} belongs to another evaluation ({'; '.join(found)}). Give another folder, "
-                "or the same network, data (in the same order: no shuffling) and settings."
-            )
+            raise ValueError(f"checkpoint={str(self.folder)!r} belongs to another evaluation ({'; '.join(found)}).")
+        if not path.exists():
+            _save(path, {"settings": now, "logits": logits})
+        report = self.folder / "report.pt"
+        return _load(report) if report.exists() else None
 
     def batch(self, name: str, rows: Tensor, run: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The result for some images: read if it is there, found and saved otherwise."""
-        if self.folder is None:
-            return run()
-        path = self.folder / "batches" / f"{name}.pt"
-        known = _load(path)
-        if known is not None and torch.equal(known["rows"], rows):
+        path, began = self.folder / "batches" / f"{name}.pt", time.perf_counter()
+        if path.exists() and torch.equal((known := _load(path))["rows"], rows):
             self.seconds += known["seconds"]
-            result: dict[str, Tensor] = known["result"]
-            return result
-        began = time.perf_counter()
-        result = run()
-        _save(path, {"rows": rows.clone(), "result": result, "seconds": time.perf_counter() - began})
+        else:
+            known = {"rows": rows.clone(), "result": run(), "seconds": time.perf_counter() - began}
+            _save(path, known)
+        result: dict[str, Tensor] = known["result"]
         return result
 
-    def load_report(self) -> dict[str, Any] | None:
-        """The fields of the finished report, None if it is not finished."""
-        return None if self.folder is None else _load(self.folder / "report.pt")
-
-    def finish(self, report: Mapping[str, Any]) -> None:
+    def finish(self, report: dict[str, Any]) -> None:
         """Save the fields of the finished report, which makes the batches superfluous."""
-        if self.folder is not None:
-            _save(self.folder / "report.pt", dict(report))
-            shutil.rmtree(self.folder / "batches", ignore_errors=True)
+        _save(self.folder / "report.pt", report)
+        shutil.rmtree(self.folder / "batches", ignore_errors=True)
 
 
 def fingerprint(*tensors: Tensor) -> str:
@@ -107,22 +86,11 @@ def _same_logits(before: Tensor | None, now: Tensor | None) -> bool:
     if before is None or now is None:
         return before is now
     apart, size = (before - now).norm(dim=1), torch.maximum(before.norm(dim=1), now.norm(dim=1))
-    return bool((apart <= _ROUNDING * size).all())
+    return not (apart > _ROUNDING * size).any()  # NaN is refused where it is classified
 
 
-def _load(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # of many kinds, in a file of other bytes
-        raise ValueError(
-            f"The checkpoint's file {str(path)!r} is damaged. Remove it, and what it held is found again; in the place of "
-            "identity.pt, the whole folder."
-        ) from error
-    return values
+def _load(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True)  # type: ignore[no-any-return]
 
 
 def _save(path: Path, values: dict[str, Any]) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sip_plugin.evaluation.eps import EpsDict, distinct_eps, eps_labels, eps_unit
-from sip_plugin.evaluation.plots import Curve, curve, draw
-from sip_plugin.evaluation.report import UNCHECKED, Report, differences, eps_axis, short_notes
+from sip_plugin.evaluation.eps import EpsDict, distinct_eps, eps_labels
+from sip_plugin.evaluation.plots import Curve, draw
+from sip_plugin.evaluation.report import Report, differences, short_notes
 from sip_plugin.evaluation.statistics import PairedImages, paired_images
-from sip_plugin.evaluation.tables import Table, Tabular, per_cent
+from sip_plugin.evaluation.tables import Best, Table, Tabular, per_cent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,73 +31,53 @@ class RobustnessReport(Report):
 
     The number to report at an ε is ``robust_accuracy[eps]``: the share of images that no attack broke, the worst case over
     the attacks image by image. Accuracies are shares in ``[0, 1]`` of all images, those wrong without any attack included.
-    A dict by ε also finds a radius that was computed another way.
 
     Attributes:
-        eps: The radii, ascending.
+        eps: The radii, ascending. A dict by ε also finds a radius that was computed another way.
         norm: ``"Linf"`` or ``"L2"``.
         attacks: Names of the attacks in the order in which they ran (for AutoAttack its members).
         labels: Class indices, ``(N,)``.
         norms: ``(attacks, N)``, float64: the smallest norm, verified, at which each attack broke each image; infinite where
-            it did not (or was not tried: an image that is broken is not attacked again), 0 where the clean image is wrong.
-            An image is robust at ε where all of its norms are above ε.
-        assumed: ``(N,)``, bool: whether the image was not attacked at the smallest ε because it survived a larger one
-            (``assume_survivors=True``), and counts as right there.
+            it did not (an image that is broken is not attacked again), 0 where the clean image is wrong.
+        assumed: ``(N,)``, bool: whether the image counts as right at the smallest ε unattacked, as it survived a larger one.
         settings: What the evaluation was asked for, as plain JSON values (attack, version, seed, assume_survivors, …).
         warnings: What a reader should know before believing the figures, one sentence each.
         seconds: Wall time.
         adversarial: eps -> adversarial images ``(N, C, H, W)`` (the clean image where none was found), if asked for.
-
-    Raises:
-        ValueError: If ``norms`` does not have a row for each attack and a column for each image.
     """
 
     @staticmethod
     def compare(
-        reports: Rows,
-        names: Sequence[str] | None = None,
-        *,
-        references: Sequence[str] = (),
-        allow_differences: bool = False,
+        reports: Rows, names: Sequence[str] = (), *, references: Sequence[str] = (), allow_differences: bool = False
     ) -> RobustnessComparison:
         """Several reports in one table: a row for each method, mean ± standard deviation over its runs.
 
         Args:
-            reports: ``{"Madry": report, "SIP-AT": [report, report], ...}``, the reports of a row being runs with other
-                seeds; or such a mapping for each group of rows, ``{"ResNet-18": {"Madry": ...}, ...}``; or a list of
-                reports, each a row.
+            reports: ``{"Madry": report, "SIP-AT": [report, report], ...}``, a list being runs with other seeds; or such a
+                mapping for each group of rows, ``{"ResNet-18": {"Madry": ...}, ...}``; or a list of reports, each a row.
             names: Names for a list of reports; those of the same name are runs of one row.
-            references: Names of rows that are shown for reference and do not compete for the best figure, as the networks
-                trained without attacks do not in the paper.
-            allow_differences: Take reports on other images, at other ε or under another attack than the first one's as
-                well, and mark their rows. Another norm is never taken.
-
-        Returns:
-            The table, to be printed, written or plotted.
+            references: Names of rows that do not compete for the best figure (in the paper those trained without attacks).
+            allow_differences: Also take reports on other images, at other ε or under another attack than the first one's,
+                and mark them. Another norm is never taken.
 
         Raises:
-            TypeError: If something is no report.
-            ValueError: If there is none, the names do not fit, or the reports differ in images, ε, norm or attack. Where
-                only ``assume_survivors`` differs, the row is marked.
+            ValueError: If a reference is no row, or the reports differ in images, ε, norm or attack. A row that differs in
+                ``assume_survivors`` is marked.
         """
-        rows = [(group, name, _runs(runs, name)) for group, name, runs in _named(reports, names)]
-        if not rows:
-            raise ValueError("compare needs at least one report.")
+        rows = _named(reports, names)
         row_names = [name for _, name, _ in rows]
-        if isinstance(references, str) or not set(references) <= set(row_names):
+        if not set(references) <= set(row_names):
             raise ValueError(f"references must be names of rows ({', '.join(row_names)}), got {references!r}.")
-        compared = []
+        first, compared = rows[0][2][0], []
         for group, name, runs in rows:
-            found = [each for report in runs for each in differences(report, rows[0][2][0])]
-            refused = [each for each in found if each.always_refused or (each.serious and not allow_differences)]
-            if refused:
-                advice = " allow_differences=True makes the table and marks such rows."
-                raise ValueError(
-                    f"The reports do not belong in one table: {name!r} has {refused[0].remark}."
-                    + advice * (not any(each.always_refused for each in refused))
-                )
-            remarks = dict.fromkeys(each.remark for each in found)
-            compared.append(ComparisonRow(group, name, runs, name in references, tuple(remarks)))
+            found = dict.fromkeys(remark for report in runs for remark in differences(report, first))
+            other_norm = any(report.norm != first.norm for report in runs)
+            if other_norm or (found and not allow_differences):
+                advice = "" if other_norm else " allow_differences=True makes the table and marks such rows."
+                raise ValueError(f"The reports do not belong in one table: {name!r} has {next(iter(found))}.{advice}")
+            if any(report.assume_survivors != first.assume_survivors for report in runs):
+                found[f"assume_survivors={not first.assume_survivors} instead of {first.assume_survivors}"] = None
+            compared.append(ComparisonRow(group, name, runs, name in references, tuple(found)))
         return RobustnessComparison(tuple(compared))
 
     def compare_images(self, other: RobustnessReport) -> EpsDict[PairedImages]:
@@ -104,11 +86,8 @@ class RobustnessReport(Report):
         Raises:
             ValueError: If the other report is on other images, or at other ε, or under another norm or attack.
         """
-        serious = [each.remark for each in differences(other, self) if each.serious]
-        if serious:
-            raise ValueError(
-                f"Only reports on the same images can be compared image by image: the other has {serious[0]}."
-            )
+        if found := differences(other, self):
+            raise ValueError(f"Images are compared under the same conditions: the other report has {found[0]}.")
         theirs = other.correct
         pairs = {0.0: paired_images(self.correct_clean, other.correct_clean)}
         return EpsDict(pairs | {eps: paired_images(mine, theirs[eps]) for eps, mine in self.correct.items()})
@@ -124,14 +103,10 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ComparisonRow:
-    """A row of the table: the runs of one method.
+    """A row of the table: the runs of one method, with a report for each.
 
-    Attributes:
-        group: The block that the row stands in (in the paper the architecture); empty if there are none.
-        name: What the row is called.
-        reports: One for each run.
-        reference: Whether the row is out of the running for the best figure.
-        remarks: In what its conditions differ from those of the first report; a sentence for each.
+    ``group`` is the block that it stands in (in the paper the architecture). A ``reference`` does not compete for the best
+    figure. The ``remarks`` say in what its conditions differ from those of the first report.
     """
 
     group: str
@@ -143,9 +118,9 @@ class ComparisonRow:
     @cached_property
     def figures(self) -> EpsDict[Spread]:
         """The accuracies at each ε that all runs of the row have, that on the clean images at 0."""
-        first, *others = (report.accuracy for report in self.reports)
-        common = [eps for eps in first if all(eps in other for other in others)]
-        return EpsDict({eps: _spread(accuracy[eps] for accuracy in (first, *others)) for eps in common})
+        runs = [report.accuracy for report in self.reports]
+        common = [eps for eps in runs[0] if all(eps in accuracy for accuracy in runs)]
+        return EpsDict({eps: _spread(accuracy[eps] for accuracy in runs) for eps in common})
 
     @property
     def clean(self) -> Spread:
@@ -163,35 +138,19 @@ class ComparisonRow:
         return f"{self.group} {self.name}".strip()
 
     def gains_over(self, other: ComparisonRow) -> EpsDict[Spread]:
-        """What this row has more than another at each ε (0: clean images), run by run: the first run against its first, ….
-
-        Runs that share a seed share much of their luck, which falls out of the differences.
+        """What this row has more than another at each ε (0: clean images), run by run: runs of one seed share their luck.
 
         Raises:
             ValueError: If the rows have not the same number of runs.
         """
-        if len(self.reports) != len(other.reports):
-            raise ValueError(
-                f"Rows are compared run by run, but {self.name!r} has {len(self.reports)} and {other.name!r} has "
-                f"{len(other.reports)}. Give the same seeds in both, in the same order."
-            )
-        theirs = other.figures
-        return EpsDict(
-            {
-                eps: _spread(a - b for a, b in zip(mine.values, theirs[eps].values, strict=True))
-                for eps, mine in self.figures.items()
-                if eps in theirs
-            }
-        )
+        mine, theirs = self.figures, other.figures
+        pairs = {eps: zip(mine[eps].values, theirs[eps].values, strict=True) for eps in mine if eps in theirs}
+        return EpsDict({eps: _spread(a - b for a, b in pair) for eps, pair in pairs.items()})
 
 
 @dataclass(frozen=True)
 class RobustnessComparison(Tabular):
-    """Clean and robust accuracy of several methods; made by :meth:`RobustnessReport.compare`.
-
-    Attributes:
-        rows: The rows of the table.
-    """
+    """Clean and robust accuracy of several methods, the ``rows``; made by :meth:`RobustnessReport.compare`."""
 
     rows: tuple[ComparisonRow, ...]
 
@@ -203,147 +162,100 @@ class RobustnessComparison(Tabular):
     def table(self, digits: int = 1) -> Table:
         """The paper's layout: a row for each method, a column for the clean accuracy and each ε."""
         grouped, rows = any(row.group for row in self.rows), []
-        best: set[tuple[int, int]] = set()
-        parted: dict[int, str] = {}
-        for number, (row, label) in enumerate(zip(self.rows, _labels(self.rows), strict=True)):
-            above = self.rows[number - 1] if number else None
-            if starts := above is None or row.group != above.group:
-                parted[number] = "line"
-            elif row.reference != above.reference:
-                parted[number] = "space"
-            cells = [self._cell(row, eps, digits) for eps in (0.0, *self.eps)]
-            best |= {(number, column) for column, (_, is_best) in enumerate(cells, 1 + grouped) if is_best}
-            rows.append((row.group * starts, label, *(text for text, _ in cells))[not grouped :])
-        left_out = ", ".join(dict.fromkeys(row.name for row in self.rows if row.reference))
+        for before, row, label in zip((None, *self.rows), self.rows, _labels(self.rows)):  # noqa: B905
+            new_group = before is None or row.group != before.group
+            above = "line" if before is None or new_group else "space" if row.reference != before.reference else ""
+            rivals = [each for each in self.rows if each.group == row.group and not each.reference]
+            cells = [row.group * new_group, label][not grouped :]
+            for eps in (0.0, *self.eps):
+                if eps not in row.figures:
+                    cells.append("–")
+                    continue
+                mean, std, _ = row.figures[eps]
+                cell = per_cent(mean, digits) + (f" ± {per_cent(std, digits)}" if std is not None else "")
+                if not row.reference and len(rivals) > 1:
+                    best = max(each.figures[eps].mean for each in rivals if eps in each.figures)
+                    # Equal in the decimals shown counts as equal.
+                    cell = Best(cell) if per_cent(mean, digits) == per_cent(best, digits) else cell
+                cells.append(cell)
+            rows.append((above, cells))
+        references = ", ".join(dict.fromkeys(row.name for row in self.rows if row.reference))
+        left_out = f", {references} left out" if references else ""
         return Table(
             title=f"Accuracy in per cent: {self.rows[0].reports[0].conditions}.",
-            header=("", "", "Clean", *(f"ε = {label}" for label in eps_labels(self.eps)))[not grouped :],
+            header=["", "", "Clean", *(f"ε = {label}" for label in eps_labels(self.eps))][not grouped :],
             rows=rows,
-            notes=tuple(self._notes()),
+            notes=list(self._notes()),
             names=1 + grouped,
-            best=frozenset(best),
-            meaning_of_best="the best mean of a column"
-            + " in its group" * grouped
-            + (f", {left_out} left out." if left_out else "."),
-            parted=parted,
+            meaning_of_best="the best mean of a column" + " in its group" * grouped + f"{left_out}.",
         )
 
-    def records(self) -> list[dict[str, Any]]:
-        """See :meth:`to_frame`."""
-        return [
-            {"group": row.group, "method": row.name, "run": run, "eps": eps, "accuracy": share}
+    def to_frame(self) -> Any:
+        """A tidy :class:`pandas.DataFrame` of the accuracies, one for each method, run and ε (0: clean); needs pandas."""
+        records = [
+            (row.group, row.name, run, eps, share)
             for row in self.rows
             for run, report in enumerate(row.reports)
             for eps, share in report.accuracy.items()
         ]
+        return import_module("pandas").DataFrame(records, columns=["group", "method", "run", "eps", "accuracy"])
 
     def plot(self, path: str | os.PathLike[str] | None = None, *, relative_to: str | None = None) -> Figure:
         """Accuracy against ε, a line for each row with a band of ± one standard deviation over its runs.
 
+        As :meth:`RobustnessReport.plot`.
+
         Args:
-            path: Where to save the picture, whole or not at all; the suffix says in which format.
+            path: Where to save the picture.
             relative_to: Name of a row: draw what each row gains over it (:meth:`ComparisonRow.gains_over`), which tells
-                lines apart that lie close together. References are left out.
-
-        Returns:
-            The figure. It is not registered with ``matplotlib.pyplot``.
-
-        Raises:
-            ImportError: If matplotlib is not installed.
-            ValueError: If a group has no row ``relative_to``, or one with another number of runs.
+                lines apart that lie close together. References are left out. A KeyError if a group has no such row.
         """
-        rows = [row for row in self.rows if relative_to is None or not row.reference or row.name == relative_to]
-        notes, low, label = _meaning_of_spread(rows), 0.0, "Accuracy (%)"
+        rows, low, what = list(self.rows), 0.0, "Accuracy (%)"
         if relative_to is not None:
-            notes += " Differences are taken run by run." * any(len(row.reports) > 1 for row in rows)
-            low, label = -1.0, f"Accuracy minus that of {relative_to} (points)"
-        names, unit = list(dict.fromkeys(row.name for row in self.rows)), eps_unit((0.0, *self.eps))
-        panels: dict[str, list[Curve]] = {row.group: [] for row in self.rows}
-        references = {row: row if relative_to is None else self._row(row.group, relative_to) for row in self.rows}
-        for row, name in zip(rows, _labels(rows), strict=True):
-            figures = row.figures if relative_to is None else row.gains_over(references[row])
+            rows = [row for row in rows if not row.reference or row.name == relative_to]
+            low, what = -1.0, f"Accuracy minus that of {relative_to} (points)"
+        names = list(dict.fromkeys(row.name for row in self.rows))
+        by_name = {(row.group, row.name): row for row in rows}
+        panels: dict[str, list[Curve]] = {row.group: [] for row in rows}
+        for row, label in zip(rows, _labels(rows), strict=True):
+            figures = row.figures if relative_to is None else row.gains_over(by_name[row.group, relative_to])
             means = {eps: figure.mean for eps, figure in figures.items()}
-            bounds = {
-                eps: (max(low, figure.mean - figure.std), min(1.0, figure.mean + figure.std))
-                for eps, figure in figures.items()
-                if figure.std is not None
-            }
-            panels[row.group].append(curve(name, means, bounds or None, unit, names.index(row.name)))
-        reports = [report for row in rows for report in row.reports]
-        # Remarks say what is different from the first report of all, drawn or not.
-        remarks = [f"[{number}]: {remark}." for remark, number in _numbered_remarks(rows).items()]
-        return draw(
-            panels,
-            labels=(eps_axis(self.eps, reports[0].norm), label),
-            notes=[*short_notes(self.rows[0].reports[0], reports), notes, *remarks],
-            path=path,
-        )
-
-    def _row(self, group: str, name: str) -> ComparisonRow:
-        rows = {row.name: row for row in self.rows if row.group == group}
-        if name not in rows:
-            where = f" in the group {group!r}" if group else ""
-            raise ValueError(f"relative_to must be the name of a row{where} ({', '.join(rows)}), got {name!r}.")
-        return rows[name]
-
-    def _cell(self, row: ComparisonRow, eps: float, digits: int) -> tuple[str, bool]:
-        """A figure, and whether it is the best of its column: equal in the decimals shown counts as equal."""
-        if (figure := row.figures.get(eps)) is None:
-            return "–", False
-        text = per_cent(figure.mean, digits)
-        rivals = [other for other in self.rows if other.group == row.group and other is not row and not other.reference]
-        theirs = [per_cent(rival.figures[eps].mean, digits) for rival in rivals if eps in rival.figures]
-        best = bool(rivals) and not row.reference and all(float(text) >= float(their) for their in theirs)
-        return text if figure.std is None else f"{text} ± {per_cent(figure.std, digits)}", best
+            spreads = [(eps, mean, std) for eps, (mean, std, _) in figures.items() if std is not None]
+            bounds = {eps: (max(low, mean - std), min(1.0, mean + std)) for eps, mean, std in spreads}
+            panels[row.group].append(Curve(label, means, bounds, names.index(row.name)))
+        first, reports = self.rows[0].reports[0], [report for row in rows for report in row.reports]
+        run_by_run = " Differences are taken run by run." * (relative_to is not None and len(reports) > len(rows))
+        notes = [*short_notes(first, reports), _meaning_of_spread(rows) + run_by_run, *_remarks(rows).values()]
+        return draw(panels, eps=self.eps, norm=first.norm, what=what, notes=notes, path=path)
 
     def _notes(self) -> Iterator[str]:
         reports = [report for row in self.rows for report in row.reports]
-        errors = [max(each.clean_standard_error, *each.robust_standard_error.values()) for each in reports]
+        error = max(share for each in reports for share in each.standard_error.values())
         yield "Robust accuracy: the worst case over the attacks, image by image."
         yield _meaning_of_spread(self.rows)
-        yield (
-            f"Beside that, the images are a sample: the binomial standard error of one run's figure is up to "
-            f"{per_cent(max(errors), 1)} points."
-        )
+        sample = "Beside that, the images are a sample: the binomial standard error of one run's figure is up to"
+        yield f"{sample} {per_cent(error, 1)} points."
         yield reports[0].survivors
-        yield from (f"[{number}]: {remark}." for remark, number in _numbered_remarks(self.rows).items())
+        yield from _remarks(self.rows).values()
         warned: dict[str, dict[str, None]] = {}
         for row in self.rows:
-            unchecked = [] if all(report.checked for report in row.reports) else [f"{UNCHECKED}."]
-            for warning in [*unchecked, *(warning for report in row.reports for warning in report.warnings)]:
+            for warning in itertools.chain(*(report.cautions for report in row.reports)):
                 warned.setdefault(warning, {})[row.full_name] = None
         for warning, names in warned.items():
             yield f"Warning ({', '.join(names)}): {warning}"
 
 
-def _named(reports: Rows, names: Sequence[str] | None) -> list[tuple[str, str, Runs]]:
+def _named(reports: Rows, names: Sequence[str]) -> list[tuple[str, str, tuple[Report, ...]]]:
     """Group, name and runs of each row."""
-    if isinstance(reports, Report):
-        raise TypeError("compare takes a list of reports or a mapping from names to reports, got one report: [report].")
-    if isinstance(reports, Mapping):
-        if names is not None:
-            raise ValueError("names go with a list of reports; a mapping has its own.")
-        if len({isinstance(value, Mapping) for value in reports.values()}) > 1:
-            raise ValueError("Either all values of the mapping are groups (mappings from names to reports) or none is.")
-        groups = {str(k): v if isinstance(v, Mapping) else {k: v} for k, v in reports.items()}
-        grouped = any(isinstance(value, Mapping) for value in reports.values())
-        return [(group * grouped, str(name), runs) for group, rows in groups.items() for name, runs in rows.items()]
-    listed = list(reports)
-    if names is None:
-        return [("", f"Report {number}", runs) for number, runs in enumerate(listed, 1)]
-    if isinstance(names, str) or len(names) != len(listed):
-        raise ValueError(f"names must hold one name for each of the {len(listed)} reports, got {names!r}.")
-    merged: dict[str, list[Report]] = {}
-    for name, runs in zip(names, listed, strict=True):
-        merged.setdefault(name, []).extend(_runs(runs, name))
-    return [("", name, runs) for name, runs in merged.items()]
-
-
-def _runs(runs: Runs, name: str) -> tuple[Report, ...]:
-    listed = tuple(runs) if isinstance(runs, Sequence) else (runs,)
-    if not listed or not all(isinstance(report, Report) for report in listed):
-        raise TypeError(f"{name!r} must be a RobustnessReport or a list of one or more, got {runs!r}.")
-    return listed
+    if not isinstance(reports, Mapping):
+        listed, merged = list(reports), dict[str, list[Report]]()
+        for name, runs in zip(names or [f"Report {number + 1}" for number in range(len(listed))], listed, strict=True):
+            merged.setdefault(name, []).extend([runs] if isinstance(runs, Report) else runs)
+        reports = merged
+    grouped = any(isinstance(value, Mapping) for value in reports.values())
+    groups: Mapping[str, Any] = reports if grouped else {"": reports}
+    named = [(group, name, runs) for group, rows in groups.items() for name, runs in rows.items()]
+    return [(group, name, (runs,) if isinstance(runs, Report) else tuple(runs)) for group, name, runs in named]
 
 
 def _spread(values: Iterable[float]) -> Spread:
@@ -364,10 +276,11 @@ def _meaning_of_spread(rows: Sequence[ComparisonRow]) -> str:
 
 def _labels(rows: Sequence[ComparisonRow]) -> list[str]:
     """The names of the rows, with the numbers of the remarks on them: ``SIP-AT [1]``."""
-    numbers = _numbered_remarks(rows)
-    return [" ".join([row.name, *(f"[{numbers[remark]}]" for remark in row.remarks)]) for row in rows]
+    numbers = list(_remarks(rows))
+    return [" ".join([row.name, *(f"[{1 + numbers.index(remark)}]" for remark in row.remarks)]) for row in rows]
 
 
-def _numbered_remarks(rows: Sequence[ComparisonRow]) -> dict[str, int]:
-    remarks = dict.fromkeys(remark for row in rows for remark in row.remarks)
-    return {remark: number for number, remark in enumerate(remarks, 1)}
+def _remarks(rows: Sequence[ComparisonRow]) -> dict[str, str]:
+    """The remarks on the rows, each with its number before it."""
+    found = dict.fromkeys(remark for row in rows for remark in row.remarks)
+    return {remark: f"[{number}]: {remark}." for number, remark in enumerate(found, 1)}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
+
+NORMS = {"Linf": "L∞", "L2": "L2"}
 
 
 class EpsDict(dict[float, Value]):
@@ -17,26 +20,17 @@ class EpsDict(dict[float, Value]):
     """
 
     def __missing__(self, eps: Any) -> Value:
-        key = self._nearest(eps)
-        if key is None:
-            meant = f" Did you mean {eps}/255?" if isinstance(eps, (int, float)) and eps / 255 in self else ""
-            raise KeyError(f"There is nothing at eps = {eps!r}, only at {', '.join(eps_labels(self))}.{meant}")
-        return self[key]
+        for key, value in self.items():
+            if same_eps(key, eps):
+                return value
+        raise KeyError(f"There is nothing at eps = {eps}, only at {', '.join(eps_labels(self))}.")
 
-    def __contains__(self, eps: object) -> bool:
-        return self._nearest(eps) is not None
+    def __contains__(self, eps: Any) -> bool:
+        return any(same_eps(key, eps) for key in self)
 
     def get(self, eps: Any, default: Any = None) -> Any:
         """The value at ``eps``, or ``default`` where there is none."""
-        key = self._nearest(eps)
-        return default if key is None else self[key]
-
-    def _nearest(self, eps: Any) -> float | None:
-        try:
-            wanted = float(eps)
-        except (TypeError, ValueError):
-            return None
-        return next((key for key in self if same_eps(key, wanted)), None)
+        return next((value for key, value in self.items() if same_eps(key, eps)), default)
 
 
 def same_eps(a: float, b: float) -> bool:
@@ -46,11 +40,8 @@ def same_eps(a: float, b: float) -> bool:
 
 def distinct_eps(radii: Iterable[float]) -> tuple[float, ...]:
     """The radii, ascending, without those that are the same as the one before."""
-    found: list[float] = []
-    for radius in sorted(radii):
-        if not found or not same_eps(found[-1], radius):
-            found.append(radius)
-    return tuple(found)
+    found = sorted(radii)
+    return tuple(found[:1] + [radius for before, radius in pairwise(found) if not same_eps(before, radius)])
 
 
 def eps_unit(eps: Iterable[float]) -> float:

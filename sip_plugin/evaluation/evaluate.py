@@ -2,49 +2,41 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import re
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from sip_plugin.checks import Norm, check_int, check_logits
+from sip_plugin.checks import Norm, check_eps, check_images, check_int, check_labels
 from sip_plugin.distributed import ProcessGroup
 from sip_plugin.evaluation import diagnostics
-from sip_plugin.evaluation.arguments import Data, check_network, collect, parse_eps
-from sip_plugin.evaluation.attacks import Attack, AttackFactory, CallableAttack, derive_seed, parse_attacks, run_batch
-from sip_plugin.evaluation.autoattack import attack_settings, autoattack_members
+from sip_plugin.evaluation.attacks import Attack, Attacks, derive_seed, run_batch, verified_norms
+from sip_plugin.evaluation.autoattack import attack_settings, make_attacks
 from sip_plugin.evaluation.checkpoint import Checkpoint, fingerprint
 from sip_plugin.evaluation.comparison import RobustnessReport
+from sip_plugin.evaluation.eps import distinct_eps
 from sip_plugin.model_state import eval_mode, preserve_model_state
-from sip_plugin.model_utils import model_device, model_hash, unwrap_model
+from sip_plugin.model_utils import model_device, model_hash, unwrap_ddp, unwrap_model
 from sip_plugin.utils import isolated_rng, progress_bar
 
 _SOME = 16  # images for the diagnostics of the network itself
 _PROBED = 64  # images for each probe of reliability, together a percent or two of an evaluation
-_ADVICE = (
-    "Each must call evaluate_robustness with the same network, the whole data in the same order (no DistributedSampler, no "
-    "shuffling) and the same settings; the work is then divided among them. To evaluate in this process alone: "
-    "distributed=False."
-)
 
 
 def evaluate_robustness(
     model: nn.Module,
-    data: Data,
+    data: tuple[Tensor, Tensor] | Iterable[Sequence[Any]],
     *,
     eps: float | Iterable[float] = (1 / 255, 2 / 255, 4 / 255, 8 / 255),
     norm: Norm = "Linf",
-    attack: str | AttackFactory | Mapping[str, AttackFactory | str] = "autoattack",
+    attack: Attacks = "autoattack",
     version: str | Sequence[str] = "standard",
     assume_survivors: bool = False,
     batch_size: int = 128,
@@ -58,24 +50,17 @@ def evaluate_robustness(
 ) -> RobustnessReport:
     """Attack every image at every ε, unrestricted, and report what is left: the paper's evaluation (section 4.4).
 
-    An image counts as robust at an ε only if no attack broke it there. The ε-balls are nested: an adversarial example found
-    at one ε counts at every larger one (at a smaller one, too, if its norm allows), and the image is not attacked there
-    again. The targeted FAB, which looks for the smallest perturbation whatever ε is, runs once for each image. Every example
-    is verified by a forward pass of its own in eval mode, after being clipped to the ball and to ``[0, 1]``.
+    An image counts as robust at an ε only if no attack broke it there. An adversarial example counts at every ε from its
+    norm on, and the image is not attacked there again; the targeted FAB, whose work does not depend on ε, runs once for each
+    image. Every example is clipped to the ball and to ``[0, 1]``, and verified by a forward pass of its own in eval mode.
 
-    The result does not depend on the batch size, the order of the images or the number of processes, but for the rounding
-    of the network's own arithmetic: APGD's random starts follow from the seed and the image, Square's search is the same
-    for all images. Exceptions: FAB's random restarts (version ``"plus"``), networks that are random themselves, and
-    attacks of one's own; their random numbers follow from the seed and the batch.
-
-    In several processes (``torchrun``) each calls this function with the same arguments and the whole data; the batches
-    are divided among them, and each gets the whole report.
-
-    The caller's random generators, the network's modes, buffers, gradients and ``requires_grad`` are left as they were.
+    The result does not depend on batch size, order of the images or number of processes, but for rounding. Exceptions:
+    FAB's random restarts (version ``"plus"``), random networks, and attacks of one's own; their random numbers follow from
+    the seed and the batch. In several processes (``torchrun``) each makes the same call with the whole data and gets the
+    whole report. The caller's random generators and all of the network's state are left as they were.
 
     Args:
-        model: Maps images ``(N, C, H, W)`` in ``[0, 1]`` to logits ``(N, classes)``; evaluated in eval mode on the device
-            it is on.
+        model: Maps images ``(N, C, H, W)`` in ``[0, 1]`` to logits ``(N, classes)``; evaluated in eval mode on its device.
         data: ``(images, labels)``, or an iterable of such batches (further parts, such as salience maps, are left out);
             all of it is held in memory.
         eps: Radii, in any order.
@@ -84,25 +69,19 @@ def evaluate_robustness(
             ``(model, eps) -> attack``, for instance ``lambda model, eps: torchattacks.PGD(model, eps=eps)``; or a mapping
             of names to these. An attack is called as ``attack(images, labels)``, ``.generate(x=, y=)`` (ART) or
             ``.run_standard_evaluation(images, labels)``.
-        version: AutoAttack's ``"standard"``, ``"plus"`` or ``"rand"``, or a list of its attacks (then with the settings of
-            its custom version).
+        version: AutoAttack's ``"standard"``, ``"plus"`` or ``"rand"``, or a list of its attacks (set as in "custom").
         assume_survivors: Begin with the largest ε, and assume that an image that survives it also survives the smaller
             ones. Skips the most expensive part of the work; the report marks what was assumed.
         batch_size: Images in a batch at most.
         max_images: Evaluate the first so many only.
         seed: What all randomness follows from.
         return_adversarial: Also return the adversarial images: for each image the smallest one found.
-        checkpoint: A folder that remembers finished batches. An evaluation that was stopped, however, resumes where it
-            was when called with the same arguments, also with another number of processes; one that was finished gives
-            its report at once. Of attacks of one's own only the names are compared. Several processes need a folder that
-            they all see.
+        checkpoint: A folder that remembers finished batches: the same call resumes an evaluation that was stopped, also in
+            another number of processes (which must all see the folder), and gives the report of a finished one at once. Of
+            attacks of one's own only the names are compared.
         sanity_checks: Look for signs that the figures overestimate robustness; they end up in ``report.warnings``.
-        distributed: Divide the work among the processes if ``torch.distributed`` is initialised. False evaluates in this
-            process alone, for instance where only the first one calls.
-        progress: Show a progress bar, if tqdm is installed.
-
-    Returns:
-        The report.
+        distributed: Divide the work if ``torch.distributed`` is initialised. False evaluates in this process alone.
+        progress: Show progress bars, if tqdm is installed.
 
     Raises:
         TypeError: If an argument is of the wrong type, for instance an attack that was made already.
@@ -114,11 +93,14 @@ def evaluate_robustness(
     group = ProcessGroup(distributed=distributed)
 
     def prepare() -> tuple[nn.Module, Tensor, Tensor, dict[str, Any]]:
-        network = check_network(model, group.size)
+        network = unwrap_ddp(model)
+        kinds = {kind.__name__ for module in network.modules() for kind in type(module).__mro__}
+        if group.size > 1 and kinds & {"DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule"}:
+            raise ValueError("A network that synchronises processes at each pass needs distributed=False in all.")
         settings: dict[str, Any] = {
             "eps": list(parse_eps(eps, norm)),
             "norm": norm,
-            "attack": attack_settings(parse_attacks(attack), version),
+            "attack": attack_settings(attack, version),
             "assume_survivors": bool(assume_survivors),
             "seed": check_int(seed, "seed", 0),
             "batch_size": check_int(batch_size, "batch_size", 1),
@@ -131,33 +113,33 @@ def evaluate_robustness(
     with torch.inference_mode(False):
         network, images, labels, settings = group.call(prepare)
         identity = settings | {"return_adversarial": bool(return_adversarial)}
-        group.require_equal(_ADVICE, **identity)
-        with isolated_evaluation(network):
-            state = _Evaluation(network, images, labels, settings, Checkpoint(checkpoint), group)
-            some = images[: min(settings["batch_size"], _SOME)].to(state.device)
-            with explain_dtype_error(network, some):
-                group.on_rank_zero(lambda: _open(state.checkpoint, identity, network, some))
-                finished = group.on_rank_zero(state.checkpoint.load_report)
-                if finished is not None:
-                    return RobustnessReport(**finished)
-                dynamic = group.on_rank_zero(lambda: diagnostics.is_dynamic(network, some))
+        group.require_equal("Give all of them the whole data in the same order, or pass distributed=False.", **identity)
+        show = progress and group.rank == 0 and find_spec("tqdm") is not None
+        store = None if checkpoint is None else Checkpoint(checkpoint)
+        device = model_device(network)
+        # AutoAttack seeds the generator of the current CUDA device, whichever the network is on.
+        on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with preserve_model_state(network), eval_mode(network), on_device, isolated_rng(device):
+            some = images[: min(settings["batch_size"], _SOME)].to(device)
+            if store is not None:
+                known = group.on_rank_zero(lambda: store.open(identity, diagnostics.stable_logits(network, some)))
+                if known is not None:
+                    return RobustnessReport(**known)
+            dynamic = group.on_rank_zero(lambda: diagnostics.is_dynamic(network, some))
             if not dynamic:  # attacks need the image's gradient alone, but some compute the others', too
                 network.requires_grad_(False)
+            state = _Evaluation(network, images, labels, settings, store, group, device, show, return_adversarial)
             clean = state.classify()
-            attacks = group.call(lambda: _attacks(state, clean, parse_attacks(attack), version))
-            warnings = group.call(lambda: [note for each in attacks for note in each.notes(state.radii[-1])])
-            show = progress and group.rank == 0 and find_spec("tqdm") is not None
-            state.run(attacks, show=show, keep_examples=bool(return_adversarial))
+            classes, largest = int(clean["classes"][0]), state.radii[-1]
+            attacks = group.call(lambda: make_attacks(attack, version, network, norm, classes, largest))
+            state.run(attacks, clean["correct"])
+            warnings = [note for each in attacks for note in each.notes]
             if sanity_checks:
+                expected = version == "rand"
                 # What is random on purpose may withstand an attack at a larger ε by chance.
-                probed = state.probe() if version != "rand" and len(state.radii) > 1 else []
-                warnings += group.on_rank_zero(
-                    lambda: diagnostics.network_warnings(
-                        network, some, dynamic=dynamic, randomness_expected=version == "rand"
-                    )
-                )
-                warnings += [*diagnostics.clean_warnings(clean), *state.warnings(), *probed]
-        seconds = time.perf_counter() - began + state.checkpoint.seconds
+                probed = state.probe() if not expected and len(state.radii) > 1 else []
+                look = partial(diagnostics.network_warnings, network, some, dynamic, expected)
+                warnings += [*group.on_rank_zero(look), *diagnostics.clean_warnings(clean), *state.warnings(), *probed]
         report = RobustnessReport(
             eps=state.radii,
             norm=norm,
@@ -167,10 +149,11 @@ def evaluate_robustness(
             assumed=state.assumed & (state.norms.amin(0) > state.radii[0]),
             settings=settings,
             warnings=tuple(warnings),
-            seconds=seconds,
-            adversarial=state.adversarial(),
+            seconds=time.perf_counter() - began + (store.seconds if store else 0.0),
+            adversarial=state.adversarial() if return_adversarial else None,
         )
-        group.on_rank_zero(lambda: state.checkpoint.finish({f.name: getattr(report, f.name) for f in fields(report)}))
+        if store is not None:
+            group.on_rank_zero(lambda: store.finish(vars(report)))
     return report
 
 
@@ -186,202 +169,155 @@ class _Evaluation:
     images: Tensor
     labels: Tensor
     settings: dict[str, Any]
-    checkpoint: Checkpoint
+    store: Checkpoint | None
     group: ProcessGroup
+    device: torch.device
+    show: bool
+    keep: bool
 
     def __post_init__(self) -> None:
-        self.device = model_device(self.model)
         self.radii: tuple[float, ...] = tuple(self.settings["eps"])
-        self.norm: Norm = self.settings["norm"]
-        self.assumed = torch.zeros(len(self.images), dtype=torch.bool)
-        self.nan = torch.zeros(len(self.images), dtype=torch.bool)
+        self.assumed, self.nan = (torch.zeros(len(self.images), dtype=torch.bool) for _ in range(2))
         self.outside: dict[str, int] = {}
-        self.withstood: dict[int, Tensor] = {}
 
     def classify(self) -> dict[str, Tensor]:
         """Classify all clean images; return what :func:`diagnostics.clean_statistics` says of each."""
+        look = partial(diagnostics.clean_statistics, self.model)
+        everything = torch.arange(len(self.images))
+        parts = self._map("clean", "clean images", everything, lambda rows: look(*self._batch(rows)))
+        return {name: torch.cat([part[name] for _, part in parts]) for name in parts[0][1]}
 
-        def look(rows: Tensor) -> dict[str, Tensor]:
-            return diagnostics.clean_statistics(self.model, *self._on_device(rows))
-
-        parts = [part for _, part in self._map("clean", torch.arange(len(self.images)), look)]
-        clean = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        self.start = torch.where(clean["correct"], torch.inf, 0.0).double()
-        return clean
-
-    def run(self, attacks: Sequence[Attack], *, show: bool, keep_examples: bool) -> None:
+    def run(self, attacks: Sequence[Attack], correct: Tensor) -> None:
         """Run all attacks at all ε; ``norms`` are complete afterwards."""
-        self.attacks, self.examples = attacks, self.images.clone() if keep_examples else None
-        self.norms = self.start.repeat(len(attacks), 1)
-        self.done = torch.zeros_like(self.norms, dtype=torch.int64)
+        self.attacks, self.examples = attacks, self.images.clone()
+        self.norms = torch.where(correct, torch.inf, 0.0).double().repeat(len(attacks), 1)
+        self.done = torch.zeros_like(self.norms, dtype=torch.int64)  # runs of minimum-norm attacks
         assume = self.settings["assume_survivors"]
-        everything = len(self.images) * len(self.radii) * sum(attack.cost for attack in attacks)
-        with _bar(show, everything) as self.bar:
-            for k in sorted(range(len(self.radii)), reverse=assume):
-                for a, attack in enumerate(attacks):
-                    todo = self._unbroken(k)
-                    if attack.minimum_norm:
-                        todo &= self.done[a] < attack.runs
-                    self.bar.set_postfix_str(f"{attack.name}, eps {self.radii[k]:.4g}", refresh=sys.stderr.isatty())
-                    self.bar.update((len(self.images) - int(todo.sum())) * attack.cost)
-                    self._attack(f"{k}-{a}", k, a, todo.nonzero().flatten())
-                self.withstood[k] = self._unbroken(k)
-                if assume and k:
-                    self.assumed |= self.withstood[k]
-            self.bar.set_postfix_str("")
+        for k in sorted(range(len(self.radii)), reverse=assume):
+            for a, attack in enumerate(attacks):
+                todo = (self.norms.amin(0) > self.radii[k]) & ~self.assumed & (self.done[a] < attack.runs)
+                self._attack(f"{k}-{a}", k, a, todo.nonzero().flatten())
+            if assume and k:
+                self.assumed |= self.norms.amin(0) > self.radii[k]
 
     def probe(self) -> list[str]:
         """Cheap tests: do assumed survivors survive the first attack, does each attack also succeed at a larger ε."""
-        found, first, last = [], 0, len(self.radii) - 1
+        found, first, last = [], self.radii[0], self.radii[-1]
         if self.settings["assume_survivors"]:
             attack, rows = self.attacks[0], self.assumed.nonzero().flatten()[:_PROBED]
             if not attack.minimum_norm:  # otherwise its findings do not depend on ε
-                self._attack("probe", first, 0, rows)
-            if broken := int((self.norms[:, rows].amin(0) <= self.radii[first]).sum()):
-                found.append(diagnostics.assumption_warning(attack.name, self.radii, len(rows), broken))
+                self._attack("probe", 0, 0, rows)
+            if broken := int((self.norms.amin(0)[rows] <= first).sum()):
+                found.append(
+                    f"Of {len(rows)} images that were assumed to survive eps = {first:g}, {attack.name} broke {broken}: "
+                    "assume_survivors does not hold for this network."
+                )
             return found
         for a, attack in enumerate(self.attacks):
-            broken_first = (self.norms[a] <= self.radii[first]) & (self.start > 0) & (not attack.minimum_norm)
+            broken_first = (self.norms[a] > 0) & (self.norms[a] <= first) & (not attack.minimum_norm)
             rows = broken_first.nonzero().flatten()[:_PROBED]
-            results = self._map(f"probe-{a}", rows, partial(self._attack_batch, last, a))
-            if withstood := sum(int((result["norms"] > self.radii[last]).sum()) for _, result in results):
-                found.append(diagnostics.larger_ball_warning(attack.name, self.radii, len(rows), withstood))
+            results = self._map(f"probe-{a}", "probe", rows, partial(self._attack_batch, len(self.radii) - 1, a))
+            if withstood := sum(int((result["norms"] > last).sum()) for _, result in results):
+                found.append(
+                    f"Of {len(rows)} images that {attack.name} broke at eps = {first:g}, {withstood} withstood the same "
+                    f"attack at eps = {last:g}: the attack is unreliable on this network."
+                )
         return found
 
     def warnings(self) -> list[str]:
         """What became suspicious in the course of the attacks."""
-        black_box = [a for a, attack in enumerate(self.attacks) if attack.black_box and a > 0]
-        broken = (self.norms[black_box] <= self.radii[-1]).any(0) & (self.start > 0)
-        return diagnostics.attack_warnings(
-            self.radii,
-            images=len(self.images),
-            outside=self.outside,
-            nan=int(self.nan.sum()),
-            black_box=int(broken.sum()),
-            contradicted=[
-                int((self.withstood[k] & (self.norms.amin(0) <= self.radii[k])).sum()) for k in range(len(self.radii))
-            ],
-        )
+        square = self.norms[[a > 0 and attack.name == "square" for a, attack in enumerate(self.attacks)]]
+        count, nan, alone = len(self.images), int(self.nan.sum()), ((square > 0) & (square <= self.radii[-1])).sum()
+        found = [
+            f"{number} adversarial example(s) of {name} lay outside the ball they were asked for; they count only in larger "
+            "balls that hold them."
+            for name, number in self.outside.items()
+        ]
+        if nan:
+            found.append(
+                f"The network gave NaN for adversarial examples of {nan} of {count} images, which count as broken: attacks "
+                "that follow its gradients may be blind."
+            )
+        if alone > 0.002 * count:  # as in AutoAttack
+            found.append(
+                f"Square, a black-box attack, broke {alone} of {count} images that had withstood the white-box attacks: the "
+                "network may mask its gradients, and stronger or adaptive attacks may break more."
+            )
+        return found
 
-    def adversarial(self) -> dict[float, Tensor] | None:
+    def adversarial(self) -> dict[float, Tensor]:
         """For each ε the smallest example found of each image if it lies in the ball, the clean image otherwise."""
-        if self.examples is None:
-            return None
         smallest = self.norms.amin(0).view(-1, 1, 1, 1)
         return {eps: torch.where(smallest <= eps, self.examples, self.images) for eps in self.radii}
 
-    def _unbroken(self, k: int) -> Tensor:
-        """The images without an example in a ball, and without those that are assumed to have none."""
-        return (self.norms.amin(0) > self.radii[k]) & ~self.assumed
-
     def _attack(self, name: str, k: int, a: int, rows: Tensor) -> None:
         """Attack some images, and keep what is found."""
-        attack = self.attacks[a]
-        for part, result in self._map(name, rows, partial(self._attack_batch, k, a), attack.cost):
+        attack, eps = self.attacks[a], self.radii[k]
+        shown = f"{attack.name}, eps {eps:.4g}"
+        for part, result in self._map(name, shown, rows, partial(self._attack_batch, k, a)):
             found = result["norms"]
-            if self.examples is not None:
+            if self.keep:
                 better = found < self.norms[:, part].amin(0)
                 self.examples[part[better]] = result["examples"][better]
             self.norms[a, part] = torch.minimum(self.norms[a, part], found)
-            self.done[a, part] = result["done"]
             self.nan[part[result["nan"] & (found <= self.radii[-1])]] = True
-            outside = int((found.isfinite() & (found > self.radii[k])).sum())
-            if outside and not attack.minimum_norm:
+            if attack.minimum_norm:
+                self.done[a, part] = result["done"]
+            elif outside := int((found.isfinite() & (found > eps)).sum()):
                 self.outside[attack.name] = self.outside.get(attack.name, 0) + outside
 
     def _attack_batch(self, k: int, a: int, rows: Tensor) -> dict[str, Tensor]:
         attack, eps = self.attacks[a], self.radii[k]
         seed = derive_seed(self.settings["seed"], eps, attack.name)
-        done = self.done[a, rows] if attack.minimum_norm else torch.zeros_like(rows)
-        result = run_batch(attack, *self._on_device(rows), eps, seed, rows, done, self.radii, self.norm)
-        return result if self.examples is not None else result | {"examples": torch.empty(0)}
+        verify = partial(verified_norms, self.model, self.radii, self.settings["norm"])
+        result = run_batch(attack, *self._batch(rows), eps, seed, rows, self.done[a, rows], verify)
+        return result if self.keep else result | {"examples": torch.empty(0)}
 
     def _map(
-        self, name: str, rows: Tensor, run: Callable[[Tensor], dict[str, Tensor]], cost: float = 0
+        self, name: str, shown: str, rows: Tensor, run: Callable[[Tensor], dict[str, Tensor]]
     ) -> list[tuple[Tensor, dict[str, Tensor]]]:
         """The results for some images, in as few batches as the batch size allows, of equal size but for one image."""
         count = -(-len(rows) // self.settings["batch_size"])
-        batches = list(rows.tensor_split(count)) if count else []
+        batches = rows.tensor_split(count) if count else ()
+        mine = len(batches[self.group.rank :: self.group.size])
+        with progress_bar(self.show and mine > 0, total=mine, desc=shown) as bar:
 
-        def task(number: int) -> dict[str, Tensor]:
-            result = self.checkpoint.batch(f"{name}-{number}", batches[number], lambda: run(batches[number]))
-            if cost:
-                self.bar.update(len(batches[number]) * cost * self.group.size)
-            return result
+            def task(number: int) -> dict[str, Tensor]:
+                work = partial(run, batches[number])
+                result = self.store.batch(f"{name}-{number}", batches[number], work) if self.store else work()
+                bar.update()
+                return result
 
-        return list(zip(batches, self.group.map_sharded(range(len(batches)), task), strict=True))
+            return list(zip(batches, self.group.map_sharded(range(count), task), strict=True))
 
-    def _on_device(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         return self.images[rows].to(self.device), self.labels[rows].to(self.device)
 
 
-@contextmanager
-def isolated_evaluation(model: nn.Module) -> Iterator[None]:
-    """A network in eval mode, seeds that may be set, AutoAttack's logger quiet; all as before at the end."""
-    device, logger = model_device(model), logging.getLogger("auto-attack")
-    # AutoAttack seeds the generator of the current CUDA device, whichever the network is on.
-    on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        with preserve_model_state(model), eval_mode(model), on_device, isolated_rng(device):
-            yield
-    finally:
-        logger.disabled = disabled
+def parse_eps(eps: float | Iterable[float], norm: Norm) -> tuple[float, ...]:
+    """The radii, ascending, each once.
+
+    Raises:
+        ValueError: If there is none, one is not above 0, or the norm is unknown.
+    """
+    radii = distinct_eps(check_eps(float(each), norm) for each in (eps if isinstance(eps, Iterable) else [eps]))
+    if norm not in get_args(Norm) or not radii or radii[0] == 0:
+        raise ValueError(f"norm must be Linf or L2, eps one radius or more, all above 0; got {norm!r} and {radii}.")
+    return radii
 
 
-@contextmanager
-def explain_dtype_error(model: nn.Module, images: Tensor) -> Iterator[None]:
-    """Say it in words if a network cannot work on the images because of their type."""
-    try:
-        yield
-    except RuntimeError as error:
-        types = sorted({str(p.dtype) for p in model.parameters() if p.is_floating_point() and p.dtype != images.dtype})
-        if not types or not re.search("dtype|scalar type|[Ii]nput type|same type", str(error)):
-            raise
-        raise TypeError(
-            f"The network failed on images of {images.dtype} and has parameters of {', '.join(types)}. Evaluate "
-            "model.float(), or a module whose forward converts the images and the logits."
-        ) from error
-
-
-def _open(checkpoint: Checkpoint, identity: Mapping[str, Any], model: nn.Module, some: Tensor) -> None:
-    """Resume a checkpoint, after making sure that it is of this evaluation."""
-    if checkpoint.folder is not None:
-        with torch.no_grad():
-            first, second = (check_logits(model(some), len(some)).double().cpu() for _ in range(2))
-        diagnostics.check_not_nan(first)
-        checkpoint.open(identity, None if diagnostics.differ(first, second) else first)
-
-
-def _attacks(
-    state: _Evaluation,
-    clean: Mapping[str, Tensor],
-    named: Mapping[str, AttackFactory | str],
-    version: str | Sequence[str],
-) -> list[Attack]:
-    attacks: list[Attack] = []
-    for name, factory in named.items():
-        if isinstance(factory, str):
-            attacks += autoattack_members(state.model, version, state.norm, int(clean["classes"][0]), state.device)
-        else:
-            attacks.append(CallableAttack(name, state.model, factory=factory))
-    names = [attack.name for attack in attacks]
-    if len(set(names)) < len(names):
-        raise ValueError(f"Each attack must have a name of its own, got {', '.join(names)}.")
-    blind = [attack.name for attack in attacks if attack.black_box is False]
-    if blind and not clean["differentiable"].all():
-        raise ValueError(
-            f"The network's output has no gradient with respect to the image, which {', '.join(blind)} need. Is its forward "
-            'under torch.no_grad(), or does it round? For black-box attacks alone: version=["square"].'
-        )
-    return attacks
-
-
-def _bar(show: bool, total: float) -> Any:
-    """A bar over the forward passes; skipped ones count as done, since work shrinks as images break."""
-    # To a file a line now and then. The time left follows from the average so far: attacks differ too much.
-    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}, at most {remaining} left{postfix}"
-    interval = 0.5 if sys.stderr.isatty() else 30
-    return progress_bar(
-        show, total=total, desc="evaluate", mininterval=interval, smoothing=0, bar_format=form, dynamic_ncols=True
-    )
+def collect(data: tuple[Tensor, Tensor] | Iterable[Sequence[Any]], max_images: int | None) -> tuple[Tensor, Tensor]:
+    """Images ``(N, C, H, W)`` as float32 and labels ``(N,)``, both on the CPU, without further parts (salience maps)."""
+    pair = isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(part, Tensor) for part in data)
+    batches: Iterable[Any] = [data] if pair else data
+    parts: list[tuple[Tensor, Tensor]] = []
+    for number, (images, labels, *_) in enumerate(batches):
+        of_batch = "" if pair else f" of batch {number}"
+        check_images(images, name=f"images{of_batch}")
+        labels = check_labels(labels, images, name=f"labels{of_batch}")
+        # Copies: what the caller made in inference mode cannot take part in a gradient.
+        parts.append((images.detach().to("cpu", torch.float32, copy=True), labels.to("cpu", copy=True)))
+        if max_images is not None and sum(len(labels) for _, labels in parts) >= max_images:
+            break
+    images, labels = (torch.cat(part)[:max_images] for part in zip(*parts, strict=True))
+    return images, labels

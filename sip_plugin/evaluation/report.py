@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,8 +17,8 @@ import torch
 from torch import Tensor
 
 from sip_plugin.checks import Norm
-from sip_plugin.evaluation.eps import EpsDict, eps_labels, eps_unit, same_eps
-from sip_plugin.evaluation.plots import curve, draw
+from sip_plugin.evaluation.eps import NORMS, EpsDict, eps_labels
+from sip_plugin.evaluation.plots import Curve, draw
 from sip_plugin.evaluation.statistics import standard_error, wilson_interval
 from sip_plugin.evaluation.tables import Table, Tabular, per_cent, write_text
 
@@ -24,9 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from typing_extensions import Self
 
-NORMS = {"Linf": "L∞", "L2": "L2"}
-UNCHECKED = "not checked for signs of overestimated robustness (sanity_checks=False)"
-_FORMAT, _VERSION = "sip_plugin.RobustnessReport", 2
+_UNCHECKED = "not checked for signs of overestimated robustness (sanity_checks=False)."
+_FORMAT = {"format": "sip_plugin.RobustnessReport", "version": 2}
 
 
 class ClassAccuracy(NamedTuple):
@@ -52,13 +53,6 @@ class Report(Tabular):
     seconds: float = 0.0
     adversarial: dict[float, Tensor] | None = None
 
-    def __post_init__(self) -> None:
-        if self.norms.shape != (len(self.attacks), len(self.labels)) or not len(self.labels):
-            raise ValueError(
-                f"norms must have a row for each of the {len(self.attacks)} attacks and a column for each of the "
-                f"{len(self.labels)} images, one or more, got shape {tuple(self.norms.shape)}."
-            )
-
     def __len__(self) -> int:
         """The number of images."""
         return len(self.labels)
@@ -66,14 +60,13 @@ class Report(Tabular):
     @property
     def assume_survivors(self) -> bool:
         """Whether an image that survived a larger ε was taken to survive the smaller ones unattacked."""
-        return bool(self.settings.get("assume_survivors", False))
+        return bool(self.settings.get("assume_survivors"))
 
     @property
     def smallest_norm(self) -> Tensor:
-        """The norm of the smallest adversarial perturbation found of each image, float64 ``(N,)``.
+        """The norm of the smallest adversarial perturbation found of each image, float64 ``(N,)``: an upper bound.
 
-        0 where the clean image is wrong, infinite where none was found. An upper bound: most attacks look for any
-        perturbation within ε, not for the smallest.
+        0 where the clean image is wrong, infinite where none was found.
         """
         return self.norms.amin(0)
 
@@ -103,35 +96,36 @@ class Report(Tabular):
         return EpsDict({0.0: self.clean_accuracy, **self.robust_accuracy})
 
     @property
+    def standard_error(self) -> EpsDict[float]:
+        """The binomial standard error of :attr:`accuracy`, from the number of images."""
+        return EpsDict({eps: standard_error(share, len(self)) for eps, share in self.accuracy.items()})
+
+    @property
     def clean_standard_error(self) -> float:
         """The binomial standard error of :attr:`clean_accuracy`, from the number of images."""
-        return standard_error(self.clean_accuracy, len(self))
+        return self.standard_error[0.0]
 
     @property
     def robust_standard_error(self) -> EpsDict[float]:
         """The binomial standard error of :attr:`robust_accuracy`, from the number of images."""
-        return EpsDict({eps: standard_error(share, len(self)) for eps, share in self.robust_accuracy.items()})
+        return EpsDict({eps: error for eps, error in self.standard_error.items() if eps})
 
     @property
     def per_class(self) -> dict[int, ClassAccuracy]:
         """The accuracies on the images of each class that has any."""
-        return {
-            label: ClassAccuracy(
-                int(rows.sum()),
-                _share(self.correct_clean[rows]),
-                EpsDict({eps: _share(correct[rows]) for eps, correct in self.correct.items()}),
-            )
-            for label in self.labels.unique().tolist()
-            for rows in [self.labels == label]
-        }
+        found = {}
+        for label in self.labels.unique().tolist():
+            rows = self.labels == label
+            robust = EpsDict({eps: _share(correct[rows]) for eps, correct in self.correct.items()})
+            found[label] = ClassAccuracy(int(rows.sum()), _share(self.correct_clean[rows]), robust)
+        return found
 
     @property
     def _carried(self) -> EpsDict[Tensor]:
         """Which images are broken at each ε before its attacks; with ``assume_survivors`` the largest ε comes first."""
         carried = EpsDict(dict.fromkeys(self.eps, ~self.correct_clean))
         if not self.assume_survivors:
-            # The targeted FAB runs once for each image, at the smallest ε.
-            once = self.norms[[name == "fab-t" for name in self.attacks]]
+            once = self.norms[[name == "fab-t" for name in self.attacks]]  # run for each image once, at the smallest ε
             for smaller, eps in pairwise(self.eps):
                 carried[eps] = (self.smallest_norm <= smaller) | (once <= eps).any(0)
         return carried
@@ -145,16 +139,13 @@ class Report(Tabular):
     def after_attack(self) -> EpsDict[dict[str, float]]:
         """The accuracy left at each ε by the examples of that attack and of all before it, as AutoAttack logs it.
 
-        Cumulative: each attack saw only the images that :attr:`after_carrying` and the attacks before it left. It is not
-        the robust accuracy under that attack alone, which would be higher.
+        Cumulative, so not the robust accuracy under that attack alone, which would be higher.
         """
-        left = list(zip(self.attacks, self.norms.cummin(0).values, strict=True))
-        return EpsDict(
-            {
-                eps: {name: _share((row > eps) & ~carried) for name, row in left}
-                for eps, carried in self._carried.items()
-            }
-        )
+        left = dict(zip(self.attacks, self.norms.cummin(0).values, strict=True))
+        found: EpsDict[dict[str, float]] = EpsDict()
+        for eps, carried in self._carried.items():
+            found[eps] = {name: _share((norms > eps) & ~carried) for name, norms in left.items()}
+        return found
 
     @property
     def broken_at(self) -> Tensor:
@@ -166,89 +157,54 @@ class Report(Tabular):
     def broken_by_names(self) -> tuple[str | None, ...]:
         """The name of the attack that broke each image at its smallest ε; None where none did."""
         at = self.broken_at
-        first = (self.norms <= at).int().argmax(0)
-        return tuple(
-            self.attacks[attack] if 0 < eps < math.inf else None
-            for attack, eps in zip(first.tolist(), at.tolist(), strict=True)
-        )
+        first = zip((self.norms <= at).int().argmax(0).tolist(), at.tolist(), strict=True)
+        return tuple(self.attacks[attack] if 0 < eps < math.inf else None for attack, eps in first)
 
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
-        """The whole report but for the adversarial images, as JSON text; written to a file if ``path`` is given.
-
-        The file appears whole or not at all. ``torch.save(report.adversarial, path)`` saves the adversarial images.
-        """
-        fields = {
-            "format": _FORMAT,
-            "version": _VERSION,
+        """The report without the adversarial images, as JSON text; written to ``path`` if given, whole or not at all."""
+        as_they_are = ("eps", "norm", "attacks", "settings", "warnings", "seconds")
+        fields = _FORMAT | {
             # For those who read the file with other tools; reading it as a report makes them anew from the norms.
             "clean_accuracy": self.clean_accuracy,
             "robust_accuracy": list(self.robust_accuracy.values()),
-            "eps": self.eps,
-            "norm": self.norm,
-            "attacks": self.attacks,
-            "settings": self.settings,
-            "warnings": self.warnings,
-            "seconds": self.seconds,
+            **{name: getattr(self, name) for name in as_they_are},
             "labels": self.labels.tolist(),
             "assumed": self.assumed.int().tolist(),
             "norms": [[None if math.isinf(norm) else norm for norm in row] for row in self.norms.tolist()],
         }
-        lines = (
-            f'  "{name}": {json.dumps(value, allow_nan=False, separators=(",", ":"))}' for name, value in fields.items()
-        )
+        dump = partial(json.dumps, allow_nan=False, separators=(",", ":"))
+        lines = (f'  "{name}": {dump(value)}' for name, value in fields.items())
         return write_text("{\n" + ",\n".join(lines) + "\n}\n", path)
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Self:
-        """The report that :meth:`to_json` wrote; every field equals the one it had, but for the adversarial images.
-
-        Raises:
-            ValueError: If the file is none of a report, or of one in another format.
-        """
-        try:
-            fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        except ValueError:  # no JSON, or no UTF-8
-            fields = None
-        if not isinstance(fields, dict) or fields.get("format") != _FORMAT:
-            raise ValueError(f"{path} is no report of RobustnessReport.to_json.")
-        if fields["version"] != _VERSION:
-            raise ValueError(
-                f"{path} is a report of format {fields['version']} (sip_plugin 0.1 wrote format 1), and this version reads "
-                f"format {_VERSION}: evaluate the network again, or read the file with the version that wrote it."
-            )
+        """The report that :meth:`to_json` wrote, exactly; a ValueError if the file is none, or of another format."""
+        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        if any(fields.get(name) != value for name, value in _FORMAT.items()):
+            raise ValueError(f"{path} is no report of format 2 (sip_plugin 0.1 wrote 1): evaluate the network again.")
         norms = [[math.inf if norm is None else norm for norm in row] for row in fields["norms"]]
-        return cls(
-            eps=tuple(fields["eps"]),
-            norm=fields["norm"],
-            attacks=tuple(fields["attacks"]),
-            labels=torch.tensor(fields["labels"]),
-            norms=torch.tensor(norms, dtype=torch.float64),
-            assumed=torch.tensor(fields["assumed"], dtype=torch.bool),
-            settings=fields["settings"],
-            warnings=tuple(fields["warnings"]),
-            seconds=fields["seconds"],
-        )
+        read: dict[str, Any] = {name: tuple(fields[name]) for name in ("eps", "attacks", "warnings")}
+        read |= {name: fields[name] for name in ("norm", "settings", "seconds")}
+        labels, assumed = torch.tensor(fields["labels"]), torch.tensor(fields["assumed"], dtype=torch.bool)
+        return cls(labels=labels, assumed=assumed, norms=torch.tensor(norms, dtype=torch.float64), **read)
 
-    def records(self) -> list[dict[str, Any]]:
-        """See :meth:`to_frame`."""
-        errors = [self.clean_standard_error, *self.robust_standard_error.values()]
-        rows = zip(self.accuracy.items(), errors, strict=True)
-        return [{"eps": eps, "accuracy": share, "standard_error": error} for (eps, share), error in rows]
+    def to_frame(self) -> Any:
+        """A tidy :class:`pandas.DataFrame` of the accuracies and their standard errors by ε (0: clean); needs pandas."""
+        columns = {"eps": self.accuracy.keys(), "accuracy": self.accuracy.values()}
+        return import_module("pandas").DataFrame(columns | {"standard_error": self.standard_error.values()})
 
     def table(self, digits: int = 1) -> Table:
         """The accuracies in per cent: robust accuracy ± standard error, and what was left after each attack."""
-        errors = [self.clean_standard_error, *self.robust_standard_error.values()]
-        left = [[""] * (len(self.attacks) + 1)]
-        for carried, by_attack in zip(self.after_carrying.values(), self.after_attack.values(), strict=True):
-            left.append([per_cent(share, digits) for share in (carried, *by_attack.values())])
-        shares = zip(("clean", *eps_labels(self.eps)), self.accuracy.values(), errors, left, strict=True)
+        rows = []
+        for label, (eps, share) in zip(("clean", *eps_labels(self.eps)), self.accuracy.items(), strict=True):
+            left = [self.after_carrying[eps], *self.after_attack[eps].values()] if eps else []
+            cells = [per_cent(share, digits) for share in left] or [""] * (len(self.attacks) + 1)
+            error = per_cent(self.standard_error[eps], digits)
+            rows.append(("", [label, f"{per_cent(share, digits)} ± {error}", *cells]))
         return Table(
             title=f"Accuracy in per cent: {self.conditions}.",
             header=("ε", "Robust accuracy", "after carrying", *(f"after {name}" for name in self.attacks)),
-            rows=[
-                (label, f"{per_cent(share, digits)} ± {per_cent(error, digits)}", *after)
-                for label, share, error, after in shares
-            ],
+            rows=rows,
             notes=(
                 "Robust accuracy: the number to report, the worst case over the attacks image by image; ± the binomial "
                 "standard error.",
@@ -256,40 +212,29 @@ class Report(Tabular):
                 "images that were left. Cumulative, so not the robust accuracy under that attack alone.",
                 self.survivors,
                 *([f"Seed {self.settings['seed']}."] if "seed" in self.settings else []),
-                *([] if self.checked else [f"Warning: {UNCHECKED}."]),
-                *(f"Warning: {warning}" for warning in self.warnings),
+                *(f"Warning: {warning}" for warning in self.cautions),
             ),
         )
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
         """Accuracy against ε (the clean accuracy at 0), with a band: Wilson's 95 % interval for the number of images.
 
-        Args:
-            path: Where to save the picture, whole or not at all; the suffix says in which format.
-
-        Returns:
-            The figure. It is not registered with ``matplotlib.pyplot``.
-
-        Raises:
-            ImportError: If matplotlib is not installed.
+        Returns the figure, which is not registered with ``matplotlib.pyplot``; saved to ``path``, whose suffix says in which
+        format, whole or not at all. An ImportError if matplotlib is not installed.
         """
-        shares = self.accuracy
-        bounds = EpsDict({eps: wilson_interval(share, len(self)) for eps, share in shares.items()})
+        bounds = {eps: wilson_interval(share, len(self)) for eps, share in self.accuracy.items()}
         notes = [*short_notes(self, [self]), f"Band: 95 % interval (Wilson) for {len(self)} images."]
-        labels = (eps_axis(shares, self.norm), "Accuracy (%)")
-        return draw({"": [curve("", shares, bounds, eps_unit(shares))]}, labels=labels, notes=notes, path=path)
+        panel = [Curve("", self.accuracy, bounds)]
+        return draw({"": panel}, eps=self.eps, norm=self.norm, what="Accuracy (%)", notes=notes, path=path)
 
     @property
     def attack_setting(self) -> str:
-        """What attacked, from the settings: ``autoattack standard (pyautoattack 0.2.0)``; without them, which attacks ran.
-
-        The setting ``attack`` is a name, with a ``version`` beside it, or a mapping from names to settings of each.
-        """
-        attack = self.settings.get("attack")
-        if attack is None:
-            return " + ".join(self.attacks)
-        named = attack if isinstance(attack, dict) else {str(attack): self.settings}
-        return " + ".join(_with_version(name, own if isinstance(own, dict) else {}) for name, own in named.items())
+        """What attacked, from the settings: ``autoattack standard (pyautoattack 0.2.0)``; without, what ran."""
+        found = []
+        for name, own in self.settings.get("attack", dict.fromkeys(self.attacks)).items():
+            version, package = (own.get(key) if isinstance(own, dict) else None for key in ("version", "package"))
+            found.append(name + (f" {version}" if version else "") + (f" ({package})" if package else ""))
+        return " + ".join(found)
 
     @property
     def conditions(self) -> str:
@@ -299,74 +244,45 @@ class Report(Tabular):
     @property
     def survivors(self) -> str:
         """What was done with the survivors of larger radii, as a sentence."""
-        if self.assume_survivors:
-            return (
-                "Survivors were assumed: an image that survived the attack at a larger ε was not attacked at the smaller "
-                "ones (assume_survivors=True)."
-            )
-        return "Survivors were not assumed: each was attacked at the smaller ε too (assume_survivors=False)."
+        if not self.assume_survivors:
+            return "Survivors were not assumed: each was attacked at the smaller ε too (assume_survivors=False)."
+        attacked = "an image that survived the attack at a larger ε was not attacked at the smaller ones"
+        return f"Survivors were assumed: {attacked} (assume_survivors=True)."
 
     @property
-    def checked(self) -> bool:
-        """Whether the evaluation looked for signs of overestimated robustness."""
-        return self.settings.get("sanity_checks", True) is not False
+    def cautions(self) -> tuple[str, ...]:
+        """The warnings, and that nobody looked for signs of overestimated robustness if so."""
+        return (_UNCHECKED,) * (not self.settings.get("sanity_checks", True)) + self.warnings
 
     def __repr__(self) -> str:
-        shares = zip(eps_labels(self.eps), self.robust_accuracy.values(), strict=True)
-        robust = ", ".join(f"{at}: {share:.4g}" for at, share in shares)
-        return (
-            f"{type(self).__name__}({len(self)} images, {self.norm}, clean_accuracy={self.clean_accuracy:.4g}, "
-            f"robust_accuracy={{{robust}}})"
-        )
+        shares = zip(("clean", *eps_labels(self.eps)), self.accuracy.values(), strict=True)
+        accuracy = ", ".join(f"{at}: {share:.4g}" for at, share in shares)
+        return f"{type(self).__name__}({len(self)} images, {self.norm}, accuracy={{{accuracy}}})"
 
 
-class Difference(NamedTuple):
-    """What a report has that another one has not, and whether figures are not comparable for it, or not at all."""
-
-    remark: str
-    serious: bool = True
-    always_refused: bool = False
-
-
-def differences(report: Report, other: Report) -> Iterator[Difference]:
-    """In what the conditions of a report differ from another's."""
-    if report.norm != other.norm:
-        yield Difference(f"the norm {NORMS[report.norm]} instead of {NORMS[other.norm]}", always_refused=True)
-    if len(report) != len(other):
-        yield Difference(f"{len(report)} images instead of {len(other)}")
-    elif not torch.equal(report.labels, other.labels):
-        row = int((report.labels != other.labels).nonzero()[0])
-        yield Difference(f"other images (image {row} is of class {report.labels[row]} instead of {other.labels[row]})")
-    elif None not in (data := [each.settings.get("data") for each in (report, other)]) and data[0] != data[1]:
-        yield Difference("other images (of the same classes, but with another fingerprint)")
-    if len(report.eps) != len(other.eps) or not all(map(same_eps, report.eps, other.eps)):
-        yield Difference(f"ε = {', '.join(eps_labels(report.eps))} instead of {', '.join(eps_labels(other.eps))}")
-    mine, theirs = (f"{each.attack_setting} ({', '.join(each.attacks)})" for each in (report, other))
-    if mine != theirs:
-        yield Difference(f"the attack {mine} instead of {theirs}")
-    if report.assume_survivors != other.assume_survivors:
-        remark = f"assume_survivors={report.assume_survivors} instead of {other.assume_survivors}"
-        yield Difference(remark, serious=False)
-
-
-def eps_axis(eps: Iterable[float], norm: str) -> str:
-    """What the axis of ε is called."""
-    return f"ε{'' if eps_unit(eps) == 1 else ' in units of 1/255'} ({NORMS[norm]}); 0: clean images"
+def differences(report: Report, other: Report) -> list[str]:
+    """In what the conditions of a report differ from another's, so that figures are not comparable."""
+    mine, theirs = (
+        {
+            "the norm ": NORMS[each.norm],
+            "": f"{len(each)} images",
+            "ε = ": ", ".join(eps_labels(each.eps)),
+            "the attack ": f"{each.attack_setting} ({', '.join(each.attacks)})",
+        }
+        for each in (report, other)
+    )
+    found = [f"{what}{mine[what]} instead of {theirs[what]}" for what in mine if mine[what] != theirs[what]]
+    prints = {each.settings.get("data") for each in (report, other)} - {None}
+    if len(report) == len(other) and (len(prints) > 1 or not torch.equal(report.labels, other.labels)):
+        found.append("other images (of other classes, or with another fingerprint)")
+    return found
 
 
 def short_notes(first: Report, reports: Sequence[Report]) -> list[str]:
     """What tables say above and beneath, in short: the conditions of the first report, and warnings of all."""
-    found = [f"{first.conditions}{', survivors of larger ε assumed' if first.assume_survivors else ''}."]
-    if not all(report.checked for report in reports):
-        found.append(f"{UNCHECKED}.")
-    if warned := len({warning for report in reports for warning in report.warnings}):
-        found.append(f"{warned} warning{'s' * (warned > 1)}: print the report.")
-    return found
-
-
-def _with_version(name: str, settings: dict[str, Any]) -> str:
-    version, package = settings.get("version"), settings.get("package")
-    return name + (f" {version}" if version is not None else "") + (f" ({package})" if package is not None else "")
+    found = [f"{first.conditions}{', survivors of larger ε assumed' * first.assume_survivors}."]
+    warned = len({warning for report in reports for warning in report.cautions})
+    return found + [f"{warned} warning{'s' * (warned > 1)}: print the report."] * (warned > 0)
 
 
 def _share(images: Tensor) -> float:

@@ -14,11 +14,7 @@ def standard_error(share: float, count: int) -> float:
 
 
 def wilson_interval(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share of ``count`` images (95 % by default).
-
-    Unlike ``p ± z·standard error`` it stays in ``[0, 1]``, and is not empty where no image, or every image, is right
-    (Wilson 1927).
-    """
+    """Wilson's score interval (1927), 95 % by default: in ``[0, 1]``, and not empty at shares of 0 and 1."""
     weight = z * z / count
     middle = (share + weight / 2) / (1 + weight)
     half = z / (1 + weight) * math.sqrt(share * (1 - share) / count + weight / (4 * count))
@@ -26,18 +22,10 @@ def wilson_interval(share: float, count: int, z: float = 1.959964) -> tuple[floa
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """The exact two-sided p-value of McNemar's test: a fair coin decides which of two networks alone is right.
-
-    Args:
-        only_first: Images that only the first network has right.
-        only_second: Images that only the second has right.
-
-    Returns:
-        The probability of a split at least this uneven; 1 where no image tells them apart.
-    """
-    count, fewer = only_first + only_second, min(only_first, only_second)
+    """The exact two-sided p-value of McNemar's test, from how many images one of two networks alone has right."""
+    count = only_first + only_second
     ways = tail = 1
-    for wins in range(1, fewer + 1):
+    for wins in range(1, min(only_first, only_second) + 1):
         ways = ways * (count - wins + 1) // wins
         tail += ways
     return min(1.0, 2 * tail / (1 << count))
@@ -60,6 +48,5 @@ class PairedImages(NamedTuple):
 
 def paired_images(first: Tensor, second: Tensor) -> PairedImages:
     """Compare which images two networks have right, bool ``(N,)`` each."""
-    both, only_first, only_second = (int(images.sum()) for images in (first & second, first & ~second, ~first & second))
-    neither = len(first) - both - only_first - only_second
+    both, only_first, only_second, neither = (2 * ~first + ~second).bincount(minlength=4).tolist()
     return PairedImages(both, only_first, only_second, neither, mcnemar(only_first, only_second))

@@ -2,112 +2,54 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import re
 import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
-from sip_plugin.checks import check_int
 from sip_plugin.utils import atomic_write
 
-_PLAIN = str.maketrans({"ε": "eps", "∞": "inf", "–": "-", "√": "sqrt"})  # what every terminal has
+_PLAIN = str.maketrans({"ε": "eps", "∞": "inf", "–": "-"})  # what every terminal has
 _MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\|*_`<[]~$&#"})
 _LATEX = str.maketrans(
-    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"−": "$-$", "–": "--", "—": "---", "…": r"\ldots{}"}
+    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "…": r"\ldots{}"}
     | {character: f"\\{character}" for character in "&%$#_{}"}
     | {character: f"${character}$" for character in "<>|"}
     | {character: f"{{{character}}}" for character in "[]*"}  # which a line break would take for its argument
-    | {"ε": r"$\varepsilon$", "α": r"$\alpha$", "β": r"$\beta$", "γ": r"$\gamma$", "λ": r"$\lambda$", "τ": r"$\tau$"}
-    | {"∞": r"$\infty$", "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "≤": r"$\leq$", "≥": r"$\geq$"}
+    | {"ε": r"$\varepsilon$", "∞": r"$\infty$", "±": r"$\pm$", "–": "--", "−": "$-$"}
 )
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table with its title and notes; the text may have ``ε`` and ``±``, which each form writes in its own way.
+class Best(str):
+    """A cell that is the best of its column."""
 
-    Attributes:
-        title: One sentence.
-        header: The head of each column.
-        rows: The cells of each row.
-        notes: Sentences beneath the table.
-        names: How many columns, from the left, hold names and not figures.
-        best: Which cells (row, column) are the best of their column.
-        meaning_of_best: What that means.
-        parted: What is above a row, by its number: ``"line"`` or ``"space"``.
-    """
+
+class Table(NamedTuple):
+    """Cells with a title and notes; the text may have ``ε`` and ``±``, which each form writes in its own way."""
 
     title: str
-    header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
-    notes: tuple[str, ...]
-    names: int = 1
-    best: frozenset[tuple[int, int]] = frozenset()
+    header: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[str]]]  # what is above ("line", "space" or nothing), and the cells
+    notes: Sequence[str]
+    names: int = 1  # columns, from the left, that hold names and not figures
     meaning_of_best: str = ""
-    parted: Mapping[int, str] = field(default_factory=dict)
 
-    def to_text(self) -> str:
-        """For a terminal; the best of a column has an asterisk."""
-        plain = " " * bool(self.best)
-        lines = self._lines(lambda text: text.translate(_PLAIN), "{}*", "{}" + plain)
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        sides = ["<" if column < self.names else ">" for column in range(len(widths))]
-        form = "  ".join(f"{{:{side}{width}}}" for side, width in zip(sides, widths, strict=True))
-        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-        head, *body = (form.format(*line).rstrip() for line in lines)
-        notes = (line for note in self._notes("*") for line in _wrapped(note))
-        return "\n".join([*_wrapped(self.title), "", head, rule, *self._parted(body, rule, ""), rule, *notes])
+    def forms(self, escape: Callable[[str], str], best: str, mark: str) -> tuple[str, list[str], list[list[str]]]:
+        """Title, notes and cells (the head first) in their form, ``best`` being that of a column's best cell."""
+        found = any(isinstance(cell, Best) for _, cells in self.rows for cell in cells)
+        notes = [f"{mark}: {self.meaning_of_best}"] * found + [*self.notes]
+        other = "{} " if found and escape is _plain else "{}"
+        lines = (self.header, *(cells for _, cells in self.rows))
+        cells = [[(best if isinstance(cell, Best) else other).format(escape(cell)) for cell in line] for line in lines]
+        return escape(self.title), [escape(note) for note in notes], cells
 
-    def to_markdown(self) -> str:
-        """For GitHub and its like; the best of a column is bold."""
-        head, *body = ("| " + " | ".join(line) + " |" for line in self._lines(_markdown, "**{}**"))
-        figures = len(self.header) - self.names
-        rule = "| " + " | ".join(["---"] * self.names + ["---:"] * figures) + " |"
-        notes = (f"- {_markdown(note)}" for note in self._notes("Bold"))
-        return "\n".join([_markdown(self.title), "", head, rule, *body, "", *notes, ""])
-
-    def to_latex(self) -> str:
-        r"""For a paper; needs ``\usepackage{booktabs}``. The title and notes are the caption; the best are bold."""
-        columns = "l" * self.names + "r" * (len(self.header) - self.names)
-        head, *body = (" & ".join(line) + r" \\" for line in self._lines(_latex, r"\textbf{{{}}}"))
-        return "\n".join(
-            [
-                r"% needs \usepackage{booktabs}",
-                r"\begin{table}[t]",
-                r"\centering",
-                rf"\begin{{tabular}}{{{columns}}}",
-                r"\toprule",
-                head,
-                r"\midrule",
-                *self._parted(body, r"\midrule", r"\addlinespace"),
-                r"\bottomrule",
-                r"\end{tabular}",
-                r"\caption{" + "\n".join(map(_latex, (self.title, *self._notes("Bold")))) + "}",
-                r"\end{table}",
-                "",
-            ]
-        )
-
-    def _lines(self, escape: Callable[[str], str], best: str, other: str = "{}") -> list[list[str]]:
-        """The cells of the head and of all rows, each in its form."""
-        return [
-            [(best if (row, column) in self.best else other).format(escape(text)) for column, text in enumerate(cells)]
-            for row, cells in enumerate([self.header, *self.rows], -1)
-        ]
-
-    def _parted(self, body: list[str], line: str, space: str) -> Iterator[str]:
-        for number, row in enumerate(body):
-            if number and number in self.parted:
-                yield line if self.parted[number] == "line" else space
-            yield row
-
-    def _notes(self, mark: str) -> tuple[str, ...]:
-        return (f"{mark}: {self.meaning_of_best}", *self.notes) if self.best else self.notes
+    def parted(self, lines: Iterable[str], line: str, space: str) -> Iterator[str]:
+        """The lines of the rows, with what is between them."""
+        for number, ((above, _), text) in enumerate(zip(self.rows, lines, strict=True)):
+            if number and above:
+                yield line if above == "line" else space
+            yield text
 
 
 class Tabular(ABC):
@@ -117,25 +59,45 @@ class Tabular(ABC):
     def table(self, digits: int = 1) -> Table:
         """The table, accuracies in per cent with so many decimals."""
 
-    @abstractmethod
-    def records(self) -> list[dict[str, Any]]:
-        """The accuracies, one figure a line; what :meth:`to_frame` makes a frame of."""
-
-    def to_frame(self) -> Any:
-        """The accuracies (at ε = 0 the clean one) as a tidy :class:`pandas.DataFrame`; needs pandas."""
-        return importlib.import_module("pandas").DataFrame(self.records())
-
     def to_text(self, path: str | os.PathLike[str] | None = None, *, digits: int = 1) -> str:
-        """The table for a terminal; ``str`` gives the same."""
-        return write_text(self.table(digits).to_text(), path)
+        """The table for a terminal, where the best of a column has an asterisk; ``str`` gives the same."""
+        table = self.table(digits)
+        title, notes, cells = table.forms(_plain, "{}*", "*")
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        form = "  ".join(f"{{:{'<' if column < table.names else '>'}{width}}}" for column, width in enumerate(widths))
+        head, *body = (form.format(*line).rstrip() for line in cells)
+        rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+        title, *notes = (textwrap.fill(text, 100, subsequent_indent="  ") for text in (title, *notes))
+        return write_text("\n".join([title, "", head, rule, *table.parted(body, rule, ""), rule, *notes]), path)
 
     def to_markdown(self, path: str | os.PathLike[str] | None = None, *, digits: int = 1) -> str:
-        """The table in Markdown, as GitHub shows it."""
-        return write_text(self.table(digits).to_markdown(), path)
+        """The table in Markdown, as GitHub shows it; the best of a column is bold."""
+        table = self.table(digits)
+        title, notes, (head, *body) = table.forms(_markdown, "**{}**", "Bold")
+        rule = ["---"] * table.names + ["---:"] * (len(head) - table.names)
+        lines = ("| " + " | ".join(line) + " |" for line in (head, rule, *body))
+        return write_text("\n".join([title, "", *lines, "", *(f"- {note}" for note in notes), ""]), path)
 
     def to_latex(self, path: str | os.PathLike[str] | None = None, *, digits: int = 1) -> str:
-        """The table in LaTeX, which needs booktabs; conditions and notes are its caption."""
-        return write_text(self.table(digits).to_latex(), path)
+        """The table in LaTeX, which needs booktabs; conditions and notes are its caption, the best of a column is bold."""
+        table = self.table(digits)
+        title, notes, cells = table.forms(_latex, r"\textbf{{{}}}", "Bold")
+        head, *body = (" & ".join(line) + r" \\" for line in cells)
+        lines = [
+            r"% needs \usepackage{booktabs}",
+            r"\begin{table}[t]",
+            r"\centering",
+            r"\begin{tabular}{" + "l" * table.names + "r" * (len(table.header) - table.names) + "}",
+            r"\toprule",
+            head,
+            r"\midrule",
+            *table.parted(body, r"\midrule", r"\addlinespace"),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\caption{" + "\n".join([title, *notes]) + "}",
+            r"\end{table}",
+        ]
+        return write_text("\n".join(lines) + "\n", path)
 
     def __str__(self) -> str:
         return self.to_text()
@@ -154,11 +116,11 @@ def write_text(text: str, path: str | os.PathLike[str] | None) -> str:
 
 def per_cent(share: float, digits: int) -> str:
     """A share in per cent, without the sign."""
-    return f"{100 * share:.{check_int(digits, 'digits', 0)}f}"
+    return f"{100 * share:.{digits}f}"
 
 
-def _wrapped(text: str) -> list[str]:
-    return textwrap.wrap(text.translate(_PLAIN), 100, subsequent_indent="  ")
+def _plain(text: str) -> str:
+    return text.translate(_PLAIN)
 
 
 def _markdown(text: str) -> str:
@@ -166,4 +128,4 @@ def _markdown(text: str) -> str:
 
 
 def _latex(text: str) -> str:
-    return re.sub(r"L\$\\infty\$", r"$\\ell_\\infty$", " ".join(text.split()).translate(_LATEX))
+    return " ".join(text.split()).translate(_LATEX).replace(r"L$\infty$", r"$\ell_\infty$")

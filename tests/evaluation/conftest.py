@@ -1,5 +1,7 @@
 """AutoAttack with so few iterations that a test can wait for it, and a set on which some images break at each ε."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -19,9 +21,7 @@ class QuickAutoAttack(pyautoattack.AutoAttack):
         self.square.n_queries = 30
 
 
-class QuickPackage:
-    __name__ = "pyautoattack"
-    AutoAttack = QuickAutoAttack
+QuickPackage = SimpleNamespace(__name__="pyautoattack", AutoAttack=QuickAutoAttack)
 
 
 @pytest.fixture

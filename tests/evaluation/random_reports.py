@@ -45,7 +45,8 @@ def random_report(
                 if rng.random() < 0.3:
                     norms[attack, image] = needed
             assumed[image] = assume_survivors and row > 0 and norms[:, image].min() > eps[row]
-    settings = {"attack": "AutoAttack", "version": "standard", "seed": 0, "assume_survivors": assume_survivors}
+    attack = {"AutoAttack": {"version": "standard"}}
+    settings = {"attack": attack, "seed": 0, "assume_survivors": assume_survivors}
     return RobustnessReport(
         **{
             "eps": eps,

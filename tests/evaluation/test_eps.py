@@ -26,10 +26,6 @@ def test_an_eps_that_is_not_there_is_an_error_that_lists_those_that_are():
     accuracy = EpsDict.fromkeys(LINF, 0.5)
     with pytest.raises(KeyError, match=r"at eps = 0\.03, only at 1/255, 2/255, 4/255, 8/255\."):
         accuracy[0.03]
-    with pytest.raises(KeyError, match=r"Did you mean 8/255\?"):
-        accuracy[8]
-    with pytest.raises(KeyError, match="only at"):
-        accuracy["8/255"]
 
 
 @pytest.mark.parametrize(

@@ -175,12 +175,6 @@ def test_the_settings_say_which_network_it_was_and_whether_it_was_checked(networ
     assert "Warning (A" not in text
 
 
-@pytest.mark.parametrize("decimals", [-1, 1.5, True])
-def test_a_number_of_decimals_that_is_none_is_an_error(decimals, report):
-    with pytest.raises((TypeError, ValueError), match="digits must be an integer"):
-        report.to_text(digits=decimals)
-
-
 def test_a_loader_is_as_good_as_tensors(quick, network, evaluated):
     options = {"version": ["apgd-ce", "fab-t"]}
     pair = evaluate(network, evaluated, **options)
@@ -288,8 +282,6 @@ def test_images_that_are_all_wrong_need_no_attack(quick, network, evaluated):
 
 
 def test_illegal_networks_are_errors(quick, network, evaluated):
-    with pytest.raises(TypeError, match=r"torch\.nn\.Module, got function"):
-        evaluate(lambda x: x, evaluated)
     with pytest.raises(ValueError, match="logits"):
         evaluate(nn.Identity(), evaluated)
     with pytest.raises(ValueError, match="below 10, the number of the network's classes, got 10"):
@@ -301,30 +293,3 @@ def test_illegal_networks_are_errors(quick, network, evaluated):
 
     with pytest.raises(ValueError, match="NaN"):
         evaluate(NaN(), evaluated)
-
-
-@pytest.mark.parametrize("checkpoint", [False, True])
-def test_a_network_of_another_type_is_an_error_that_says_so(checkpoint, network, evaluated, tmp_path):
-    options = {"attack": lambda model, eps: lambda x, y: x} | ({"checkpoint": tmp_path} if checkpoint else {})
-    with pytest.raises(
-        TypeError, match=r"images of torch\.float32 and has parameters of torch\.float64.*model\.float\(\)"
-    ):
-        evaluate(copy.deepcopy(network).double(), evaluated, **options)
-    options |= {"checkpoint": tmp_path / "other"} if checkpoint else {}
-    misfit = nn.Sequential(nn.Flatten(), nn.Linear(3, 10))
-    misfit.temperature = nn.Parameter(torch.ones((), dtype=torch.float64))
-    with pytest.raises(RuntimeError, match="mat1 and mat2 shapes"):  # something else is as it was
-        evaluate(misfit, evaluated, **options)
-
-
-def test_a_network_made_in_inference_mode_is_an_error_that_says_what_to_do(network, evaluated):
-    options = {"attack": lambda model, eps: lambda x, y: x}
-    with torch.inference_mode():
-        made_inside = copy.deepcopy(network)
-    with pytest.raises(ValueError, match=r"under torch\.inference_mode\(\).*copy\.deepcopy"):
-        evaluate(made_inside, evaluated, **options)
-    same(evaluate(copy.deepcopy(made_inside), evaluated, **options), evaluate(network, evaluated, **options))
-    with torch.inference_mode():
-        network[1].running_mean = network[1].running_mean.clone()
-    with pytest.raises(ValueError, match=r"under torch\.inference_mode"):
-        evaluate(network, evaluated, **options)

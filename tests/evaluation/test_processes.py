@@ -9,7 +9,7 @@ import torch.multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
 import sip_plugin.evaluation.autoattack
-from sip_plugin.evaluation.arguments import check_network
+from sip_plugin.distributed import ProcessGroup
 from tests.conftest import small_network
 from tests.evaluation.conftest import QuickPackage, same
 from tests.evaluation.test_checkpoint import Counter, Interrupt
@@ -147,20 +147,21 @@ def test_a_failure_in_one_process_is_an_error_in_all(ranks):
     assert "Process 0 of 2 failed with ValueError: batch_size" in str(ranks[1]["one wrong argument"])
 
 
-def test_networks_that_synchronise_at_each_pass_are_unwrapped_or_refused(network):
+def test_networks_that_synchronise_at_each_pass_are_unwrapped_or_refused(network, data, monkeypatch):
     class FSDPModule:  # what torch.distributed.fsdp.fully_shard makes of a module has this base class
         pass
 
-    class Sharded(torch.nn.Linear, FSDPModule):
+    class Sharded(torch.nn.Sequential, FSDPModule):
         pass
 
+    options = {"attack": lambda model, eps: lambda x, y: x}
     parallel = DistributedDataParallel.__new__(DistributedDataParallel)
     torch.nn.Module.__init__(parallel)
     parallel.module = network
-    assert check_network(parallel, 2) is check_network(parallel, 1) is network
-    compiled = torch.compile(parallel, backend="eager")
-    assert check_network(compiled, 2) is network
-    for inside in (torch.nn.Sequential(parallel), torch.nn.Sequential(Sharded(1, 1))):
-        assert check_network(inside, 1) is inside
+    for wrapped in (parallel, torch.compile(parallel, backend="eager"), Sharded(network)):
+        same(evaluate(wrapped, data, **options), evaluate(network, data, **options))
+    monkeypatch.setattr(ProcessGroup, "__init__", lambda self, **_: vars(self).update(rank=0, size=2))
+    monkeypatch.setattr(ProcessGroup, "gather_call", lambda self, function: [function()] * 2)
+    for inside in (torch.nn.Sequential(parallel), Sharded(network)):
         with pytest.raises(ValueError, match="synchronises"):
-            check_network(inside, 2)
+            evaluate(inside, data, **options)
