@@ -23,23 +23,24 @@ Item = tuple[Tensor, Any, Tensor]  # image, label, map
 _NOT_SALIENT = 1_000_002.0
 _SALIENT = _NOT_SALIENT + 1
 
-_V2 = "torchvision.transforms.v2"
 _MIXES_CHANNELS = ("RandomChannelPermutation", "RandomPhotometricDistort")
-# All others of torchvision refuse a map, move it with the image, or leave both where they are.
-_UNTRUSTED = {"Lambda", "LinearTransformation", "ToPureTensor"}
+_UNTRUSTED = (
+    "Lambda",
+    "LinearTransformation",
+    "ToPureTensor",
+)  # torchvision's others move both or none, or refuse a map
 
 
 class JointTransform:
-    """A transform of an image together with its salience map, which stays binary and aligned with the image.
-
-    Elements that the transform brings in from outside the image (padding, fill) are not salient.
-    """
+    """A transform of an image together with its salience map; what comes from outside the image is not salient."""
 
     def __init__(self, transform: Callable[..., Any]) -> None:
         self.transform = transform
         kinds = [type(part) for part in _parts(transform)]
         self._mixes_channels = any(kind.__name__ in _MIXES_CHANNELS for kind in kinds)
-        self._trusted = all(kind.__module__.startswith(_V2) and kind.__name__ not in _UNTRUSTED for kind in kinds)
+        self._trusted = all(
+            kind.__module__.startswith("torchvision.") and kind.__name__ not in _UNTRUSTED for kind in kinds
+        )
 
     def __call__(self, image: Tensor, salience: Tensor) -> tuple[Tensor, Tensor]:
         """The transformed image, and its map; a ValueError if they do not fit each other any more."""
@@ -60,22 +61,20 @@ class JointTransform:
             )
         return image, moved[: len(salience)] == _SALIENT
 
-    def verify(self, image: Tensor, salience: Tensor) -> None:
-        """Try the transform; a user's own must take a bright block to where it takes the block's map (or a ValueError)."""
-        with isolated_rng():
-            self(image, salience)
-            for seed in range(0 if self._trusted else 16):
-                (first, near), (again, _), (second, there) = (self._try(image, seed, block) for block in (0, 0, 1))
-                if first.shape != second.shape or not torch.equal(first, again):
-                    continue  # it depends on the contents, or has a random generator of its own
-                # What changes both images alike (colours) cancels; where they differ most is one of the blocks.
-                change = (first.double() - second.double()).abs().sum(0)
-                marked = F.max_pool2d((near | there).float(), 5, stride=1, padding=2)[0]  # within two pixels
-                if change.max() > 1e-3 * first.abs().max().clamp(min=1) and not marked.flatten()[change.argmax()]:
-                    raise ValueError(
-                        "The transform moved an image and not its map. Each part must take and return (image, map) as "
-                        "tv_tensors; tv_tensors.wrap(result, like=given) makes one of a plain tensor."
-                    )
+    def verify(self, image: Tensor) -> None:
+        """Raise a ValueError if a transform that is not torchvision's takes a bright block elsewhere than its map."""
+        for seed in range(0 if self._trusted else 16):
+            (first, near), (again, _), (second, there) = (self._try(image, seed, block) for block in (0, 0, 1))
+            if first.shape != second.shape or not torch.equal(first, again):
+                continue  # it depends on the contents, or has a random generator of its own
+            # What changes both images alike (colours) cancels; where they differ most is one of the blocks.
+            change = (first.double() - second.double()).abs().sum(0)
+            marked = F.max_pool2d((near | there).float(), 5, stride=1, padding=2)[0]  # within two pixels
+            if change.max() > 1e-3 * first.abs().max().clamp(min=1) and not marked.flatten()[change.argmax()]:
+                raise ValueError(
+                    "The transform moved an image and not its map. Each part must take and return (image, map) as "
+                    "tv_tensors; tv_tensors.wrap(result, like=given) makes one of a plain tensor."
+                )
 
     def _try(self, image: Tensor, seed: int, block: int) -> tuple[Tensor, Tensor]:
         """What becomes of a grey image with a bright block somewhere, and of the map of the block."""
@@ -98,9 +97,8 @@ class SalientDataset(Dataset[Item]):
     """A data set of (image, label, map) from one of (image, label) and the maps of its images.
 
     The transform gets image and map in one call, so that a crop, a flip, a rotation or a new size is the same for both; what
-    it brings in from outside the image is not salient, and the map stays binary. Maps from a :class:`MaskStore` come with a
-    check that each image is the one that its map was made of. For a part of the data set, take a
-    ``torch.utils.data.Subset`` of this one.
+    it brings in from outside is not salient. The images are compared with those that the maps of a :class:`MaskStore` were
+    made of. For a part of the data set, take a ``torch.utils.data.Subset`` of this one.
 
     Args:
         dataset: A map-style data set of (image, label), un-augmented: tensors ``(C, H, W)``, floating point in [0, 1] or
@@ -131,17 +129,16 @@ class SalientDataset(Dataset[Item]):
         if isinstance(maps, MaskStore):
             maps.check(dataset)
         if transform is not None:
-            [(image, _, salience)] = self._untransformed([0])
             self.transform = JointTransform(transform)
-            self.transform.verify(image, salience)
+            with isolated_rng():
+                self[0]
+                self.transform.verify(as_tensor(dataset[0][0]))
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Item:
-        """Image ``(C, H, W)`` (a float in [0, 1], unless the transform makes it otherwise), label, and map.
-
-        The map is ``bool``, ``(C, H, W)`` or ``(1, H, W)``.
+        """Image ``(C, H, W)``, label, and map, ``bool`` ``(C, H, W)`` or ``(1, H, W)``.
 
         Raises:
             IndexError: If there is no such item.
@@ -151,23 +148,17 @@ class SalientDataset(Dataset[Item]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         """Several items at once, for which torch's ``DataLoader`` asks; the store is read once."""
-        items = []
-        for image, label, salience in self._untransformed([range(len(self))[index] for index in indices]):
-            if self.transform is not None:
-                image, salience = self.transform(image, salience)
-            items.append((to_float(image), label, salience))
-        return items
-
-    def _untransformed(self, positions: list[int]) -> list[Item]:
-        """Images, labels, and maps: ``(C, H, W)``, or ``(1, H, W)`` where the channels share one."""
+        positions = [range(len(self))[index] for index in indices]
         pairs = [self.dataset[position] for position in positions]
         images, labels = [as_tensor(image) for image, _ in pairs], [label for _, label in pairs]
         if isinstance(self.maps, MaskStore):
             maps = list(self.maps.maps_of(positions, images, labels))
         else:
             maps = [_map(self.maps[position], image) for position, image in zip(positions, images, strict=True)]
-        maps = [salience[:1] if salience.stride(0) == 0 else salience for salience in maps]
-        return list(zip(images, labels, maps, strict=True))
+        moved = [(image, one[:1] if one.stride(0) == 0 else one) for image, one in zip(images, maps, strict=True)]
+        if self.transform is not None:
+            moved = [self.transform(image, salience) for image, salience in moved]
+        return [(to_float(image), label, salience) for (image, salience), label in zip(moved, labels, strict=True)]
 
 
 def _map(given: Any, image: Tensor) -> Tensor:

@@ -15,14 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 _SAMPLES = 32
+Batch = tuple[Tensor, Tensor, Tensor]
 
 
 def as_tensor(image: Any) -> Tensor:
-    """A plain tensor ``(C, H, W)`` of an image that is a tensor or a PIL image.
-
-    Raises:
-        TypeError: If it is neither, or a PIL image with a palette or not of 8 bits a channel.
-    """
+    """A plain tensor ``(C, H, W)`` of an image that is a tensor or a PIL image of 8 bits a channel, or a TypeError."""
     if isinstance(image, Tensor):
         return image.detach().as_subclass(Tensor)  # past a subclass (tv_tensors.Image)
     pixels, mode = np.array(image), getattr(image, "mode", None)  # a copy: a tensor must be writable
@@ -47,17 +44,15 @@ def image_contents(images: Tensor, labels: Iterable[Any] | None) -> list[bytes]:
     return [pixels.tobytes() + end for pixels, end in zip(images.cpu().numpy(), ends, strict=True)]
 
 
-def load_batches(
-    dataset: Any, batches: Iterable[list[int]], with_labels: bool, num_workers: int = 0
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def load_batches(dataset: Any, batches: Iterable[list[int]], labels: bool, num_workers: int = 0) -> Iterator[Batch]:
     """Images (floating point), labels, and checksums of a data set's batches; the CRC-32 of images, or of both."""
-    collate, generator = partial(_collate, with_labels), torch.Generator()  # none is drawn from the global one
+    collate, generator = partial(_collate, labels), torch.Generator()  # none is drawn from the global one
     return iter(
         DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate, generator=generator)
     )
 
 
-def _collate(with_labels: bool, items: Sequence[tuple[Any, Any]]) -> tuple[Tensor, Tensor, Tensor]:
+def _collate(with_labels: bool, items: Sequence[tuple[Any, Any]]) -> Batch:
     images, classes = zip(*items, strict=True)
     stacked, labels = torch.stack(list(map(as_tensor, images))), list(map(operator.index, classes))
     checksums = map(zlib.crc32, image_contents(stacked, labels if with_labels else None))
@@ -70,11 +65,7 @@ def sample_indices(length: int) -> list[int]:
 
 
 def dataset_fingerprint(dataset: Any, with_labels: bool) -> tuple[tuple[int, ...], str]:
-    """The shape of a data set's images, and a hash of its length and of some of its images (and labels, if they count).
-
-    Raises:
-        ValueError: If fetching an image twice gives two different ones.
-    """
+    """The shape of a data set's images, and a hash of its length and of some of its images (and labels, if they count)."""
     indices = sample_indices(len(dataset))
     (images, labels, first), (_, _, again) = (next(load_batches(dataset, [indices], with_labels)) for _ in range(2))
     if not torch.equal(first, again):

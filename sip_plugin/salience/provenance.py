@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from sip_plugin.model_utils import model_hash, own_attributes, unwrap_model
 
-_MOST_SEARCHED = 1000  # objects, in the search for a network
 _PLAIN = (bool, int, float, str, tuple, type(None))
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
@@ -40,7 +39,7 @@ def find_model(source: Any) -> nn.Module | None:
     """The first network that a source of maps is, has or calls; None if there is none."""
     seen: set[int] = set()
     waiting = [source]
-    while waiting and len(seen) < _MOST_SEARCHED:
+    while waiting and len(seen) < 1000:  # a function may lead to all there is
         value = waiting.pop(0)
         if isinstance(value, nn.Module):
             return value
@@ -69,18 +68,18 @@ def _describe(value: Any) -> Any:
     if callable(getattr(value, "provenance", None)) and not isinstance(value, type):
         return {"class": _name(type(value)), **value.provenance()}
     if isinstance(value, nn.Module):
-        architecture = _sha256(_ADDRESS.sub("", repr(value)).encode())
+        architecture = hashlib.sha256(_ADDRESS.sub("", repr(value)).encode()).hexdigest()
         plain = {name: part for name, part in own_attributes(value).items() if isinstance(part, _PLAIN)}
         return {"class": _name(type(value)), "model_hash": model_hash(value), "architecture": architecture, **plain}
     if isinstance(value, (Tensor, np.ndarray)):
-        content = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value).tobytes()
-        return {"dtype": str(value.dtype), "shape": list(value.shape), "sha256": _sha256(content)}
+        content = hashlib.sha256(np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value).tobytes())
+        return {"dtype": str(value.dtype), "shape": list(value.shape), "sha256": content.hexdigest()}
     if isinstance(value, (functools.partial, types.MethodType)):
         return _parts(value)
     if isinstance(value, types.FunctionType):
         defaults = [value.__defaults__, value.__kwdefaults__]
-        code = {"function": _name(value), "code": _code_hash(value.__code__), "defaults": defaults}
-        return code | {"uses": dict(sorted(_parts(value).items()))}
+        uses = dict(sorted(_parts(value).items()))
+        return {"function": _name(value), "code": _code_hash(value.__code__), "defaults": defaults, "uses": uses}
     if isinstance(value, (type, enum.Enum)) or not hasattr(value, "__dict__"):  # a class, a dtype, a device, a path
         return _ADDRESS.sub("", str(value))
     public = {name: part for name, part in vars(value).items() if name[0] != "_" or find_model(part) is not None}
@@ -90,11 +89,7 @@ def _describe(value: Any) -> Any:
 def _code_hash(code: types.CodeType) -> str:
     """A hash of what a function does, without its file and line numbers."""
     constants = [_code_hash(part) if isinstance(part, types.CodeType) else repr(part) for part in code.co_consts]
-    return _sha256(repr((code.co_code, constants, code.co_names)).encode())
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(repr((code.co_code, constants, code.co_names)).encode()).hexdigest()
 
 
 def _name(thing: Any) -> str:

@@ -34,13 +34,10 @@ _FORMAT = "sip-plugin masks 2"
 class MaskStore:
     """The salience maps of a whole data set on disk, one bit per element, read through a memory map.
 
-    A store is a folder of ``maps.npy``, a NumPy array of records (the packed map, the CRC-32 of its image, and the CRC-32 of
-    the map that starts from it), and ``info.json``. ``store[i]`` is the map of image ``i``, ``store[i:j]`` and
-    ``store[indices]`` those of several; each is compared to its checksum. A store can be pickled, used by several threads
-    and processes at once, and as a context manager.
-
-    Args:
-        path: The folder, made by :meth:`build`.
+    A store is a folder, made by :meth:`build`, of ``maps.npy``, a NumPy array of records (the packed map, the CRC-32 of its
+    image, and the CRC-32 of the map that starts from it), and ``info.json``. ``store[i]`` is the map of image ``i``,
+    ``store[i:j]`` and ``store[indices]`` those of several; each is compared to its checksum. A store can be pickled, used by
+    several threads and processes at once, and as a context manager.
 
     Attributes:
         path: The folder.
@@ -98,8 +95,8 @@ class MaskStore:
             overwrite: Build anew over another or a finished store at ``path``.
 
         Raises:
-            TypeError: If an image, a label or a map is of the wrong type.
-            ValueError: If images or maps have wrong values, the data set augments, or processes do not build the same store.
+            TypeError, ValueError: If an image, a label or a map is of the wrong type, shape or values, the data set returns
+                another image each time, or the processes do not build the same store.
             OSError: If something else is at ``path``, another process builds this store, or it cannot be written.
             RuntimeError: If another process of this group failed.
         """
@@ -113,8 +110,9 @@ class MaskStore:
         mine = batches[group.rank :: group.size]
         # Workers are started before the lock is taken, so that those which outlive a killed build do not hold it.
         loaded = load_batches(dataset, mine, info["labels"], num_workers)
-        lock, model = FileLock(folder / ".lock", timeout=0), find_model(mask_fn)
+        lock, file, model = FileLock(folder / ".lock", timeout=0), folder / "maps.npy", find_model(mask_fn)
         device = device or ("cpu" if model is None else model_device(model))
+        first: list[Tensor] = []  # the maps of the first batch, which tell how many channels are kept
 
         def compute(batch: list[int], images: Tensor, labels: Tensor, channels: int = -1) -> Tensor:
             images = images.to(device)
@@ -126,17 +124,19 @@ class MaskStore:
         def begin() -> dict[str, Any]:
             folder.mkdir(exist_ok=True)
             lock.acquire()
-            there = _find(folder, info, overwrite)
-            if there is None:
-                images, labels, checksums = next(load_batches(dataset, batches[:1], info["labels"]))
-                maps = compute(batches[0], images, labels)  # which tell how many channels are kept
-                there = info | {"channels": maps.shape[1], "complete": False}
-                (folder / "maps.npy").unlink(missing_ok=True)  # first: its maps are those of another source
-                _write_info(folder, there)
-                _write(folder, batches[0], maps, checksums, _create_records(folder, there))
-            elif not (folder / "maps.npy").exists():
-                _create_records(folder, there)
-            return there
+            there = _find(folder, info, overwrite)  # once more: another process may have been here meanwhile
+            if there is not None:
+                if not file.exists():
+                    _create_records(file, there)
+                return there
+            images, labels, _ = next(load_batches(dataset, batches[:1], info["labels"]))
+            maps = compute(batches[0], images, labels)
+            first.append(maps)
+            begun = info | {"channels": maps.shape[1], "complete": False}
+            file.unlink(missing_ok=True)  # at once: its maps are those of another source
+            _write_info(folder, begun)
+            _create_records(file, begun)
+            return begun
 
         def step(batch: list[int], records: np.memmap[Any, Any], channels: int) -> int:
             if not batch:  # the other processes have one more
@@ -144,10 +144,16 @@ class MaskStore:
             images, labels, checksums = next(loaded)
             # Not through the memory map: on a full disk that would end the process.
             start = records.offset + records.itemsize * batch[0]
-            stored = np.fromfile(folder / "maps.npy", records.dtype, len(batch), offset=start)
+            stored = np.fromfile(file, records.dtype, len(batch), offset=start)
             done = (stored["checksum"] == _checksums(stored)) & (stored["image"] == checksums.numpy())
             if not done.all():
-                _write(folder, batch, compute(batch, images, labels, channels), checksums, records)
+                maps = first.pop() if first else compute(batch, images, labels, channels)
+                stored["map"] = np.packbits(maps.flatten(1).numpy(), axis=1)
+                stored["image"] = checksums.numpy()
+                stored["checksum"] = _checksums(stored)
+                with file.open("r+b") as opened:
+                    opened.seek(start)
+                    opened.write(stored.tobytes())
             return len(batch)
 
         try:
@@ -178,26 +184,22 @@ class MaskStore:
         return self._unpack(records).view(*records.shape, *self.shape[1:])
 
     def maps_of(self, indices: Sequence[int], images: Sequence[Tensor], labels: Sequence[Any] | None = None) -> Tensor:
-        """The maps ``(n, C, H, W)`` of images ``(C, H, W)`` with these indices in the data set.
-
-        Raises:
-            ValueError: If an image (or a label, where maps depend on labels) is not its map's, or a map is damaged.
-        """
+        """The maps ``(n, C, H, W)`` of images with these indices; a ValueError if an image or its label is not the map's."""
         records = self._read(list(indices))
         contents = image_contents(torch.stack(list(images)), labels if self._info["labels"] else None)
         self._check_images(indices, records, list(map(zlib.crc32, contents)))
         return self._unpack(records)
 
     def check(self, dataset: Any, *, every: bool = False, num_workers: int = 0) -> None:
-        """Refuse a data set whose maps these are not, by its length and 32 of its images, or by ``every`` one.
+        """Refuse a data set of another length, or with another image (or label, where the maps depend on labels).
 
         Args:
             dataset: A map-style data set of (image, label).
-            every: Compare all images.
+            every: Compare all images; otherwise 32.
             num_workers: Processes that load them (of torch's ``DataLoader``).
 
         Raises:
-            ValueError: If it is another one: an image differs, or a label, where the maps depend on labels.
+            ValueError: If it is another one.
         """
         if len(dataset) != len(self):
             raise ValueError(f"{self.path} has the maps of {len(self)} images, and the data set has {len(dataset)}.")
@@ -220,10 +222,6 @@ class MaskStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def __repr__(self) -> str:
-        source = self.provenance.get("class") or self.provenance.get("function") or "a map"
-        return f"MaskStore({str(self.path)!r}, shape={tuple(self.shape)}, made by {source})"
 
     def __reduce__(self) -> tuple[type[MaskStore], tuple[Path]]:
         return MaskStore, (self.path,)
@@ -307,24 +305,13 @@ def _open_records(path: Path, info: dict[str, Any]) -> np.memmap[Any, Any]:
     return records
 
 
-def _create_records(path: Path, info: dict[str, Any]) -> np.memmap[Any, Any]:
+def _create_records(path: Path, info: dict[str, Any]) -> None:
     """Make the file of records, all zeros, and reserve its disk space: a full disk is an error now, not after hours."""
-    with atomic_write(path / "maps.npy") as part:
+    with atomic_write(path) as part:
         np.lib.format.open_memmap(part, "w+", _record_dtype(info), (info["length"],))
         if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
             with part.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
-    return _open_records(path, info)
-
-
-def _write(path: Path, batch: list[int], maps: Tensor, checksums: Tensor, records: np.memmap[Any, Any]) -> None:
-    new = np.empty(len(batch), records.dtype)
-    new["map"] = np.packbits(maps.flatten(1).numpy(), axis=1)
-    new["image"] = checksums.numpy()
-    new["checksum"] = _checksums(new)
-    with (path / "maps.npy").open("r+b") as file:
-        file.seek(records.offset + records.itemsize * batch[0])
-        file.write(new.tobytes())
 
 
 def _checksums(records: np.ndarray) -> np.ndarray:

@@ -227,7 +227,7 @@ def test_every_transform_of_this_torchvision_is_moved_right_or_refused_or_tried(
     others = {"AutoAugmentPolicy", "InterpolationMode", "Transform", "UniformTemporalSubsample", "ToPILImage"}
     boxes = {"ClampBoundingBoxes", "ClampKeyPoints", "ConvertBoundingBoxFormat", "SanitizeBoundingBoxes"}
     boxes |= {"SanitizeKeyPoints", "SetClampingMode"}
-    names = {name for name in dir(v2) if name[0].isupper()} - others - boxes - set(_MIXES_CHANNELS) - _UNTRUSTED
+    names = {name for name in dir(v2) if name[0].isupper()} - others - boxes - {*_MIXES_CHANNELS, *_UNTRUSTED}
     tested = {name.split(",")[0].split(" ")[0] for name in (*GEOMETRIC, *COLOURS)}
     assert names - tested - set(REFUSED) == {"ConvertImageDtype", "JPEG", "PILToTensor", "RGB", "ToImage", "ToTensor"}
 
