@@ -55,9 +55,8 @@ class JointTransform:
         is_coded = bool(((moved == _SALIENT) | (moved == _NOT_SALIENT)).any())
         if not is_coded or moved.shape != (len(image) if len(salience) > 1 else len(moved), *image.shape[1:]):
             raise ValueError(
-                f"The transform made the image {tuple(image.shape)} and its map {tuple(moved.shape)} of {moved.dtype}. It "
-                "must leave the map's values and dtype alone, and give both one size; where it changes the number of "
-                "channels, use per-pixel maps."
+                f"The transform made the image {tuple(image.shape)} and its map {tuple(moved.shape)}, {moved.dtype}. It "
+                "must leave the map's values and give both one size; if it changes the channels, use per-pixel maps."
             )
         return image, moved[: len(salience)] == _SALIENT
 
@@ -72,8 +71,8 @@ class JointTransform:
             marked = F.max_pool2d((near | there).float(), 5, stride=1, padding=2)[0]  # within two pixels
             if change.max() > 1e-3 * first.abs().max().clamp(min=1) and not marked.flatten()[change.argmax()]:
                 raise ValueError(
-                    "The transform moved an image and not its map. Each part must take and return (image, map) as "
-                    "tv_tensors; tv_tensors.wrap(result, like=given) makes one of a plain tensor."
+                    "The transform moved an image and not its map. Each part must take and return both, as tv_tensors "
+                    "(tv_tensors.wrap(result, like=given) makes one of a plain tensor)."
                 )
 
     def _try(self, image: Tensor, seed: int, block: int) -> tuple[Tensor, Tensor]:
@@ -141,7 +140,6 @@ class SalientDataset(Dataset[Item]):
         """Image ``(C, H, W)``, label, and map, ``bool`` ``(C, H, W)`` or ``(1, H, W)``.
 
         Raises:
-            IndexError: If there is no such item.
             ValueError: If the map's shape or values do not fit, the store is damaged, or the image is not the map's.
         """
         return self.__getitems__([index])[0]

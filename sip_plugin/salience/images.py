@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-_SAMPLES = 32
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
@@ -47,9 +46,10 @@ def image_contents(images: Tensor, labels: Iterable[Any] | None) -> list[bytes]:
 def load_batches(dataset: Any, batches: Iterable[list[int]], labels: bool, num_workers: int = 0) -> Iterator[Batch]:
     """Images (floating point), labels, and checksums of a data set's batches; the CRC-32 of images, or of both."""
     collate, generator = partial(_collate, labels), torch.Generator()  # none is drawn from the global one
-    return iter(
-        DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate, generator=generator)
+    loader = DataLoader(
+        dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate, generator=generator
     )
+    return iter(loader)
 
 
 def _collate(with_labels: bool, items: Sequence[tuple[Any, Any]]) -> Batch:
@@ -60,8 +60,8 @@ def _collate(with_labels: bool, items: Sequence[tuple[Any, Any]]) -> Batch:
 
 
 def sample_indices(length: int) -> list[int]:
-    """Evenly spaced indices of a data set, by whose images it is known again."""
-    return sorted({round(k * (length - 1) / (_SAMPLES - 1)) for k in range(_SAMPLES)})
+    """32 evenly spaced indices of a data set, by whose images it is known again."""
+    return sorted({round(k * (length - 1) / 31) for k in range(32)})
 
 
 def dataset_fingerprint(dataset: Any, with_labels: bool) -> tuple[tuple[int, ...], str]:

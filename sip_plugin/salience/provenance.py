@@ -9,7 +9,6 @@ import inspect
 import json
 import re
 import types
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,10 +25,8 @@ def provenance(source: Any) -> dict[str, Any]:
 
     An object is described by its class and its public attributes; a network by its class, its ``model_hash``, a hash of its
     ``repr`` and its plain attributes; a function by its name, a hash of its code, its defaults, and what it takes from
-    outside itself. A network's device and wrappers make no difference. A source may say more by ``provenance() -> dict``.
-
-    Raises:
-        ValueError: If the source contains itself.
+    outside itself. A network's device and wrappers make no difference. A source may say more by ``provenance() -> dict``;
+    one that contains itself must.
     """
     described = json.loads(json.dumps(source, default=_describe))
     return described if isinstance(described, dict) else {"value": described}
@@ -49,7 +46,7 @@ def find_model(source: Any) -> nn.Module | None:
     return None
 
 
-def _parts(value: Any) -> Mapping[str, Any]:
+def _parts(value: Any) -> dict[str, Any]:
     """What an object holds, or a function takes from outside itself."""
     if isinstance(value, functools.partial):
         return {"partial": value.func, "args": value.args, "keywords": value.keywords}

@@ -45,8 +45,7 @@ class MaskStore:
         provenance: What computed them: class, parameters, and a hash of each network.
 
     Raises:
-        FileNotFoundError: If there is no such store.
-        ValueError: If it is no mask store, unfinished, cut off, or damaged.
+        FileNotFoundError, ValueError: If there is no such store, or it is unfinished, cut off, or damaged.
 
     Example:
         >>> store = MaskStore.build("train.masks", dataset, GradientSalience(teacher), batch_size=256)
@@ -177,11 +176,9 @@ class MaskStore:
         """The map of one image, ``(C, H, W)``, or those of several, ``(n, C, H, W)``; ``bool``.
 
         Raises:
-            IndexError: If there is no such image.
             ValueError: If a map is damaged; names its image.
         """
-        records = self._read(index)
-        return self._unpack(records).view(*records.shape, *self.shape[1:])
+        return self._unpack(self._read(index))
 
     def maps_of(self, indices: Sequence[int], images: Sequence[Tensor], labels: Sequence[Any] | None = None) -> Tensor:
         """The maps ``(n, C, H, W)`` of images with these indices; a ValueError if an image or its label is not the map's."""
@@ -191,15 +188,12 @@ class MaskStore:
         return self._unpack(records)
 
     def check(self, dataset: Any, *, every: bool = False, num_workers: int = 0) -> None:
-        """Refuse a data set of another length, or with another image (or label, where the maps depend on labels).
+        """Raise a ValueError for a data set of other images, or of other labels where the maps depend on them.
 
         Args:
             dataset: A map-style data set of (image, label).
             every: Compare all images; otherwise 32.
             num_workers: Processes that load them (of torch's ``DataLoader``).
-
-        Raises:
-            ValueError: If it is another one.
         """
         if len(dataset) != len(self):
             raise ValueError(f"{self.path} has the maps of {len(self)} images, and the data set has {len(dataset)}.")
@@ -240,7 +234,8 @@ class MaskStore:
     def _unpack(self, records: np.ndarray) -> Tensor:
         shape = (self._info["channels"], *self.shape[2:])
         bits = np.unpackbits(records.reshape(-1)["map"], axis=1, count=math.prod(shape))
-        return torch.from_numpy(bits).view(torch.bool).view(-1, *shape).expand(-1, *self.shape[1:])
+        maps = torch.from_numpy(bits).view(torch.bool).view(-1, *shape).expand(-1, *self.shape[1:])
+        return maps.view(*records.shape, *self.shape[1:])
 
     def _check_images(self, indices: Sequence[int], records: np.ndarray, checksums: Sequence[int]) -> None:
         other = np.asarray(indices)[records["image"] != np.array(checksums, dtype=np.int64)]
@@ -292,23 +287,20 @@ def _info_checksum(info: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(info, sort_keys=True).encode())
 
 
-def _record_dtype(info: dict[str, Any]) -> np.dtype[Any]:
-    elements = info["channels"] * math.prod(info["image_shape"][1:])
-    return np.dtype([("map", "u1", (-(-elements // 8),)), ("image", "<u4"), ("checksum", "<u4")])
-
-
 def _open_records(path: Path, info: dict[str, Any]) -> np.memmap[Any, Any]:
     """The records of a store, through a memory map for reading."""
     records: np.memmap[Any, Any] = np.load(path / "maps.npy", mmap_mode="r")  # refuses a file that was cut off
-    if records.dtype != _record_dtype(info) or records.shape != (info["length"],):
+    if records.shape != (info["length"],):
         raise ValueError(f"{path / 'maps.npy'} is damaged. Delete {path} and build it again.")
     return records
 
 
 def _create_records(path: Path, info: dict[str, Any]) -> None:
     """Make the file of records, all zeros, and reserve its disk space: a full disk is an error now, not after hours."""
+    elements = info["channels"] * math.prod(info["image_shape"][1:])
+    dtype = np.dtype([("map", "u1", (-(-elements // 8),)), ("image", "<u4"), ("checksum", "<u4")])
     with atomic_write(path) as part:
-        np.lib.format.open_memmap(part, "w+", _record_dtype(info), (info["length"],))
+        np.lib.format.open_memmap(part, "w+", dtype, (info["length"],))
         if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
             with part.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, part.stat().st_size)

@@ -298,7 +298,7 @@ def test_maps_per_element_need_the_images_channels():
 
 def test_a_transform_that_changes_the_maps_dtype_says_so():
     transform = v2.ToDtype({tv_tensors.Mask: torch.bool, "others": None})
-    with pytest.raises(ValueError, match=r"of torch.bool"):
+    with pytest.raises(ValueError, match=r"torch\.bool"):
         SalientDataset(One(IMAGE / 255), [MAPS["per pixel"]], transform)[0]
     transform = v2.ToDtype({tv_tensors.Mask: torch.float64, "others": None})
     assert torch.equal(SalientDataset(One(IMAGE / 255), [MAPS["per pixel"]], transform)[0][2], MAPS["per pixel"])
