@@ -24,11 +24,8 @@ _NOT_SALIENT = 1_000_002.0
 _SALIENT = _NOT_SALIENT + 1
 
 _MIXES_CHANNELS = ("RandomChannelPermutation", "RandomPhotometricDistort")
-_UNTRUSTED = (
-    "Lambda",
-    "LinearTransformation",
-    "ToPureTensor",
-)  # torchvision's others move both or none, or refuse a map
+# All others of torchvision refuse a map, move it with the image, or leave both where they are.
+_UNTRUSTED = ("Lambda", "LinearTransformation", "ToPureTensor")
 
 
 class JointTransform:
@@ -39,7 +36,7 @@ class JointTransform:
         kinds = [type(part) for part in _parts(transform)]
         self._mixes_channels = any(kind.__name__ in _MIXES_CHANNELS for kind in kinds)
         self._trusted = all(
-            kind.__module__.startswith("torchvision.") and kind.__name__ not in _UNTRUSTED for kind in kinds
+            kind.__module__.startswith("torchvision") and kind.__name__ not in _UNTRUSTED for kind in kinds
         )
 
     def __call__(self, image: Tensor, salience: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,10 +45,8 @@ def image_contents(images: Tensor, labels: Iterable[Any] | None) -> list[bytes]:
 
 def load_batches(dataset: Any, batches: Iterable[list[int]], labels: bool, num_workers: int = 0) -> Iterator[Batch]:
     """Images (floating point), labels, and checksums of a data set's batches; the CRC-32 of images, or of both."""
-    collate, generator = partial(_collate, labels), torch.Generator()  # none is drawn from the global one
-    loader = DataLoader(
-        dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate, generator=generator
-    )
+    collate, rng = partial(_collate, labels), torch.Generator()  # nothing is drawn from the global one
+    loader = DataLoader(dataset, batch_sampler=batches, num_workers=num_workers, collate_fn=collate, generator=rng)
     return iter(loader)
 
 

@@ -25,8 +25,7 @@ def provenance(source: Any) -> dict[str, Any]:
 
     An object is described by its class and its public attributes; a network by its class, its ``model_hash``, a hash of its
     ``repr`` and its plain attributes; a function by its name, a hash of its code, its defaults, and what it takes from
-    outside itself. A network's device and wrappers make no difference. A source may say more by ``provenance() -> dict``;
-    one that contains itself must.
+    outside itself. A network's device and wrappers make no difference. A source may say more by ``provenance() -> dict``.
     """
     described = json.loads(json.dumps(source, default=_describe))
     return described if isinstance(described, dict) else {"value": described}

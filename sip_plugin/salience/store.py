@@ -259,9 +259,7 @@ def _find(path: Path, info: dict[str, Any], overwrite: bool) -> dict[str, Any] |
     if not path.is_file() and all(file.name[0] == "." for file in path.glob("*")):
         return None
     there = _read_info(path)
-    different = [
-        f"{name}: {there[name]} against {info[name]}" for name in info if repr(there[name]) != repr(info[name])
-    ]
+    different = [f"{key}: {there[key]} against {info[key]}" for key in info if repr(there[key]) != repr(info[key])]
     if different and not overwrite:
         raise FileExistsError(
             f"{path} is a store of other maps or images. Take another path, or pass overwrite=True. ({'; '.join(different)})"

@@ -400,6 +400,8 @@ def test_a_full_disk_is_a_plain_error_and_the_build_goes_on_later(allocate, smal
         assert len(first.asked) == 64
     with pytest.raises(ValueError, match="unfinished"):
         MaskStore(disk / "m")
+    with pytest.raises(OSError, match="No space left"):
+        build(disk / "m", data, Bright(), 64)
     enlarge()
     assert torch.equal(build(disk / "m", data, last, 64)[:], data.tensors[0] > 0.5)
 
