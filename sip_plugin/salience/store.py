@@ -2,45 +2,50 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import math
 import os
+import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
+from torch.utils.data import BatchSampler
 
+from sip_plugin.checks import check_images
+from sip_plugin.constraint import prepare_mask
 from sip_plugin.distributed import ProcessGroup
-from sip_plugin.mask_source import MaskSource
+from sip_plugin.mask_source import MaskSource, accepts_labels, compute_mask
 from sip_plugin.model_state import preserve_model_state
 from sip_plugin.model_utils import model_device
-from sip_plugin.salience.images import class_index, dataset_fingerprint, image_checksum, load_batches, split
-from sip_plugin.salience.provenance import differences, find_model
-from sip_plugin.salience.store_build import Builder, intact, open_records, read_info, store_info
+from sip_plugin.salience.images import dataset_fingerprint, image_contents, load_batches, sample_indices
+from sip_plugin.salience.provenance import find_model, provenance
+from sip_plugin.utils import atomic_write, progress_bar
+
+_FORMAT = "sip-plugin masks 2"
 
 
 class MaskStore:
     """The salience maps of a whole data set on disk, one bit per element, read through a memory map.
 
-    A store is a folder of ``maps.npy``, a NumPy array of records (the packed map, the CRC-32 of its image, and the CRC-32 of
-    the map that starts from it), and ``info.json``. ``MaskStore.build`` makes it, ``MaskStore(path)`` opens it; ``store[i]``
-    is the map of image ``i``, ``store[i:j]`` and ``store[indices]`` those of several. Every map that is read is compared to
-    its checksum. A store can be pickled (a worker opens the same files), used by several threads and processes at once, and
-    as a context manager.
-
-    Args:
-        path: The folder.
+    A store is a folder, made by :meth:`build`, of ``maps.npy``, a NumPy array of records (the packed map, the CRC-32 of its
+    image, and the CRC-32 of the map that starts from it), and ``info.json``. ``store[i]`` is the map of image ``i``,
+    ``store[i:j]`` and ``store[indices]`` those of several; each is compared to its checksum. A store can be pickled, used by
+    several threads and processes at once, and as a context manager.
 
     Attributes:
         path: The folder.
         shape: ``(N, C, H, W)`` of the maps.
-        provenance: What computed them, as :func:`sip_plugin.salience.provenance.provenance` describes it.
+        provenance: What computed them: class, parameters, and a hash of each network.
 
     Raises:
-        FileNotFoundError: If there is no such store.
-        ValueError: If it is no mask store, unfinished, cut off, or damaged.
+        FileNotFoundError, ValueError: If there is no such store, or it is unfinished, cut off, or damaged.
 
     Example:
         >>> store = MaskStore.build("train.masks", dataset, GradientSalience(teacher), batch_size=256)
@@ -50,11 +55,10 @@ class MaskStore:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
-        self._info = read_info(self.path)
+        self._info = _read_info(self.path)
         if not self._info["complete"]:
             raise ValueError(f"{self.path} is unfinished. The same call of MaskStore.build resumes it.")
-        self._records: np.memmap[Any, Any] | None = open_records(self.path, self._info)
-        self._positions = np.arange(self._info["length"])
+        self._records: Any = _open_records(self.path, self._info)
         self.shape = torch.Size((self._info["length"], *self._info["image_shape"]))
         self.provenance: dict[str, Any] = self._info["provenance"]
 
@@ -73,11 +77,9 @@ class MaskStore:
     ) -> MaskStore:
         """Compute the maps of all images of a data set, once, and open their store.
 
-        The process may be killed at any moment: the same call resumes. It reads all images, compares those that have a map
-        with their checksums, and computes the missing maps. A finished store of the same maps and images is opened, and
-        nothing is computed; 32 images are compared then (and their labels, if ``mask_fn`` takes labels),
-        ``store.check(dataset, every=True)`` compares all of them, and :class:`SalientDataset` each one as it is read. Where
-        ``torch.distributed`` is initialised (torchrun), each process computes a share; all must see the same file system.
+        The process may be killed at any moment: the same call resumes, reads all images, and computes the maps that are
+        missing or of other images. A finished store of the same maps and data set (by 32 images) is opened, and nothing is
+        computed. Where ``torch.distributed`` is initialised (torchrun), each process computes a share.
 
         Args:
             path: The folder to make. Its parent folder must exist.
@@ -89,110 +91,121 @@ class MaskStore:
             device: Where ``mask_fn`` gets its images; by default where its network is, or the CPU.
             num_workers: Processes that load images (of torch's ``DataLoader``).
             progress: Show a progress bar (needs tqdm; without it there is none).
-            overwrite: Delete another or a finished store at ``path``, and build anew; maps of an unfinished one whose
-                images have changed are computed again.
-
-        Returns:
-            The store, opened.
+            overwrite: Build anew over another or a finished store at ``path``.
 
         Raises:
-            TypeError: If an argument, an item of the data set or a map is of the wrong type.
-            ValueError: If images or maps have the wrong shape or values, the data set returns another image each time, or
-                the processes of a group do not build the same store.
-            FileExistsError: If another store, an unfinished one of other images, or something else is at ``path``.
-            OSError: If the files cannot be written (the parent folder is missing or read-only, the disk is full), or
-                another process builds this store.
+            TypeError, ValueError: If an image, a label or a map is of the wrong type, shape or values, the data set returns
+                another image each time, or the processes do not build the same store.
+            OSError: If something else is at ``path``, another process builds this store, or it cannot be written.
             RuntimeError: If another process of this group failed.
         """
-        group = ProcessGroup()
-        info = group.call(lambda: store_info(dataset, mask_fn, batch_size))
+        group, folder = ProcessGroup(), Path(path).absolute()
+        info = group.call(lambda: store_info(dataset, mask_fn))
         group.require_equal("Give all of them the same arguments.", batch_size=batch_size, overwrite=overwrite, **info)
-        model = find_model(mask_fn)
-        if device is None:
-            device = torch.device("cpu") if model is None else model_device(model)
-        folder, batches = Path(path).absolute(), split(len(dataset), batch_size)
-        with preserve_model_state(model):  # a function may use its network in ways that leave traces
-            Builder(folder, dataset, mask_fn, info, batches, device, num_workers, overwrite).run(group, progress)
+        there = group.on_rank_zero(lambda: _find(folder, info, overwrite))
+        if there is not None and there["complete"]:
+            return cls(folder)
+        batches = list(BatchSampler(range(len(dataset)), batch_size, drop_last=False))
+        mine = batches[group.rank :: group.size]
+        # Workers are started before the lock is taken, so that those which outlive a killed build do not hold it.
+        loaded = load_batches(dataset, mine, info["labels"], num_workers)
+        lock, file, model = FileLock(folder / ".lock", timeout=0), folder / "maps.npy", find_model(mask_fn)
+        device = device or ("cpu" if model is None else model_device(model))
+        first: list[Tensor] = []  # the maps of the first batch, which tell how many channels are kept
+
+        def compute(batch: list[int], images: Tensor, labels: Tensor, channels: int = -1) -> Tensor:
+            images = images.to(device)
+            check_images(images, name=f"Images {batch[0]} to {batch[-1]} of the data set")
+            maps = prepare_mask(compute_mask(mask_fn, images, labels.to(device)), images)
+            maps = maps[:, :1] if maps.stride(1) == 0 else maps  # an expanded view: one map for all channels
+            return maps.expand(len(images), channels, *images.shape[2:]).cpu()
+
+        def begin() -> dict[str, Any]:
+            folder.mkdir(exist_ok=True)
+            lock.acquire()
+            there = _find(folder, info, overwrite)  # once more: another process may have been here meanwhile
+            if there is not None:
+                if not file.exists():
+                    _create_records(file, there)
+                return there
+            images, labels, _ = next(load_batches(dataset, batches[:1], info["labels"]))
+            maps = compute(batches[0], images, labels)
+            first.append(maps)
+            begun = info | {"channels": maps.shape[1], "complete": False}
+            file.unlink(missing_ok=True)  # at once: its maps are those of another source
+            _write_info(folder, begun)
+            _create_records(file, begun)
+            return begun
+
+        def step(batch: list[int], records: np.memmap[Any, Any], channels: int) -> int:
+            if not batch:  # the other processes have one more
+                return 0
+            images, labels, checksums = next(loaded)
+            # Not through the memory map: on a full disk that would end the process.
+            start = records.offset + records.itemsize * batch[0]
+            stored = np.fromfile(file, records.dtype, len(batch), offset=start)
+            done = (stored["checksum"] == _checksums(stored)) & (stored["image"] == checksums.numpy())
+            if not done.all():
+                maps = first.pop() if first else compute(batch, images, labels, channels)
+                stored["map"] = np.packbits(maps.flatten(1).numpy(), axis=1)
+                stored["image"] = checksums.numpy()
+                stored["checksum"] = _checksums(stored)
+                with file.open("r+b") as opened:
+                    opened.seek(start)
+                    opened.write(stored.tobytes())
+            return len(batch)
+
+        try:
+            with preserve_model_state(model):  # a function may use its network in ways that leave traces
+                begun = group.on_rank_zero(begin)
+                records = group.call(lambda: _open_records(folder, begun))
+                shown = progress and group.rank == 0 and importlib.util.find_spec("tqdm") is not None
+                with progress_bar(shown, total=len(dataset), desc="salience maps", unit="image") as bar:
+                    # All go from batch to batch together, so that a failure of one is known to all at once.
+                    for batch in [*mine, []][: -(-len(batches) // group.size)]:
+                        bar.update(sum(group.gather_call(partial(step, batch, records, begun["channels"]))))
+            group.on_rank_zero(lambda: _write_info(folder, begun | {"complete": True}))
+        finally:
+            lock.release()
         return cls(folder)
 
     def __len__(self) -> int:
-        return len(self._positions)
+        return self.shape[0]
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor | np.ndarray) -> Tensor:
         """The map of one image, ``(C, H, W)``, or those of several, ``(n, C, H, W)``; ``bool``.
 
-        Args:
-            index: Any index of a NumPy array of one dimension: an integer, a slice, integers, or a mask of booleans.
-
         Raises:
-            IndexError: If there is no such image.
-            ValueError: If a map that is read does not fit its checksum; names the image.
+            ValueError: If a map is damaged; names its image.
         """
-        index = index.cpu().numpy() if isinstance(index, Tensor) else list(index) if isinstance(index, tuple) else index
-        positions = np.asarray(self._positions[index])
-        return self._unpack(self._read(positions.reshape(-1))).view(*positions.shape, *self.shape[1:])
+        return self._unpack(self._read(index))
 
     def maps_of(self, indices: Sequence[int], images: Sequence[Tensor], labels: Sequence[Any] | None = None) -> Tensor:
-        """The maps ``(n, C, H, W)`` of images, after a check that they are the ones that the maps were computed for.
-
-        Where the maps were computed by a function of (images, labels), the checksums are of images and labels.
-
-        Args:
-            indices: Where they are in the data set.
-            images: The un-augmented images, each ``(C, H, W)``, uint8 or floating point in [0, 1].
-            labels: Their class indices; needed where the maps were computed with labels.
-
-        Raises:
-            IndexError: If there is no such image.
-            TypeError: If labels are needed and are missing, or are no class indices.
-            ValueError: If an image or a label is another one, or a map does not fit its checksum.
-        """
-        positions = self._positions[np.asarray(indices, dtype=np.int64)]
-        numbers: list[int | None] = [None] * len(images)
-        if self._info["labels"]:
-            if labels is None:
-                raise TypeError(f"The maps in {self.path} were computed with labels: give those of the images, too.")
-            numbers = list(map(class_index, positions.tolist(), labels))
-        records = self._read(positions)
-        self._check_images(positions, records, list(map(image_checksum, images, numbers)))
+        """The maps ``(n, C, H, W)`` of images with these indices; a ValueError if an image or its label is not the map's."""
+        records = self._read(list(indices))
+        contents = image_contents(torch.stack(list(images)), labels if self._info["labels"] else None)
+        self._check_images(indices, records, list(map(zlib.crc32, contents)))
         return self._unpack(records)
 
     def check(self, dataset: Any, *, every: bool = False, num_workers: int = 0) -> None:
-        """Refuse a data set whose maps these are not; by its length, its shape and 32 of its images, or by each of them.
-
-        Where the maps were computed by a function of (images, labels), the labels are compared, too.
+        """Raise a ValueError for a data set of other images, or of other labels where the maps depend on them.
 
         Args:
             dataset: A map-style data set of (image, label).
-            every: Read all images, and compare each one's checksum.
+            every: Compare all images; otherwise 32.
             num_workers: Processes that load them (of torch's ``DataLoader``).
-
-        Raises:
-            TypeError: If it is no map-style data set of (image, label).
-            ValueError: If it is another one.
         """
-        shape, fingerprint = dataset_fingerprint(dataset, self._info["labels"])
-        theirs = {"length": len(dataset), "image_shape": list(shape), "dataset": fingerprint}
-        different = differences({name: self._info[name] for name in theirs}, theirs)
-        if different:
-            raise ValueError(
-                f"{self.path} was built for another data set ({'; '.join(different)}). Give the un-augmented data set of "
-                f"MaskStore.build, in the same order{', with the same labels' if self._info['labels'] else ''}."
-            )
-        batches = split(len(self), 128) if every else []
-        loaded = load_batches(dataset, batches, self._info["image_shape"], self._info["labels"], num_workers)
+        if len(dataset) != len(self):
+            raise ValueError(f"{self.path} has the maps of {len(self)} images, and the data set has {len(dataset)}.")
+        batches = list(BatchSampler(range(len(self)) if every else sample_indices(len(self)), 128, drop_last=False))
+        loaded = load_batches(dataset, batches, self._info["labels"], num_workers)
         for batch, (_, _, checksums) in zip(batches, loaded, strict=True):
-            positions = self._positions[batch.start : batch.stop]
-            self._check_images(positions, self._read(positions), checksums.tolist())
+            self._check_images(batch, self._read(batch), checksums.tolist())
 
     def verify(self) -> None:
-        """Compare every map with its checksum, which otherwise happens as they are read.
-
-        Raises:
-            ValueError: If one does not fit (names its image), or the file was cut off.
-        """
-        for batch in split(len(self), 1024):
-            self._read(self._positions[batch.start : batch.stop])
+        """Compare every map with its checksum, which otherwise happens as they are read; a ValueError names its image."""
+        for index in range(len(self)):
+            self._read(index)
 
     def close(self) -> None:
         """Close the file; the store cannot be read any more."""
@@ -204,38 +217,94 @@ class MaskStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __repr__(self) -> str:
-        source = self.provenance.get("class") or self.provenance.get("function") or "a map"
-        return f"MaskStore({str(self.path)!r}, shape={tuple(self.shape)}, made by {source})"
-
     def __reduce__(self) -> tuple[type[MaskStore], tuple[Path]]:
         return MaskStore, (self.path,)
 
-    def _read(self, positions: np.ndarray) -> np.ndarray:
+    def _read(self, index: Any) -> np.ndarray:
         """A copy of some records, compared with their checksums."""
-        if self._records is None:
-            raise ValueError(f"The store {self.path} is closed.")
-        if self._records._mmap.size() < self._records.offset + self._records.nbytes:  # type: ignore[attr-defined]
-            raise ValueError(f"{self.path} was cut off while it was open.")  # reading on would kill the process
-        records: np.ndarray = self._records[positions]
-        damaged = np.flatnonzero(~intact(records))
-        if len(damaged):
+        records = np.array(self._records[index])
+        bad = _checksums(records.reshape(-1)) != records.reshape(-1)["checksum"]
+        if bad.any():
+            image = np.arange(len(self))[index].reshape(-1)[bad][0]
             raise ValueError(
-                f"{self.path} is damaged: the map of image {positions[damaged[0]]} does not fit its checksum. Delete the "
-                "store and build it again."
+                f"{self.path} is damaged: the map of image {image} does not fit its checksum. Delete it and build it again."
             )
         return records
 
     def _unpack(self, records: np.ndarray) -> Tensor:
         shape = (self._info["channels"], *self.shape[2:])
-        bits = np.unpackbits(records["map"], axis=1, count=math.prod(shape))
-        return torch.from_numpy(bits).view(torch.bool).view(-1, *shape).expand(-1, *self.shape[1:])
+        bits = np.unpackbits(records.reshape(-1)["map"], axis=1, count=math.prod(shape))
+        maps = torch.from_numpy(bits).view(torch.bool).view(-1, *shape).expand(-1, *self.shape[1:])
+        return maps.view(*records.shape, *self.shape[1:])
 
-    def _check_images(self, positions: np.ndarray, records: np.ndarray, checksums: list[int]) -> None:
-        other = positions[records["image"] != np.array(checksums, dtype=np.int64)]
+    def _check_images(self, indices: Sequence[int], records: np.ndarray, checksums: Sequence[int]) -> None:
+        other = np.asarray(indices)[records["image"] != np.array(checksums, dtype=np.int64)]
         if len(other):
             raise ValueError(
                 f"Image {other[0]}{' (or its label)' * self._info['labels']} is not the one that its map in {self.path} was "
-                "computed for: the data set is another one, in another order, or augments its images. Give the un-augmented "
-                "data set of MaskStore.build."
+                "computed for. Give the un-augmented data set of MaskStore.build, in the same order."
             )
+
+
+def store_info(dataset: Any, mask_fn: MaskSource) -> dict[str, Any]:
+    """What ``info.json`` says of a data set and a source of maps."""
+    labels = accepts_labels(mask_fn)
+    shape, fingerprint = dataset_fingerprint(dataset, labels)
+    data = {"length": len(dataset), "image_shape": list(shape), "dataset": fingerprint, "labels": labels}
+    return data | {"format": _FORMAT, "provenance": provenance(mask_fn)}
+
+
+def _find(path: Path, info: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
+    """The info of the store at the path, if it can be used or continued; None if it is to be built anew."""
+    if not path.is_file() and all(file.name[0] == "." for file in path.glob("*")):
+        return None
+    there = _read_info(path)
+    different = [f"{key}: {there[key]} against {info[key]}" for key in info if repr(there[key]) != repr(info[key])]
+    if different and not overwrite:
+        raise FileExistsError(
+            f"{path} is a store of other maps or images. Take another path, or pass overwrite=True. ({'; '.join(different)})"
+        )
+    return None if overwrite and (different or there["complete"]) else there
+
+
+def _read_info(path: Path) -> dict[str, Any]:
+    if path.is_file():
+        raise ValueError(f"{path} is a file, as stores of sip-plugin 0.1 were; build it again, as a folder.")
+    info: dict[str, Any] = json.loads((path / "info.json").read_bytes())
+    if info.pop("checksum", None) != _info_checksum(info) or info["format"] != _FORMAT:
+        raise ValueError(f"{path / 'info.json'} is damaged, or not that of a mask store.")
+    return info
+
+
+def _write_info(path: Path, info: dict[str, Any]) -> None:
+    with atomic_write(path / "info.json", sync=True) as part:
+        part.write_text(json.dumps(info | {"checksum": _info_checksum(info)}, indent=2) + "\n")
+
+
+def _info_checksum(info: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(info, sort_keys=True).encode())
+
+
+def _open_records(path: Path, info: dict[str, Any]) -> np.memmap[Any, Any]:
+    """The records of a store, through a memory map for reading."""
+    records: np.memmap[Any, Any] = np.load(path / "maps.npy", mmap_mode="r")  # refuses a file that was cut off
+    if records.shape != (info["length"],):
+        raise ValueError(f"{path / 'maps.npy'} is damaged. Delete {path} and build it again.")
+    return records
+
+
+def _create_records(path: Path, info: dict[str, Any]) -> None:
+    """Make the file of records, all zeros, and reserve its disk space: a full disk is an error now, not after hours."""
+    elements = info["channels"] * math.prod(info["image_shape"][1:])
+    dtype = np.dtype([("map", "u1", (-(-elements // 8),)), ("image", "<u4"), ("checksum", "<u4")])
+    with atomic_write(path) as part:
+        np.lib.format.open_memmap(part, "w+", dtype, (info["length"],))
+        if hasattr(os, "posix_fallocate"):  # not on macOS and Windows
+            with part.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
+
+
+def _checksums(records: np.ndarray) -> np.ndarray:
+    """The CRC-32 of each map, which starts from that of its image. A record of zeros, never written, does not have it."""
+    pairs = zip(records["map"], records["image"].tolist(), strict=True)
+    return np.array([zlib.crc32(packed, image) for packed, image in pairs], dtype=np.uint32)

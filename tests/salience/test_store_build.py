@@ -6,7 +6,6 @@ import errno
 import itertools
 import multiprocessing
 import os
-import re
 import resource
 import signal
 import subprocess
@@ -21,8 +20,8 @@ import torch.distributed as dist
 from filelock import FileLock
 from torch.utils.data import TensorDataset
 
-from sip_plugin.salience import GradientSalience, MaskStore, store_build
-from sip_plugin.salience.store_build import store_info
+from sip_plugin.salience import GradientSalience, MaskStore, store
+from sip_plugin.salience.store import store_info
 from tests.conftest import small_network
 
 N, BATCH = 37, 4
@@ -117,7 +116,7 @@ def test_killed_at_any_use_of_a_file_it_is_whole_or_unfinished_and_can_be_resume
             try:
                 maps = MaskStore(path)[:]
             except ValueError as error:
-                assert re.search("unfinished|cut off", str(error))  # noqa: PT017
+                assert "unfinished" in str(error)  # noqa: PT017
             else:
                 assert torch.equal(maps, x[:9] > 0.5) or (over_another and torch.equal(maps, before))
         build(path, dataset, overwrite=over_another)
@@ -183,16 +182,16 @@ def test_damage_to_what_was_done_is_mended(tmp_path, dataset, whole):
     assert content(path) == whole
 
 
-@pytest.mark.parametrize("length", [None, 0, 5, 100, 1000])
-def test_an_unfinished_store_that_was_cut_off_is_resumed(length, tmp_path, dataset, whole):
-    path = tmp_path / "m"
-    stop(path, dataset, 5)
-    if length is None:
-        (path / "maps.npy").unlink()
-    else:
-        os.truncate(path / "maps.npy", length)
-    build(path, dataset)
-    assert content(path) == whole
+def test_an_unfinished_store_that_lost_its_maps_is_resumed_and_one_that_was_cut_off_refused(tmp_path, dataset, whole):
+    file = tmp_path / "m" / "maps.npy"
+    stop(file.parent, dataset, 5)
+    for length in (0, 5, 100, 1000):
+        os.truncate(file, length)
+        with pytest.raises((ValueError, EOFError)):
+            build(file.parent, dataset)
+    file.unlink()
+    build(file.parent, dataset)
+    assert content(file.parent) == whole
 
 
 def changed(dataset, *items, label=False):
@@ -207,17 +206,13 @@ def changed(dataset, *items, label=False):
 
 
 @pytest.mark.parametrize("label", [False, True])
-def test_an_unfinished_store_whose_images_were_changed_behind_the_fingerprint_is_refused(label, tmp_path, dataset):
+def test_maps_of_images_that_were_changed_behind_the_fingerprint_are_computed_again(label, tmp_path, dataset):
     path, unsampled = tmp_path / "m", 11  # of 37 images, 32 are in the fingerprint
     other = changed(dataset, unsampled, label=label)
     assert store_info(other, Bright()) == store_info(dataset, Bright())
     stop(path, dataset, 5)
-    before = content(path)
-    with pytest.raises(FileExistsError, match=rf"other images or labels: item {unsampled} .*overwrite=True"):
-        build(path, other, Bright(stop_after=0))
-    assert content(path) == before
     again = Bright()
-    build(path, other, again, overwrite=True)
+    build(path, other, again)
     assert again.asked == sorted(other.tensors[1][[*range(8, 12), *range(20, N)]].tolist())
     MaskStore(path).check(other, every=True)
 
@@ -246,13 +241,13 @@ def test_another_store_is_refused_and_kept_unless_told_otherwise(after, tmp_path
     stop(path, dataset, after) if after else build(path, dataset)
     before = content(path)
     for other, mask_fn, says in (
-        (dataset, Bright(above=0.25), r"provenance.above: 0.5 against 0.25"),
+        (dataset, Bright(above=0.25), r"provenance: .*0\.5} against .*0\.25}"),
         (TensorDataset(1 - x, torch.arange(N)), Bright(), "dataset: "),
         (TensorDataset(x[:-1], torch.arange(N - 1)), Bright(), "length: 37 against 36"),
         (TensorDataset(x[..., :8], torch.arange(N)), Bright(), r"image_shape: \[3, 16, 16\] against \[3, 16, 8\]"),
-        (dataset, lambda images: images > 0.5, "provenance.class"),
+        (dataset, lambda images: images > 0.5, "provenance: .*lambda"),
     ):
-        with pytest.raises(FileExistsError, match=rf"other maps or images.*{says}.*overwrite=True"):
+        with pytest.raises(FileExistsError, match=rf"other maps or images.*overwrite=True.*{says}"):
             build(path, other, mask_fn)
     assert content(path) == before
     assert torch.equal(build(path, dataset, Bright(above=0.25), overwrite=True)[:], x > 0.25)
@@ -265,7 +260,7 @@ def test_a_store_by_another_teacher_is_refused(tmp_path, dataset):
     assert build(path, dataset, GradientSalience(small_network()), 16).provenance == store.provenance
     with torch.no_grad():
         teacher[0].bias[0] += 1e-6
-    with pytest.raises(FileExistsError, match=r"provenance.teacher.model_hash: .* against .*"):
+    with pytest.raises(FileExistsError, match=r"provenance: .*model_hash.* against .*"):
         build(path, dataset, GradientSalience(teacher), 16)
 
 
@@ -285,9 +280,9 @@ def test_a_foreign_folder_or_file_is_left_alone(tmp_path, dataset):
     (tmp_path / "m" / "maps.npy").write_bytes(b"not yours")
     (tmp_path / "file").write_bytes(b"not yours")
     for overwrite in (False, True):
-        with pytest.raises(FileExistsError, match="no mask store"):
+        with pytest.raises(FileNotFoundError, match=r"info\.json"):
             build(tmp_path / "m", dataset, overwrite=overwrite)
-        with pytest.raises(NotADirectoryError):
+        with pytest.raises(ValueError, match="is a file"):
             build(tmp_path / "file", dataset, overwrite=overwrite)
     assert (tmp_path / "m" / "maps.npy").read_bytes() == (tmp_path / "file").read_bytes() == b"not yours"
 
@@ -317,8 +312,8 @@ def test_two_processes_do_not_build_one_store(tmp_path, dataset, x):
     stop(tmp_path / "m", dataset, 3)
     with FileLock(tmp_path / "m" / ".lock"):
         error = told(build, tmp_path / "m", dataset)
-    assert isinstance(error, BlockingIOError)
-    assert "Another process is building this store" in str(error)
+    assert isinstance(error, TimeoutError)
+    assert ".lock" in str(error)
     assert torch.equal(build(tmp_path / "m", dataset)[:], x > 0.5)
 
 
@@ -327,12 +322,12 @@ def test_the_one_that_comes_second_finds_what_the_first_has_finished(tmp_path, d
     stop(path, dataset, 3)
 
     class Late(FileLock):
-        def acquire(self, timeout):
+        def acquire(self):
             monkeypatch.undo()
             build(path, dataset)  # the other one finished just before
-            return super().acquire(timeout)
+            return super().acquire()
 
-    monkeypatch.setattr(store_build, "FileLock", Late)
+    monkeypatch.setattr(store, "FileLock", Late)
     build(path, dataset, mask_fn)
     assert not mask_fn.asked
 
@@ -401,19 +396,17 @@ def test_a_full_disk_is_a_plain_error_and_the_build_goes_on_later(allocate, smal
     with pytest.raises(OSError, match="No space left") as caught:
         build(disk / "m", data, first, 64)
     assert caught.value.errno == errno.ENOSPC
-    assert len(first.asked) == 64
+    if hasattr(os, "posix_fallocate"):
+        assert len(first.asked) == 64
     with pytest.raises(ValueError, match="unfinished"):
         MaskStore(disk / "m")
+    with pytest.raises(OSError, match="No space left"):
+        build(disk / "m", data, Bright(), 64)
     enlarge()
     assert torch.equal(build(disk / "m", data, last, 64)[:], data.tensors[0] > 0.5)
 
 
 def test_where_room_cannot_be_set_aside_the_file_is_made_all_the_same(tmp_path, dataset, whole, monkeypatch):
-    def refuses(*_):
-        raise OSError(errno.EOPNOTSUPP, "not supported")
-
-    monkeypatch.setattr(os, "posix_fallocate", refuses, raising=False)
-    assert content(build(tmp_path / "a", dataset).path) == whole
     without_fallocate(monkeypatch)
     assert content(build(tmp_path / "b", dataset).path) == whole
 
@@ -480,17 +473,10 @@ def resume(rank, folder, dataset):
     return len(build(folder / "m", dataset))
 
 
-def resume_of_the_same(rank, folder, dataset):
-    return resume(rank, folder, dataset)
-
-
-def test_several_processes_look_at_the_images_of_what_is_done(tmp_path, dataset):
+def test_several_processes_resume(tmp_path, dataset, whole):
     stop(tmp_path / "m", dataset, 5)
-    zero, one = together(2, tmp_path, changed(dataset, 11), resume)
-    assert isinstance(zero, FileExistsError)
-    assert "item 11 of the data set" in str(zero)
-    assert "Process 0 of 2 failed with FileExistsError" in str(one)
-    assert together(2, tmp_path, dataset, resume_of_the_same) == [N, N]
+    assert together(2, tmp_path, dataset, resume) == [N, N]
+    assert content(tmp_path / "m") == whole
 
 
 def one_breaks(rank, folder, dataset):
@@ -546,36 +532,11 @@ def test_processes_that_do_not_build_the_same_are_refused(work, says, tmp_path, 
     assert not list(tmp_path.glob("m*"))
 
 
-def one_has_a_bad_batch_size(rank, folder, dataset):
-    build(folder / "m", dataset, batch_size=4 if rank == 0 else 0)
-
-
-def test_a_bad_argument_in_one_process_is_known_to_all_at_once(tmp_path, dataset):
-    start = time.monotonic()
-    zero, one = together(2, tmp_path, dataset, one_has_a_bad_batch_size)
-    assert time.monotonic() - start < 20
-    assert "batch_size must be 1 or more" in str(one)
-    assert str(one) in str(zero)
-
-
 def sees_another_folder(rank, folder, dataset):
     (folder / str(rank)).mkdir()
     build(folder / str(rank) / "m", dataset)
 
 
-def loses_what_another_wrote(rank, folder, dataset):
-    if rank == 1:
-        store_build.Builder._write = lambda *_: None
-    build(folder / "m", dataset)
-
-
-def test_processes_that_do_not_write_to_one_file_system_are_told(tmp_path, dataset, whole):
+def test_processes_that_do_not_write_to_one_file_system_are_told(tmp_path, dataset):
     for error in together(2, tmp_path, dataset, sees_another_folder):
         assert str(tmp_path / "1" / "m" / "maps.npy") in str(error)
-    for error in together(2, tmp_path, dataset, loses_what_another_wrote):
-        assert "17 maps that were written into" in str(error)
-        assert "one file system" in str(error)
-    last = Bright()
-    build(tmp_path / "m", dataset, last)
-    assert len(last.asked) == N // 2 // BATCH * BATCH + 1
-    assert content(tmp_path / "m") == whole
