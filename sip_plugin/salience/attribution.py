@@ -8,7 +8,7 @@ import random
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,34 +21,29 @@ from sip_plugin.salience.selection import ScoreSalience, check_choice, check_mas
 from sip_plugin.utils import isolated_rng
 
 Target = Literal["predicted", "true"] | int | None
-Sign = Literal["absolute", "positive"]
 
 
 class AttributionSalience(ScoreSalience):
     """Salience maps from one of Captum's methods: the fewest elements that hold half of the attributions' magnitude.
 
-    The map marks the fewest elements whose attributions' magnitude is at least ``mass`` of its sum (eq. 8 of SIP-AT).
-    Attributions to a layer, ``(N, K, h, w)``, are summed over its channels and upsampled bilinearly: maps of pixels.
-
-    The network runs in eval mode and is left as it was, also when the method raises; Captum works on a copy of ``method``.
-    A network inside a function is not found: put it into eval mode yourself. docs/salience.md says what each method needs.
+    docs/salience.md says what each method needs. Attributions to a layer, ``(N, K, h, w)``, give maps of pixels. The network
+    runs in eval mode and is left as it was (one inside a function is not found: put it into eval mode yourself).
 
     Args:
         method: An instance built on the teacher, ``captum.attr.IntegratedGradients(teacher)``.
         mass: The share of the attributions' magnitude that the map holds, in ``(0, 1]``.
-        target: The class: the ``"predicted"`` one (takes one more forward pass), the ``"true"`` one (needs labels), or an
-            index for all images. None if the method takes no target, or the network returns one number per image.
+        target: The ``"predicted"`` class (one more forward pass), the ``"true"`` one (needs labels), or an index for all
+            images. None if the method takes no target, or the network returns one number per image.
         sign: ``"absolute"`` uses the magnitude of all attributions, ``"positive"`` only those in favour of the class.
-        per_pixel: Sum ``|a|`` over the channels first, so that a pixel is salient in all of them or in none.
+        per_pixel: Sum the magnitude over the channels first, so that a pixel is salient in all of them or in none.
         batch_size: The largest number of images passed to the method at once; None for all.
-        seed: For methods that draw random numbers: each call draws the same, and torch's (the CPU's and the images'
-            device's), NumPy's and Python's generators are left as they were.
+        seed: For methods that draw random numbers: the same in each call, and the generators are left as they were.
         per_batch: Options that depend on the images, each a function of them: ``{"baselines": torch.zeros_like}``.
         **options: The other options of ``method.attribute``: ``n_steps=20``.
 
     Raises:
         TypeError: If ``method.attribute`` has no such option or target, or needs an option that is not given.
-        ValueError: If ``mass`` or ``sign`` is none of the above, or the method cannot work on a compiled network.
+        ValueError: If another argument is none of the above, or the method cannot work on a compiled network.
 
     Attributes:
         layer: The name of the layer that the method was built on (as ``named_modules`` has it), None without one.
@@ -61,7 +56,7 @@ class AttributionSalience(ScoreSalience):
         mass: float = 0.5,
         *,
         target: Target = "predicted",
-        sign: Sign = "absolute",
+        sign: Literal["absolute", "positive"] = "absolute",
         per_pixel: bool = False,
         batch_size: int | None = None,
         seed: int | None = None,
@@ -72,7 +67,7 @@ class AttributionSalience(ScoreSalience):
         _signature(method).bind(**asked, **options, **(per_batch or {}))
         if isinstance(target, str):
             check_choice("target", target, ("predicted", "true"))
-        check_choice("sign", sign, get_args(Sign))
+        check_choice("sign", sign, ("absolute", "positive"))
         networks = _networks(method)
         compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl for n in networks for m in n.modules())
         if compiled and any({"model", "layer"} & vars(part).keys() for part in _parts(method)):
@@ -81,9 +76,9 @@ class AttributionSalience(ScoreSalience):
         self.method = method
         self.mass = check_mass(mass)
         self.target: Target = target
-        self.sign: Sign = sign
+        self.sign = sign
         self.per_pixel = per_pixel
-        self.layer = ", ".join(dict.fromkeys(names[id(network)] for network in networks if names[id(network)])) or None
+        self.layer = next((names[id(network)] for network in networks if names[id(network)]), None)
         self.batch_size = batch_size
         self.seed = seed
         self.per_batch = dict(per_batch or {})
@@ -105,7 +100,7 @@ class AttributionSalience(ScoreSalience):
             for network in networks:
                 stack.enter_context(preserve_model_state(network))
                 for module in network.modules():
-                    stack.callback(_restore_attributes, vars(module), dict(vars(module)))
+                    stack.callback(object.__setattr__, module, "__dict__", dict(vars(module)))
                 network.eval()
             if self.seed is not None:
                 stack.enter_context(isolated_rng(images.device))
@@ -127,7 +122,6 @@ class AttributionSalience(ScoreSalience):
 
     def _attribute(self, method: Any, images: Tensor, target: Tensor | Target) -> Tensor:
         images = images.clone()
-        version = images._version
         options = self.options | {name: function(images.clone()) for name, function in self.per_batch.items()}
         if target == "predicted":
             more = options.get("additional_forward_args")
@@ -137,7 +131,7 @@ class AttributionSalience(ScoreSalience):
         if target is not None:
             options["target"] = target
         attributions: Any = method.attribute(images.requires_grad_(), **options)
-        if images._version != version:  # methods without gradients would go on with the changed images
+        if images._version:  # counts what was written; methods without gradients would go on with the changed images
             raise ValueError(
                 "The network writes into its input, which Captum needs again: let it begin with x.clone()."
             )
@@ -165,16 +159,7 @@ def _parts(method: Any) -> list[Any]:
 
 def _networks(method: Any) -> list[nn.Module]:
     """The networks and layers that a method was built on; a network inside a function is not found."""
-    found = []
-    for part in _parts(method):
-        layers = getattr(part, "layer", None)
-        found.append(getattr(part.forward_func, "__self__", part.forward_func))  # also of model.forward
-        found += layers if isinstance(layers, (list, tuple)) else [layers]
+    parts = _parts(method)
+    found = [getattr(part.forward_func, "__self__", part.forward_func) for part in parts]  # also of model.forward
+    found += [getattr(part, "layer", None) for part in parts]
     return [network for network in found if isinstance(network, nn.Module)]
-
-
-def _restore_attributes(attributes: dict[str, Any], before: dict[str, Any]) -> None:
-    """Remove attributes that were added to a module, and put back those that were removed (LRP's rules)."""
-    for name in attributes.keys() - before.keys():
-        del attributes[name]
-    attributes.update(before | attributes)

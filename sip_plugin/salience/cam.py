@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor, nn
 
 from sip_plugin.cam import CAM, KINDS, class_activation_maps
 from sip_plugin.model_state import eval_mode
 from sip_plugin.salience.selection import ScoreSalience, check_choice, check_mass
-
-Target = Literal["predicted", "true"]
 
 
 class CAMSalience(ScoreSalience):
@@ -41,10 +39,10 @@ class CAMSalience(ScoreSalience):
         mass: float | None = None,
         threshold: float | None = None,
         layer: str | None = None,
-        target: Target = "predicted",
+        target: Literal["predicted", "true"] = "predicted",
     ) -> None:
         check_choice("cam", cam, KINDS)
-        check_choice("target", target, get_args(Target))
+        check_choice("target", target, ("predicted", "true"))
         if threshold is not None and (mass is not None or not 0 <= threshold < 1):
             raise ValueError(f"Give mass, or a threshold in [0, 1), not both; got {mass=} and {threshold=}.")
         self.teacher = teacher
@@ -52,7 +50,7 @@ class CAMSalience(ScoreSalience):
         self.threshold = None if threshold is None else float(threshold)
         self.mass = None if threshold is not None else check_mass(0.5 if mass is None else mass)
         self.layer = layer
-        self.target: Target = target
+        self.target: Literal["predicted", "true"] = target
 
     def _scores(self, images: Tensor, labels: Tensor | None) -> Tensor:
         with eval_mode(self.teacher):

@@ -13,8 +13,6 @@ from sip_plugin.checks import check_images
 from sip_plugin.constraint import SalienceMap, prepare_mask
 from sip_plugin.mask_source import MaskSource, compute_mask
 
-_PAIRS_AT_ONCE = 1024
-
 
 class MapSequence(Protocol):
     """A map ``(C, H, W)`` for each image, such as a ``MaskStore`` or a ``HumanMasks``."""
@@ -53,11 +51,7 @@ class SalienceComparison:
 
     @classmethod
     def join(cls, parts: Iterable[SalienceComparison]) -> SalienceComparison:
-        """The comparison of a whole data set from those of its batches (one or more, all with scores or none).
-
-        Raises:
-            ValueError: If they compare different sources.
-        """
+        """The comparison of a whole data set from those of its batches; a ``ValueError`` if the sources are not the same."""
         names, *columns = zip(*(vars(part).values() for part in parts), strict=True)
         if len(set(names)) > 1:
             raise ValueError(f"Comparisons of one pair of sources can be joined, got {sorted(set(names))}.")
@@ -65,7 +59,7 @@ class SalienceComparison:
         return cls(names[0], *measures)
 
     def to_dict(self) -> dict[str, Any]:
-        """Mean, standard deviation (over the images, not of the mean), extremes and median of each measure, as JSON values.
+        """Mean, standard deviation (over the images), extremes and median of each measure, as JSON values.
 
         ``undefined`` counts the images left out; a measure that is defined for none has None for each figure.
         """
@@ -105,18 +99,15 @@ def compare_salience(
     """Compare the maps of two sources on the same images, such as a machine's and a human's (SIP-AT, figure 4).
 
     A map of pixels stands for every channel. For a data set, compare batch by batch and :meth:`~SalienceComparison.join`.
-    Maps of one kind of image (birds in the middle) overlap more than chance; comparing with other images' maps,
-    ``second.roll(1, 0)``, shows how much of the overlap is the image's own.
 
     Args:
-        first: Maps, bool or {0, 1}, ``(H, W)`` or 4-D and broadcastable to ``(N, C, H, W)``; or a function of
-            ``(images)`` or ``(images, labels)`` that gives them; or a map ``(C, H, W)`` for each image, all of one shape
-            (a ``MaskStore``, a ``HumanMasks``, a list).
+        first: Maps, bool or {0, 1}, ``(H, W)`` or 4-D and broadcastable to ``(N, C, H, W)``; or a function of ``(images)``
+            or ``(images, labels)`` that gives them; or a map ``(C, H, W)`` for each image (a ``MaskStore``, a list).
         second: The same of the other source.
         images: ``(N, C, H, W)`` in ``[0, 1]``; needed if a source is a function.
         labels: Class indices ``(N,)``, handed to functions that take them.
-        scores: Non-negative scores of the elements, broadcastable to ``(N, C, H, W)``, or a function that gives them
-            (``GradientSalience(teacher).magnitude``), to report each map's share of their sum.
+        scores: Non-negative scores of the elements, or a function that gives them (``GradientSalience(teacher).magnitude``),
+            to report each map's share of their sum.
         names: What the table calls the two sources.
 
     Raises:
@@ -145,23 +136,15 @@ def compare_salience(
 
 
 def expected_iou(first: Tensor, second: Tensor, elements: int) -> Tensor:
-    """The expected IoU of two maps that mark so many elements each, drawn at random and independently of each other.
+    """Returns the IoU to expect of two maps of these sizes at random places: the mean over the hypergeometric overlap.
 
-    How many both mark is hypergeometric. The expectation is that of the ratio; the ratio of the expectations is too low, by
-    half for maps of one element.
-
-    Args:
-        first: How many elements the first map of each pair marks, ``(N,)``.
-        second: The same of the second.
-        elements: How many elements an image has.
-
-    Returns:
-        float64, ``(N,)``, on the CPU; 1 for two empty maps.
+    ``first`` and ``second`` are how many elements the maps of each pair mark, ``(N,)``, and ``elements`` how many an image
+    has. The result is float64, ``(N,)``, on the CPU; 1 for two empty maps.
     """
     pairs, row = torch.stack([first, second], 1).cpu().long().unique(dim=0, return_inverse=True)
     log_factorial = torch.lgamma(torch.arange(1, elements + 2, dtype=torch.float64))
     found = []
-    for part in pairs.split(_PAIRS_AT_ONCE):
+    for part in pairs.split(1024):
         one, two = part[:, :1], part[:, 1:]
         p, q = one.double() / elements, two.double() / elements
         deviation = elements * (p * (1 - p) * q * (1 - q) / max(elements - 1, 1)).sqrt()

@@ -47,10 +47,9 @@ class GradientSalience(ScoreSalience):
             logits = self.teacher(inputs.clone())  # it may write into its input, but not into a leaf
             if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
                 raise ValueError(f"The teacher must give logits ({len(images)}, classes), got {logits!r:.100}.")
-            if labels is not None:
-                check_classes(labels, logits)
+            classes = logits.argmax(1) if labels is None else labels
+            check_classes(classes, logits)
+            score = logits.gather(1, classes[:, None]).sum()
             if self.target == "loss":
-                score = F.cross_entropy(logits, labels, reduction="sum")  # type: ignore[arg-type]
-            else:
-                score = logits.gather(1, (logits.argmax(1) if labels is None else labels)[:, None]).sum()
+                score = F.cross_entropy(logits, classes, reduction="sum")
             return torch.autograd.grad(score, inputs)[0].abs()

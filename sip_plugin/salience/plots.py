@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Part = Literal["image", "map", "overlay", "perturbation", "projected"]
-_Panel = tuple[
-    str, Tensor, list[str]
-]  # a title; a picture of each image, (N, 3, H, W) in [0, 1]; captions beneath them
+_Panel = tuple[str, Tensor, list[str]]  # title; pictures, (N, 3, H, W) in [0, 1]; captions beneath them
 
 # What the red, green and blue channel's salience is drawn in. The three add up to white, none is dark, and any two of their
 # eight mixtures (black and white among them) can be told apart with normal sight, protanopia and deuteranopia; pure red,
@@ -54,9 +52,9 @@ def plot_salience(
 ) -> Figure:
     """Draw images beside their salience maps, and perturbations beside what the maps leave of them.
 
-    The layouts are those of the SIP-AT paper: figure 2 with images and maps, figure 1 with adversarial images, figure 4 with
-    the maps of two sources, their overlap beneath. A map of elements has a colour for each salient channel and white where
-    all are; a map of pixels is black and white. Perturbations are drawn around grey, enlarged as their titles say.
+    The layouts are those of the SIP-AT paper's figures: 1 with adversarial images, 2 without, 4 with the maps of two
+    sources, their overlap beneath. A map of elements has a colour for each salient channel and white where all are.
+    Perturbations are drawn around grey, enlarged as their titles say.
 
     Args:
         images: ``(N, C, H, W)`` in ``[0, 1]``, of one or three channels.
@@ -83,7 +81,7 @@ def plot_salience(
     check_choice("images_as", images_as, ("rows", "columns"))
     sources: Mapping[str, Any] = maps if isinstance(maps, Mapping) else {"": maps}
     found: Mapping[str, Tensor] | None = {"": projected} if isinstance(projected, Tensor) else projected
-    clean = _first("images", images, max_images)
+    clean = images.detach()[:max_images].cpu().float()
     attacked = [] if adversarial is None else [_first("adversarial", adversarial, max_images)]
     masks, kept = {}, {}
     for name, source in sources.items():
@@ -114,11 +112,10 @@ def plot_salience(
             amounts[row] += f"\nIoU {iou:.2f}\n({expected:.2f} by chance)"
 
     there = [part for part in get_args(Part) if panels[part]]
-    shown = show or there
-    for part in shown:
+    for part in show or there:
         check_choice("show", part, there)
-    drawn = [panel for part in shown for panel in panels[part]]
-    legend = "map" in shown and any(bool((mask != mask[:, :1]).any()) for mask in masks.values())
+    drawn = [panel for part in show or there for panel in panels[part]]
+    legend = "map" in (show or there) and any(bool((mask != mask[:, :1]).any()) for mask in masks.values())
     figure = _draw(drawn, blank if names is None else list(names)[: len(clean)], images_as == "rows", legend)
     if path is not None:
         with atomic_write(path) as file:
@@ -204,7 +201,7 @@ def _draw(panels: list[_Panel], names: list[str], images_as_rows: bool, legend: 
         mixed = [chosen for count in (1, 2, 3) for chosen in itertools.combinations(colours, count)]
         mixtures = [torch.stack([colours[name] for name in chosen]).sum(0).tolist() for chosen in mixed]
         swatches = [Patch(fc=tuple(mixture), ec="0.6", lw=0.5) for mixture in mixtures]
-        meanings = ["+".join(chosen) if len(chosen) < 3 else "all three" for chosen in mixed]
+        meanings = [*map("+".join, mixed[:-1]), "all three"]
         size: dict[str, Any] = {"fontsize": _CAPTION, "title_fontsize": _CAPTION, "handlelength": 0.8, "frameon": False}
         size |= {"ncols": min(7, max(3, right // 140)), "alignment": "left", "borderpad": 0, "borderaxespad": 0}
         spot = (0, -_MARGIN / bottom)

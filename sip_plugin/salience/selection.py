@@ -23,7 +23,7 @@ def top_mass_mask(scores: Tensor, mass: float = 0.5) -> Tensor:
         mass: The share, in ``[0, 1]``.
     """
     flat = scores.detach().flatten(1)
-    ordered, held = _descending_sums(flat)
+    ordered, held = _descending_sums(flat, on_cpu=flat.device.type == "cpu")
     goal = mass * held[:, -1:]
     # An element is needed as long as those before it do not reach the goal; none is where there is nothing to hold.
     count = torch.where(goal > 0, (held < goal).sum(1, keepdim=True) + 1, 0)
@@ -36,31 +36,19 @@ def top_mass_mask(scores: Tensor, mass: float = 0.5) -> Tensor:
     return chosen.view(scores.shape)
 
 
-def _descending_sums(rows: Tensor) -> tuple[Tensor, Tensor]:
+def _descending_sums(rows: Tensor, *, on_cpu: bool) -> tuple[Tensor, Tensor]:
     """Each row sorted, the largest value first, and its cumulative sums in float64."""
-    if rows.device.type != "cpu":
-        ordered = rows.sort(dim=1, descending=True).values
-        return ordered, _sums_by_doubling(ordered)
-    known = rows.float() if rows.element_size() < 4 else rows  # NumPy has no bfloat16, and half has no instructions
-    # NumPy sorts values alone thirty times faster than torch does with indices.
-    ordered = torch.from_numpy(np.sort(known.numpy(), axis=1)).flip(1)
-    return ordered, ordered.cumsum(1, dtype=torch.float64)
-
-
-def _sums_by_doubling(rows: Tensor) -> Tensor:
-    """Cumulative sums on other devices, where the order of additions in ``cumsum`` may change between runs."""
-    sums, step = rows.double(), 1
-    while step < rows.shape[1]:
+    if on_cpu:
+        known = rows.float() if rows.element_size() < 4 else rows  # NumPy has no bfloat16, and half has no instructions
+        # NumPy sorts values alone thirty times faster than torch does with indices.
+        ordered = torch.from_numpy(np.sort(known.numpy(), axis=1)).flip(1)
+        return ordered, ordered.cumsum(1, dtype=torch.float64)
+    ordered = rows.sort(dim=1, descending=True).values
+    sums, step = ordered.double(), 1
+    while step < rows.shape[1]:  # by doubling: elsewhere the order of additions in cumsum may change between runs
         sums = torch.cat([sums[:, :step], sums[:, step:] + sums[:, :-step]], 1)
         step *= 2
-    return sums
-
-
-def binarize(scores: Tensor, mass: float, *, per_pixel: bool = False) -> Tensor:
-    """Returns the map of :func:`top_mass_mask`; per pixel, the scores are summed over the channels first."""
-    if not per_pixel:
-        return top_mass_mask(scores, mass)
-    return top_mass_mask(scores.sum(1, keepdim=True, dtype=torch.float64), mass).expand_as(scores)
+    return ordered, sums
 
 
 class ScoreSalience(ABC):
@@ -83,9 +71,10 @@ class ScoreSalience(ABC):
             ValueError: If their shapes or values do not fit, labels are missing, or scores are NaN or infinite.
         """
         scores = self.magnitude(images, labels)
-        if self.threshold is not None:
-            return (scores > self.threshold).expand_as(images)
-        return binarize(scores, self.mass, per_pixel=self.per_pixel).expand_as(images)  # type: ignore[arg-type]
+        if self.per_pixel:
+            scores = scores.sum(1, keepdim=True, dtype=torch.float64)
+        chosen = top_mass_mask(scores, self.mass) if self.mass is not None else scores > self.threshold  # type: ignore[operator]
+        return chosen.expand_as(images)
 
     def magnitude(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Returns the scores of a map, non-negative, ``(N, C or 1, H, W)``; arguments and errors as of a call."""
