@@ -85,12 +85,10 @@ class AttributionSalience(ScoreSalience):
         self.options = options
 
     def _scores(self, images: Tensor, labels: Tensor | None) -> Tensor:
-        from captum.attr import FeaturePermutation
-
         networks, methods = _networks(self.method), _parts(self.method)
         parts = images.split(self.batch_size or len(images))
         classes = [self.target] * len(parts) if labels is None else labels.split(len(parts[0]))
-        if len(parts[-1]) == 1 and any(isinstance(m, FeaturePermutation) for m in methods):
+        if len(parts[-1]) == 1 and any(type(m).__name__ == "FeaturePermutation" for m in methods):
             raise ValueError("FeaturePermutation needs two images or more at once (batch_size), got a batch of one.")
         with ExitStack() as stack, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Setting .*hooks|Input Tensor|You are providing multiple inputs")
@@ -161,5 +159,6 @@ def _networks(method: Any) -> list[nn.Module]:
     """The networks and layers that a method was built on; a network inside a function is not found."""
     parts = _parts(method)
     found = [getattr(part.forward_func, "__self__", part.forward_func) for part in parts]  # also of model.forward
-    found += [getattr(part, "layer", None) for part in parts]
+    for layers in (getattr(part, "layer", None) for part in parts):
+        found += layers if isinstance(layers, list) else [layers]
     return [network for network in found if isinstance(network, nn.Module)]

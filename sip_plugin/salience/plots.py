@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import textwrap
@@ -26,9 +25,8 @@ if TYPE_CHECKING:
 Part = Literal["image", "map", "overlay", "perturbation", "projected"]
 _Panel = tuple[str, Tensor, list[str]]  # title; pictures, (N, 3, H, W) in [0, 1]; captions beneath them
 
-# What the red, green and blue channel's salience is drawn in. The three add up to white, none is dark, and any two of their
-# eight mixtures (black and white among them) can be told apart with normal sight, protanopia and deuteranopia; pure red,
-# green and blue fail that.
+# The colours of the red, green and blue channel's salience. They add up to white, and any two of their eight mixtures can be
+# told apart with normal sight, protanopia and deuteranopia; pure red, green and blue fail that.
 CHANNEL_COLOURS = torch.tensor([[0.51, 0.26, 0.02], [0.21, 0.71, 0.00], [0.28, 0.03, 0.98]])
 SALIENT_COLOUR = torch.tensor([1.0, 0.55, 0.0])
 
@@ -145,9 +143,7 @@ def render_perturbation(perturbations: Tensor, gain: float) -> Tensor:
 def display_gain(perturbations: Sequence[Tensor]) -> float:
     """The factor at which 99 % of what was changed stays between black and white: a whole number from 1 up, or 0.5."""
     sizes = torch.cat([torch.empty(0), *(each[each != 0].abs() for each in perturbations)])
-    if not len(sizes):
-        return 1.0
-    size = sizes.kthvalue(math.ceil(0.99 * len(sizes))).values.item()
+    size = sizes.kthvalue(math.ceil(0.99 * len(sizes))).values.item() if len(sizes) else 0.5
     return max(0.5, float(math.floor(0.5 / size + 1e-3)))
 
 
@@ -197,11 +193,10 @@ def _draw(panels: list[_Panel], names: list[str], images_as_rows: bool, legend: 
     axes.set_xticks(centres, [_wrap(label, pitch - _GAP) for label in above])
     axes.tick_params(length=0, pad=3, labelsize=_TITLE, labeltop=True, labelbottom=False)
     if legend:
-        colours = dict(zip(("red", "green", "blue"), CHANNEL_COLOURS, strict=True))
-        mixed = [chosen for count in (1, 2, 3) for chosen in itertools.combinations(colours, count)]
-        mixtures = [torch.stack([colours[name] for name in chosen]).sum(0).tolist() for chosen in mixed]
-        swatches = [Patch(fc=tuple(mixture), ec="0.6", lw=0.5) for mixture in mixtures]
-        meanings = [*map("+".join, mixed[:-1]), "all three"]
+        meanings = ["red", "green", "blue", "red+green", "red+blue", "green+blue", "all three"]
+        mixed = torch.tensor([[name in text or text == "all three" for name in meanings[:3]] for text in meanings])
+        colours = (mixed.float() @ CHANNEL_COLOURS).clamp(max=1).tolist()
+        swatches = [Patch(fc=tuple(colour), ec="0.6", lw=0.5) for colour in colours]
         size: dict[str, Any] = {"fontsize": _CAPTION, "title_fontsize": _CAPTION, "handlelength": 0.8, "frameon": False}
         size |= {"ncols": min(7, max(3, right // 140)), "alignment": "left", "borderpad": 0, "borderaxespad": 0}
         spot = (0, -_MARGIN / bottom)

@@ -67,8 +67,7 @@ class ScoreSalience(ABC):
             labels: Class indices ``(N,)``; only used where ``target`` needs them.
 
         Raises:
-            TypeError: If ``images`` or ``labels`` are of the wrong type.
-            ValueError: If their shapes or values do not fit, labels are missing, or scores are NaN or infinite.
+            TypeError, ValueError: If images or labels do not fit, labels are missing, or scores are NaN or infinite.
         """
         scores = self.magnitude(images, labels)
         if self.per_pixel:
