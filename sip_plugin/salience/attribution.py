@@ -17,10 +17,8 @@ from torch import Tensor, nn
 
 from sip_plugin.checks import check_classes, check_logits
 from sip_plugin.model_state import preserve_model_state
-from sip_plugin.salience.selection import ScoreSalience, check_choice, check_mass
+from sip_plugin.salience.selection import ScoreSalience, check_choice
 from sip_plugin.utils import isolated_rng
-
-Target = Literal["predicted", "true"] | int | None
 
 
 class AttributionSalience(ScoreSalience):
@@ -55,7 +53,7 @@ class AttributionSalience(ScoreSalience):
         /,
         mass: float = 0.5,
         *,
-        target: Target = "predicted",
+        target: Literal["predicted", "true"] | int | None = "predicted",
         sign: Literal["absolute", "positive"] = "absolute",
         per_pixel: bool = False,
         batch_size: int | None = None,
@@ -63,19 +61,18 @@ class AttributionSalience(ScoreSalience):
         per_batch: Mapping[str, Callable[[Tensor], Any]] | None = None,
         **options: Any,
     ) -> None:
-        asked = {"inputs": None} | ({} if target is None else {"target": target})
-        _signature(method).bind(**asked, **options, **(per_batch or {}))
+        asked = {} if target is None else {"target": target}
+        _signature(method).bind(inputs=None, **asked, **options, **(per_batch or {}))
         if isinstance(target, str):
-            check_choice("target", target, ("predicted", "true"))
-        check_choice("sign", sign, ("absolute", "positive"))
+            check_choice("target", target, "predicted", "true")
+        check_choice("sign", sign, "absolute", "positive")
         networks = _networks(method)
         compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl for n in networks for m in n.modules())
         if compiled and any({"model", "layer"} & vars(part).keys() for part in _parts(method)):
             raise ValueError("A compiled network does not call the method's hooks. Build it on the network itself.")
         names = {id(module): name for network in reversed(networks) for name, module in network.named_modules()}
         self.method = method
-        self.mass = check_mass(mass)
-        self.target: Target = target
+        super().__init__(mass, target)
         self.sign = sign
         self.per_pixel = per_pixel
         self.layer = next((names[id(network)] for network in networks if names[id(network)]), None)
@@ -118,7 +115,7 @@ class AttributionSalience(ScoreSalience):
             scores = F.interpolate(scores, size=images.shape[2:], mode="bilinear", align_corners=False)
         return scores
 
-    def _attribute(self, method: Any, images: Tensor, target: Tensor | Target) -> Tensor:
+    def _attribute(self, method: Any, images: Tensor, target: Any) -> Tensor:
         images = images.clone()
         options = self.options | {name: function(images.clone()) for name, function in self.per_batch.items()}
         if target == "predicted":
@@ -128,15 +125,12 @@ class AttributionSalience(ScoreSalience):
                 target = check_logits(method.forward_func(images.clone(), *extra), len(images)).argmax(1)
         if target is not None:
             options["target"] = target
-        attributions: Any = method.attribute(images.requires_grad_(), **options)
+        found: Any = method.attribute(images.requires_grad_(), **options)
         if images._version:  # counts what was written; methods without gradients would go on with the changed images
-            raise ValueError(
-                "The network writes into its input, which Captum needs again: let it begin with x.clone()."
-            )
-        if getattr(attributions, "ndim", 0) != 4 or len(attributions) != len(images):
-            got = getattr(attributions, "shape", type(attributions))
-            raise ValueError(f"The method must give one tensor ({len(images)}, K, h, w), got {got}.")
-        return torch.as_tensor(attributions).detach()
+            raise ValueError("The network writes into its input, which Captum needs again: begin it with x.clone().")
+        if getattr(found, "ndim", 0) != 4 or len(found) != len(images):
+            raise ValueError(f"The method must give (N, K, h, w), got {getattr(found, 'shape', type(found))}.")
+        return torch.as_tensor(found).detach()
 
 
 def _signature(method: Any) -> inspect.Signature:
@@ -145,9 +139,8 @@ def _signature(method: Any) -> inspect.Signature:
     if method.attribute.__module__.startswith("captum."):
         known.pop("kwargs", None)  # it ignores them, except in NoiseTunnel
     if hasattr(method, "attribution_method"):
-        known = {**_signature(method.attribution_method).parameters, **known}
-    parameters = [p if p.kind is p.VAR_KEYWORD else p.replace(kind=p.KEYWORD_ONLY) for p in known.values()]
-    return inspect.Signature(sorted(parameters, key=lambda parameter: parameter.kind))
+        known |= _signature(method.attribution_method).parameters
+    return inspect.Signature([p if p.kind is p.VAR_KEYWORD else p.replace(kind=p.KEYWORD_ONLY) for p in known.values()])
 
 
 def _parts(method: Any) -> list[Any]:

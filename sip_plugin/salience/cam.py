@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sip_plugin.cam import CAM, KINDS, class_activation_maps
 from sip_plugin.model_state import eval_mode
-from sip_plugin.salience.selection import ScoreSalience, check_choice, check_mass
+from sip_plugin.salience.selection import ScoreSalience, check_choice
 
 
 class CAMSalience(ScoreSalience):
@@ -41,14 +41,14 @@ class CAMSalience(ScoreSalience):
         layer: str | None = None,
         target: Literal["predicted", "true"] = "predicted",
     ) -> None:
-        check_choice("cam", cam, KINDS)
-        check_choice("target", target, ("predicted", "true"))
+        check_choice("cam", cam, *KINDS)
+        check_choice("target", target, "predicted", "true")
         if threshold is not None and (mass is not None or not 0 <= threshold < 1):
             raise ValueError(f"Give mass, or a threshold in [0, 1), not both; got {mass=} and {threshold=}.")
         self.teacher = teacher
         self.cam: CAM = cam
         self.threshold = None if threshold is None else float(threshold)
-        self.mass = None if threshold is not None else check_mass(0.5 if mass is None else mass)
+        super().__init__(0.5 if mass is None and threshold is None else mass, target)
         self.layer = layer
         self.target: Literal["predicted", "true"] = target
 

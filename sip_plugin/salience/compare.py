@@ -24,8 +24,7 @@ class MapSequence(Protocol):
 class SalienceComparison:
     """What :func:`compare_salience` found, image by image; ``print`` it for a table.
 
-    Every measure is a float64 tensor ``(N,)`` on the CPU with values in ``[0, 1]``; NaN where it is not defined. Tables and
-    summaries leave such images out and say how many they are.
+    Every measure is a float64 tensor ``(N,)`` on the CPU in ``[0, 1]``; NaN where undefined, which summaries leave out.
 
     Attributes:
         names: What the two sources are called.
@@ -55,14 +54,10 @@ class SalienceComparison:
         names, *columns = zip(*(vars(part).values() for part in parts), strict=True)
         if len(set(names)) > 1:
             raise ValueError(f"Comparisons of one pair of sources can be joined, got {sorted(set(names))}.")
-        measures: list[Any] = [None if column[0] is None else torch.cat(column) for column in columns]
-        return cls(names[0], *measures)
+        return cls(names[0], *(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, Any]:
-        """Mean, standard deviation (over the images), extremes and median of each measure, as JSON values.
-
-        ``undefined`` counts the images left out; a measure that is defined for none has None for each figure.
-        """
+        """Mean, standard deviation, extremes and median of each measure (None where undefined), as JSON values."""
         summary: dict[str, Any] = {"images": len(self), "names": list(self.names)}
         for name, values in vars(self).items():
             if isinstance(values, Tensor):
@@ -121,8 +116,8 @@ def compare_salience(
         shapes = [(1, 1, *values.shape) if values.ndim == 2 else tuple(values.shape) for values in given]
         images = torch.zeros((), device=given[0].device).expand(torch.broadcast_shapes(*shapes))
     one, two = (prepare_mask(values, images).expand(images.shape) for values in given[:2])
-    elements, size_one, size_two, both = images[0].numel(), _sum(one), _sum(two), _sum(one & two)
-    either, masses = size_one + size_two - both, []
+    elements, marked, others, both = images[0].numel(), _sum(one), _sum(two), _sum(one & two)
+    either, masses = marked + others - both, []
     if scores is not None:
         weight = torch.as_tensor(given[2], device=images.device).detach()
         # Of three dimensions, images and channels could be mistaken for each other.
@@ -130,16 +125,15 @@ def compare_salience(
             raise ValueError("Scores must be (H, W) or 4-D, finite and not negative (take .abs() of a gradient).")
         weight = weight.expand(images.shape)
         masses = [_sum(weight * mask) / _sum(weight) for mask in (one, two)]
-    iou, chance = torch.where(either > 0, both / either, 1.0), expected_iou(size_one, size_two, elements)
-    shares = size_one / elements, size_two / elements
-    return SalienceComparison(names, *shares, iou, chance, both / size_one, both / size_two, *masses)
+    iou, chance = torch.where(either > 0, both / either, 1.0), expected_iou(marked, others, elements)
+    shares, overlaps = (marked / elements, others / elements), (both / marked, both / others)
+    return SalienceComparison(names, *shares, iou, chance, *overlaps, *masses)
 
 
 def expected_iou(first: Tensor, second: Tensor, elements: int) -> Tensor:
     """Returns the IoU to expect of two maps of these sizes at random places: the mean over the hypergeometric overlap.
 
-    ``first`` and ``second`` are how many elements the maps of each pair mark, ``(N,)``, and ``elements`` how many an image
-    has. The result is float64, ``(N,)``, on the CPU; 1 for two empty maps.
+    ``first`` and ``second`` are how many elements the maps of each pair mark, ``(N,)``. The result is float64 on the CPU.
     """
     pairs, row = torch.stack([first, second], 1).cpu().long().unique(dim=0, return_inverse=True)
     log_factorial = torch.lgamma(torch.arange(1, elements + 2, dtype=torch.float64))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sip_plugin.checks import check_classes
 from sip_plugin.model_state import eval_mode
-from sip_plugin.salience.selection import ScoreSalience, check_choice, check_mass
+from sip_plugin.salience.selection import ScoreSalience, check_choice
 
 Target = Literal["predicted", "true", "loss"]
 
@@ -35,10 +35,9 @@ class GradientSalience(ScoreSalience):
     def __init__(
         self, teacher: nn.Module, mass: float = 0.5, *, target: Target = "predicted", per_pixel: bool = False
     ) -> None:
-        check_choice("target", target, get_args(Target))
+        check_choice("target", target, *get_args(Target))
         self.teacher = teacher
-        self.mass = check_mass(mass)
-        self.target = target
+        super().__init__(mass, target)
         self.per_pixel = per_pixel
 
     def _scores(self, images: Tensor, labels: Tensor | None) -> Tensor:
@@ -46,7 +45,7 @@ class GradientSalience(ScoreSalience):
         with eval_mode(self.teacher):
             logits = self.teacher(inputs.clone())  # it may write into its input, but not into a leaf
             if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
-                raise ValueError(f"The teacher must give logits ({len(images)}, classes), got {logits!r:.100}.")
+                raise ValueError(f"logits must be (N, classes), got {getattr(logits, 'shape', type(logits))}.")
             classes = logits.argmax(1) if labels is None else labels
             check_classes(classes, logits)
             score = logits.gather(1, classes[:, None]).sum()

@@ -51,8 +51,8 @@ def plot_salience(
     """Draw images beside their salience maps, and perturbations beside what the maps leave of them.
 
     The layouts are those of the SIP-AT paper's figures: 1 with adversarial images, 2 without, 4 with the maps of two
-    sources, their overlap beneath. A map of elements has a colour for each salient channel and white where all are.
-    Perturbations are drawn around grey, enlarged as their titles say.
+    sources, their overlap beneath. Perturbations are drawn around grey, enlarged as their titles say. The figure belongs to
+    no window and no pyplot state, so there is nothing to close.
 
     Args:
         images: ``(N, C, H, W)`` in ``[0, 1]``, of one or three channels.
@@ -68,15 +68,12 @@ def plot_salience(
         max_images: How many images to draw at most; the first ones.
         path: Where to write the figure, too; its suffix is the format (``.png``, ``.pdf``, ``.svg``).
 
-    Returns:
-        The figure. It belongs to no window and no pyplot state, so there is nothing to close.
-
     Raises:
         ImportError: If matplotlib is missing.
         ValueError: If shapes or values do not fit, or there is no such part or format.
     """
     check_images(images)
-    check_choice("images_as", images_as, ("rows", "columns"))
+    check_choice("images_as", images_as, "rows", "columns")
     sources: Mapping[str, Any] = maps if isinstance(maps, Mapping) else {"": maps}
     found: Mapping[str, Tensor] | None = {"": projected} if isinstance(projected, Tensor) else projected
     clean = images.detach()[:max_images].cpu().float()
@@ -111,7 +108,7 @@ def plot_salience(
 
     there = [part for part in get_args(Part) if panels[part]]
     for part in show or there:
-        check_choice("show", part, there)
+        check_choice("show", part, *there)
     drawn = [panel for part in show or there for panel in panels[part]]
     legend = "map" in (show or there) and any(bool((mask != mask[:, :1]).any()) for mask in masks.values())
     figure = _draw(drawn, blank if names is None else list(names)[: len(clean)], images_as == "rows", legend)
@@ -178,8 +175,8 @@ def _draw(panels: list[_Panel], names: list[str], images_as_rows: bool, legend: 
         for column, (picture, caption) in enumerate(row):
             left = column * pitch + (pitch - _GAP - width) // 2
             pixels = (255 * picture).round().byte().permute(1, 2, 0).numpy()
-            place = (left, left + width, top + height, top)
-            axes.imshow(pixels, interpolation="antialiased", extent=place, aspect="auto")
+            extent = (left, left + width, top + height, top)
+            axes.imshow(pixels, interpolation="antialiased", extent=extent, aspect="auto")
             axes.add_patch(Rectangle((left, top), width, height, ec="0.6", fc="none", lw=0.5, clip_on=False))
             axes.text(left + width / 2, top + height + 5, caption, ha="center", va="top", size=_CAPTION)
         middles.append(top + height / 2)
@@ -193,14 +190,19 @@ def _draw(panels: list[_Panel], names: list[str], images_as_rows: bool, legend: 
     axes.set_xticks(centres, [_wrap(label, pitch - _GAP) for label in above])
     axes.tick_params(length=0, pad=3, labelsize=_TITLE, labeltop=True, labelbottom=False)
     if legend:
-        meanings = ["red", "green", "blue", "red+green", "red+blue", "green+blue", "all three"]
-        mixed = torch.tensor([[name in text or text == "all three" for name in meanings[:3]] for text in meanings])
+        texts = ["red", "green", "blue", "red+green", "red+blue", "green+blue", "all three"]
+        mixed = torch.tensor([[name in text or text == "all three" for name in texts[:3]] for text in texts])
         colours = (mixed.float() @ CHANNEL_COLOURS).clamp(max=1).tolist()
         swatches = [Patch(fc=tuple(colour), ec="0.6", lw=0.5) for colour in colours]
-        size: dict[str, Any] = {"fontsize": _CAPTION, "title_fontsize": _CAPTION, "handlelength": 0.8, "frameon": False}
-        size |= {"ncols": min(7, max(3, right // 140)), "alignment": "left", "borderpad": 0, "borderaxespad": 0}
-        spot = (0, -_MARGIN / bottom)
-        axes.legend(swatches, meanings, title="salient in:", loc="upper left", bbox_to_anchor=spot, **size)
+        style: dict[str, Any] = {
+            "fontsize": _CAPTION,
+            "title_fontsize": _CAPTION,
+            "handlelength": 0.8,
+            "frameon": False,
+        }
+        style |= {"ncols": min(7, max(3, right // 140)), "alignment": "left", "borderpad": 0, "borderaxespad": 0}
+        place = (0, -_MARGIN / bottom)
+        axes.legend(swatches, texts, title="salient in:", loc="upper left", bbox_to_anchor=place, **style)
     # The size of all texts is known now: the figure takes it, and the axes keeps its own.
     figure.set_size_inches(right / _DPI, bottom / _DPI)
     x0, y0, x1, y1 = (_DPI * side for side in figure.get_tightbbox().extents)

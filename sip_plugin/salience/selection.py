@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,8 +39,8 @@ def top_mass_mask(scores: Tensor, mass: float = 0.5) -> Tensor:
 def _descending_sums(rows: Tensor, *, on_cpu: bool) -> tuple[Tensor, Tensor]:
     """Each row sorted, the largest value first, and its cumulative sums in float64."""
     if on_cpu:
-        known = rows.float() if rows.element_size() < 4 else rows  # NumPy has no bfloat16, and half has no instructions
-        # NumPy sorts values alone thirty times faster than torch does with indices.
+        # NumPy sorts values alone thirty times faster than torch does with indices, but has no bfloat16, and half is slow.
+        known = rows.float() if rows.element_size() < 4 else rows
         ordered = torch.from_numpy(np.sort(known.numpy(), axis=1)).flip(1)
         return ordered, ordered.cumsum(1, dtype=torch.float64)
     ordered = rows.sort(dim=1, descending=True).values
@@ -54,10 +54,14 @@ def _descending_sums(rows: Tensor, *, on_cpu: bool) -> tuple[Tensor, Tensor]:
 class ScoreSalience(ABC):
     """A source of maps that mark the largest of the scores that a network gives an image's elements."""
 
-    mass: float | None
-    target: str | int | None
     threshold: float | None = None
     per_pixel = False
+
+    def __init__(self, mass: float | None, target: Any) -> None:
+        if mass is not None and not 0 < mass <= 1:
+            raise ValueError(f"mass must be the share of the summed scores that a map holds, in (0, 1], got {mass!r}.")
+        self.mass = None if mass is None else float(mass)
+        self.target = target
 
     def __call__(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """Returns the maps of a batch, ``bool``, ``(N, C, H, W)``; 1 marks a salient element.
@@ -101,14 +105,7 @@ class ScoreSalience(ABC):
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-def check_mass(mass: float) -> float:
-    """Refuse anything but a share in ``(0, 1]``."""
-    if not 0 < mass <= 1:
-        raise ValueError(f"mass must be the share of the summed scores that a map holds, in (0, 1], got {mass!r}.")
-    return float(mass)
-
-
-def check_choice(name: str, value: str, choices: Iterable[str]) -> None:
+def check_choice(name: str, value: str, *choices: str) -> None:
     """Refuse a setting that is none of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")

@@ -466,7 +466,7 @@ def test_attributions_that_are_not_finite_are_an_error_that_names_the_images(val
 
 
 def test_attributions_without_pixels_are_a_clear_error(network, images):
-    with pytest.raises(ValueError, match=r"\(3, K, h, w\), got .*\[3, 256\]"):
+    with pytest.raises(ValueError, match=r"\(N, K, h, w\), got .*\[3, 256\]"):
         AttributionSalience(captum.LayerGradientXActivation(network, network[8]))(images)
     method = captum.FeatureAblation(lambda x: network(x).sum())  # one result for a whole batch
     with pytest.raises(ValueError, match=r"got .*\[1, 3, 16, 16\]"):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from sip_plugin.salience import selection
-from sip_plugin.salience.selection import check_mass, top_mass_mask
+from sip_plugin.salience.selection import top_mass_mask
 
 MASSES = (0.5, 0.01, 0.25, 0.9, 1.0)
 
@@ -170,9 +170,3 @@ def test_scores_are_left_as_they_are():
 
 def test_no_mass_is_an_empty_map():
     assert not top_mass_mask(torch.rand(4, 3, 6, 6), 0.0).any()
-
-
-@pytest.mark.parametrize("mass", [0.0, -0.1, 1.1, float("nan")])
-def test_a_mass_that_is_no_share_is_refused(mass):
-    with pytest.raises(ValueError, match=r"\(0, 1\]"):
-        check_mass(mass)
