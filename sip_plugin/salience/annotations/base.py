@@ -19,7 +19,6 @@ from torch.utils.data import Dataset
 
 Missing = Literal["error", "empty"]
 Images = Dataset[Any] | Sequence[str | os.PathLike[str]]
-_ORIENTATION = 0x0112  # the EXIF tag
 
 
 class MissingAnnotationError(FileNotFoundError):
@@ -37,17 +36,15 @@ class UnmarkedAnnotationError(ValueError):
 class HumanMasks(Dataset[Tensor], ABC):
     """Maps that people drew, one for each image of a data set and in its order.
 
-    ``masks[i]`` is ``bool``, ``(1, H, W)``, of the image's own size, 1 where salient. Maps are read on access, so this works
-    in the workers of a ``DataLoader``.
+    ``masks[i]`` is ``bool``, ``(1, H, W)``, of the image's own size, True where salient. It is read on access.
 
     Attributes:
         images: The images that the maps belong to: their paths, or their ids in the annotation file.
-        unannotated: The indices of the images that have an empty map because their annotation is missing, is unreadable, or
-            marks no pixel enough.
+        unannotated: The indices of the images that have an empty map for want of an annotation, by ``missing="empty"``.
     """
 
     def __init__(
-        self, images: Sequence[Path | int], found: Sequence[Sequence[Any]], files: Sequence[Path], missing: Missing
+        self, images: Sequence[Any], found: Sequence[list[Any]], files: Sequence[Path], missing: Missing
     ) -> None:
         """Take what was found for each image in its file, at most one annotation that no other image has."""
         self.images = tuple(images)
@@ -58,10 +55,8 @@ class HumanMasks(Dataset[Tensor], ABC):
         self._files = files
         for index, (image, each) in enumerate(zip(images, found, strict=True)):
             if len(each) > 1 or (each and owners.setdefault(each[0], image) != image):
-                raise ValueError(
-                    f"The {self._name(index)} is not the only one, or belongs to {owners.get(each[0])} too. The names of "
-                    "images must tell them apart (folders count)."
-                )
+                others = f"the {self._name(index)} is one of {len(each)}, or also of {owners.get(each[0])}"
+                raise ValueError(f"The names of images must tell them apart (folders count): {others}.")
             if not each:
                 failures[index] = MissingAnnotationError(f"There is no {self._name(index)}.")
             elif missing == "empty":  # read all, so that one warning can count those that fail
@@ -69,19 +64,21 @@ class HumanMasks(Dataset[Tensor], ABC):
                     self[index]
                 except (UnreadableAnnotationError, UnmarkedAnnotationError) as error:
                     failures[index] = error
-        kinds = Counter(type(failure).__name__ for failure in failures.values())
-        counts = f"{len(failures)} of {len(self)} images ({', '.join(f'{n} {kind}' for kind, n in kinds.items())})"
-        if failures and missing != "empty":
-            raise MissingAnnotationError(
-                f'{counts} have no annotation. {failures[min(failures)]} To protect nothing of them: missing="empty".'
-            )
-        if failures:
-            says = f"{counts} get an empty map, so nothing of them is protected. The first: {failures[min(failures)]}"
-            warnings.warn(says, UserWarning, stacklevel=3)  # at the line that makes the maps
         self.unannotated = tuple(failures)
+        if failures:
+            kinds = Counter(type(failure).__name__ for failure in failures.values())
+            counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+            says = f"{len(failures)} of {len(self)} images have no annotation ({counts}). {failures[min(failures)]} "
+            if missing != "empty":
+                raise MissingAnnotationError(f'{says}missing="empty" takes them with an empty map.')
+            says += "They get an empty map, so nothing of them is protected; see .unannotated."
+            warnings.warn(says, UserWarning, stacklevel=3)  # at the line that makes the maps
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} images)"
 
     def __getitem__(self, index: int) -> Tensor:
         index = range(len(self))[index]
@@ -96,8 +93,8 @@ class HumanMasks(Dataset[Tensor], ABC):
         if marked.shape != size or turned:
             raise ValueError(
                 f"{name} is {marked.shape[1]}×{marked.shape[0]} pixels, the image {size[1]}×{size[0]} pixels"
-                f"{', turned by its EXIF data' if turned else ''}. A map must be of its image's own size, and the image "
-                "stored upright (PIL.ImageOps.exif_transpose)."
+                f"{', turned by its EXIF data (PIL.ImageOps.exif_transpose)' if turned else ''}. A map must be of its "
+                "image's own size, and the image stored upright."
             )
         if drawn and not marked.any():
             raise UnmarkedAnnotationError(f'{name} marks no pixel: {drawn} Or take it as empty, missing="empty".')
@@ -113,7 +110,7 @@ class HumanMasks(Dataset[Tensor], ABC):
     def _image_size(self, image: Path | int) -> tuple[tuple[int, int], bool]:
         """The size of an image, and whether its EXIF data turn or mirror it: it may have been annotated either way."""
         with import_extra("PIL.Image", "annotations").open(image) as file:
-            return (file.height, file.width), file.getexif().get(_ORIENTATION) in range(2, 9)
+            return (file.height, file.width), file.getexif().get(0x0112) in range(2, 9)
 
 
 def check_threshold(threshold: float) -> float:
@@ -134,7 +131,7 @@ def longest_end(image: Path, ends: Mapping[tuple[str, ...], Iterable[Any]]) -> l
     return next((list(ends[end]) for i in range(len(image.parts)) if (end := image.parts[i:]) in ends), [])
 
 
-def image_paths(images: Images) -> tuple[Path, ...]:
+def image_paths(images: Any) -> tuple[Path, ...]:
     """The paths of the images, in the data set's order. A TypeError if there are none."""
     try:
         return tuple(map(Path, [path for path, _ in images.samples] if hasattr(images, "samples") else images))

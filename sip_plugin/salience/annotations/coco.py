@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from sip_plugin.salience.annotations import base
 from sip_plugin.salience.annotations.base import HumanMasks, Images, Missing
 
-_FARTHEST = 1e6  # pixels; pycocotools takes memory for every pixel along an edge
-
 
 class COCOMasks(HumanMasks):
     """The union of an image's instances in a COCO file, whether polygons or RLE, compressed or not.
@@ -31,17 +29,16 @@ class COCOMasks(HumanMasks):
             file's ``file_name`` does, or a list of image ids (``CocoDetection.ids``).
         annotations: The JSON file (``instances_train2017.json``).
         categories: The names or ids of the categories whose instances are salient; None for all.
-        missing: ``"error"``, or ``"empty"`` for an empty map where one of the three errors of annotations would be, with one
-            warning that counts them; every instance is decoded once for that.
+        missing: ``"error"``, or ``"empty"`` for an empty map in place of the first errors below, counted by one warning.
 
     Raises:
-        ImportError: If pycocotools is not installed.
         MissingAnnotationError: (a ``FileNotFoundError``) If an image has no instance of those categories.
         UnreadableAnnotationError: (a ``ValueError``, on access) If a polygon or an RLE is broken, or all of an instance's
             polygons lie outside the image.
         UnmarkedAnnotationError: (a ``ValueError``, on access) If an image has polygons and no pixel lies in one.
         ValueError: If a category is unknown, or an image has several entries or shares one; on access, if the image is of
             another size than the file says.
+        ImportError: If pycocotools is not installed.
 
     Example:
         >>> photos = torchvision.datasets.ImageFolder("photos")
@@ -75,9 +72,6 @@ class COCOMasks(HumanMasks):
         found = [[number for number in each if self._instances(number)] for each in found]
         super().__init__(listed, found, [self.file] * len(listed), missing)
 
-    def __repr__(self) -> str:
-        return f"COCOMasks({len(self)} images of {self.file})"
-
     def _instances(self, image: int) -> list[dict[str, Any]]:
         found = self._coco.imgToAnns.get(image, [])
         return [each for each in found if self._chosen is None or each["category_id"] in self._chosen]
@@ -86,8 +80,7 @@ class COCOMasks(HumanMasks):
         instances = self._instances(annotation)
         if broken := [each["id"] for each in instances if not self._is_sound(each)]:
             raise ValueError(
-                f"the annotation {broken[0]} must be polygons of three corners or more, one of them inside the image, or an "
-                "RLE of all pixels."
+                f"{broken} must be polygons of three corners or more, inside the image, or an RLE of all of it."
             )
         drawn = any(isinstance(each["segmentation"], list) for each in instances)
         hint = "its polygons are too small. Are they in pixels?" if drawn else ""
@@ -98,16 +91,16 @@ class COCOMasks(HumanMasks):
         if isinstance(instance["segmentation"], list):
             entry = self._coco.imgs[instance["image_id"]]
             polygons = [np.reshape(polygon, (-1, 2)) for polygon in instance["segmentation"]]
-            sound = all(len(p) >= 3 and np.abs(p).max() <= _FARTHEST for p in polygons)  # NaN is not
             size = entry["width"], entry["height"]
-            return sound and any((p.max(0) > 0).all() and (p.min(0) < size).all() for p in polygons)
+            inside = any((p.max(0) > 0).all() and (p.min(0) < size).all() for p in polygons)
+            # pycocotools takes memory for every pixel along an edge
+            return inside and all(len(p) >= 3 and np.abs(p).max() <= 1e6 for p in polygons)
         rle = self._coco.annToRLE(instance)
         shorter = {"size": [rle["size"][0] * rle["size"][1] - 1, 1], "counts": rle["counts"]}
-        try:
+        with contextlib.suppress(ValueError):  # too long for one pixel less
             base.import_extra("pycocotools.mask", "annotations").decode(shorter)
-        except ValueError:  # too long for one pixel less
-            return True
-        return False
+            return False
+        return True
 
     def _image_size(self, image: Path | int) -> tuple[tuple[int, int], bool]:
         if isinstance(image, Path):

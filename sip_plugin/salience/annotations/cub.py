@@ -17,22 +17,17 @@ from sip_plugin.salience.annotations.folder import FolderMasks
 class CUB200(Dataset[tuple[Any, int]]):
     """Caltech-UCSD Birds-200-2011 (Wah et al. 2011), 11,788 images of 200 species, with its official split.
 
-    Reads the unpacked ``CUB_200_2011.tgz``, and for :meth:`masks` the unpacked ``segmentations.tgz`` in or beside that folder,
+    Reads the unpacked ``CUB_200_2011.tgz``, and for :meth:`masks` the unpacked ``segmentations.tgz`` in or beside it, both
     from https://www.vision.caltech.edu/datasets/cub_200_2011/. Nothing is downloaded.
 
     Args:
         root: The folder ``CUB_200_2011``, or the one that it is in.
         train: The 5,994 training images, or the 5,794 test images.
-        transform: Applied to each image; for evaluation. To train with maps, leave it out and give the transform to
-            ``SalientDataset``, which moves image and map together.
+        transform: Applied to each image; for evaluation. To train with maps, give it to ``SalientDataset`` instead.
 
     Attributes:
-        root: The folder ``CUB_200_2011``.
         samples: The path and the label of each image, in the order of ``images.txt``; labels count from 0.
         classes: The name of each label.
-
-    Raises:
-        FileNotFoundError: If a list is missing.
 
     Example:
         >>> birds = CUB200("CUB_200_2011", train=True)
@@ -47,16 +42,12 @@ class CUB200(Dataset[tuple[Any, int]]):
         self.root = root / "CUB_200_2011" if (root / "CUB_200_2011").is_dir() else root
         self.train = train
         self.transform = transform
-        names, labels, split, classes = (
-            self._read_list(name) for name in ("images", "image_class_labels", "train_test_split", "classes")
-        )
+        lists = "images", "image_class_labels", "train_test_split", "classes"
+        names, labels, split, classes = map(self._read_list, lists)
         self.classes = list(classes.values())
         label_of = {number: label for label, number in enumerate(classes)}
-        self.samples = [
-            (self.root / "images" / name, label_of[labels[image]])
-            for image, name in names.items()
-            if split[image] == ("1" if train else "0")
-        ]
+        numbers = [number for number in names if split[number] == ("1" if train else "0")]
+        self.samples = [(self.root / "images" / names[number], label_of[labels[number]]) for number in numbers]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -68,11 +59,7 @@ class CUB200(Dataset[tuple[Any, int]]):
         return (image if self.transform is None else self.transform(image)), label
 
     def masks(
-        self,
-        threshold: float = 0.5,
-        *,
-        segmentations: str | os.PathLike[str] | None = None,
-        missing: Missing = "error",
+        self, threshold: float = 0.5, *, segmentations: str | os.PathLike[str] | None = None, missing: Missing = "error"
     ) -> FolderMasks:
         """The segmentations (Farrell 2022) as maps. The paper does not say how it made them; the default is a majority.
 

@@ -29,8 +29,7 @@ class FolderMasks(HumanMasks):
         image_root: The root of the images' tree, for a list of paths; None for the data set's own (``.root``).
         suffix: Replaces the images' suffix; ``"_mask.png"`` works too.
         full_level: The level that stands for all annotators; None for white. 1 for 8-bit files of zeros and ones.
-        missing: ``"error"``, or ``"empty"`` for an empty map where one of the first three errors would be, with one warning
-            that counts them; every mask is read once for that.
+        missing: ``"error"``, or ``"empty"`` for an empty map in place of the first errors below, counted by one warning.
 
     Raises:
         MissingAnnotationError: (a ``FileNotFoundError``) If a mask is missing.
@@ -64,9 +63,6 @@ class FolderMasks(HumanMasks):
         self.files = tuple(self.root / path.relative_to(tree).with_name(path.stem + suffix) for path in paths)
         super().__init__(paths, [[file] if file.is_file() else [] for file in self.files], self.files, missing)
 
-    def __repr__(self) -> str:
-        return f"FolderMasks({len(self)} masks in {self.root}, threshold={self.threshold:g})"
-
     def _read(self, annotation: Path, size: tuple[int, int]) -> tuple[NDArray[np.bool_], str]:
         with import_extra("PIL.Image", "annotations").open(annotation) as image:
             grey = image.mode in _WHITE and "transparency" not in image.info
@@ -77,8 +73,8 @@ class FolderMasks(HumanMasks):
             alpha = levels[..., 3:]
             colours = (levels[..., :3] * alpha + 127) // 255  # what is transparent counts as black
             levels = colours[..., 0]
-            black_on_transparent = not levels.any() and alpha.any() and alpha.min() < 255
-            unclear = black_on_transparent or (colours != levels[..., None]).any()
+            black = not levels.any() and alpha.any() and alpha.min() < 255
+            unclear = black or (colours != levels[..., None]).any()
         highest = levels.max()
         if unclear or highest > full:
             raise ValueError(

@@ -24,11 +24,12 @@ _SHAPES = {"rle", "points", "vertices", "x", "imageDataURL"}  # the value of a r
 class LabelStudioMasks(HumanMasks):
     """Brush strokes of a Label Studio project, from its export in the format *JSON*.
 
-    A pixel belongs to an annotation if the brush covers it at all, as in Label Studio's own conversion to COCO; it is
-    salient if it belongs to at least ``threshold`` of the image's annotations. Skipped tasks, drafts and predictions do not
-    count; an annotation without strokes does (somebody looked and marked nothing). Polygons, rectangles and ellipses are an
-    error: export them in the format *COCO*, for :class:`COCOMasks`. A task belongs to the image of its file name,
-    without the eight characters that an upload puts before it; where names repeat, the folders decide.
+    A pixel is salient if the brush covers it at all in at least ``threshold`` of the image's annotations. Skipped tasks,
+    drafts and predictions do not count; an annotation without strokes does (somebody looked and marked nothing). Polygons,
+    rectangles and ellipses are an error: export them in the format *COCO*, for :class:`COCOMasks`.
+
+    A task belongs to the image of its file name, without the eight characters that an upload puts before it; where names
+    repeat, the folders decide.
 
     Args:
         images: A data set with ``.samples`` (torchvision's ``ImageFolder``), or a list of image paths.
@@ -36,16 +37,15 @@ class LabelStudioMasks(HumanMasks):
         threshold: The share of annotations from which on a pixel is salient, in ``(0, 1]``.
         labels: The labels whose strokes are salient; None for all.
         image: The field of a task's data that holds its image, or a function from a task to its image's path.
-        missing: ``"error"``, or ``"empty"`` for an empty map where an image has no submitted annotation, or an unreadable
-            one, with one warning that counts them; every annotation is decoded once for that.
+        missing: ``"error"``, or ``"empty"`` for an empty map in place of the first errors below, counted by one warning.
 
     Raises:
-        ImportError: If Label Studio's SDK is not installed.
         MissingAnnotationError: (a ``FileNotFoundError``) If an image has no submitted annotation.
         UnreadableAnnotationError: (a ``ValueError``, on access) If a stroke is broken.
         ValueError: If the file is not of that format, a label is unknown, an image has several tasks or shares one, or a
             region is no brush stroke or was drawn on a turned image; on access, if the image is of another size than the
             annotated one, or turned by its EXIF data.
+        ImportError: If Label Studio's SDK is not installed.
 
     Example:
         >>> photos = torchvision.datasets.ImageFolder("photos")
@@ -69,9 +69,7 @@ class LabelStudioMasks(HumanMasks):
         tasks_of = defaultdict(set)  # the tasks of each end of an image's path
         try:
             listed = json.loads(self.file.read_bytes())
-            tasks = [
-                [_regions(each) for each in task["annotations"] if not each.get("was_cancelled")] for task in listed
-            ]
+            tasks = [[_regions(a) for a in task["annotations"] if not a.get("was_cancelled")] for task in listed]
             for number, task in enumerate(listed):
                 for end in _path_ends(task, image):
                     tasks_of[end].add(number)
@@ -86,13 +84,8 @@ class LabelStudioMasks(HumanMasks):
         paths = base.image_paths(images)
         found = [base.longest_end(path.with_name(_stored_name(path.name)), tasks_of) for path in paths]
         found = [[number for number in numbers if tasks[number]] for numbers in found]
-        self._strokes = {
-            number: [self._chosen(each) for each in tasks[number]] for numbers in found for number in numbers
-        }
+        self._strokes = {number: list(map(self._chosen, tasks[number])) for numbers in found for number in numbers}
         super().__init__(paths, found, [self.file] * len(paths), missing)
-
-    def __repr__(self) -> str:
-        return f"LabelStudioMasks({len(self)} images of {self.file}, threshold={self.threshold:g})"
 
     def _chosen(self, regions: list[_Region]) -> list[_Region]:
         """The regions of an annotation that have one of the labels."""
@@ -100,9 +93,9 @@ class LabelStudioMasks(HumanMasks):
         for region in chosen:
             if "rle" not in region["value"] or region.get("image_rotation"):
                 raise ValueError(
-                    f"{self.file} has a region ({region['id']}) of the type {region['type']!r}, turned by "
-                    f"{region.get('image_rotation')}°; only brush strokes on upright images are taken. Export other shapes "
-                    "in the format COCO and use COCOMasks, or name the labels of the strokes, labels=."
+                    f"{self.file} has a region of the type {region['type']!r}, turned by {region.get('image_rotation')}°; "
+                    "only brush strokes on upright images are taken. For other shapes export the format COCO (COCOMasks), "
+                    "or name the labels of the strokes, labels=."
                 )
         return chosen
 
