@@ -300,13 +300,13 @@ def robust_accuracy(digits):
     """Trains a network with a method; it and its accuracy under PGD."""
     from tests.conftest import small_network
 
-    x, y = digits[0][:1200], digits[1][:1200]
+    x, y = digits[0][:600], digits[1][:600]
     x_test, y_test = digits[0][1200:1500], digits[1][1200:1500]
 
     def trained(method, mask_fn=None):
         torch.manual_seed(0)
         model = small_network().train()
-        criterion = AdversarialTrainer(model, method, salience=mask_fn, eps=0.1, alpha=0.03, steps=5)
+        criterion = AdversarialTrainer(model, method, salience=mask_fn, eps=0.1, alpha=0.05, steps=3)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         for epoch in range(8):
             criterion.set_epoch(epoch, 8)
