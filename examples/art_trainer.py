@@ -38,7 +38,7 @@ def classifier() -> PyTorchClassifier:
     )
 
 
-def main() -> dict[str, tuple[float, float]]:
+def main(epochs: int = 15) -> dict[str, tuple[float, float]]:
     """Clean accuracy and accuracy under unrestricted PGD: standard, Madry and SIP-AT training."""
     torch.manual_seed(0)
     np.random.seed(0)
@@ -48,16 +48,16 @@ def main() -> dict[str, tuple[float, float]]:
     search = {"eps": EPS, "eps_step": EPS / 4, "max_iter": 7, "num_random_init": 1, "batch_size": 64, "verbose": False}
 
     standard = classifier()
-    standard.fit(*train, batch_size=64, nb_epochs=15)
+    standard.fit(*train, batch_size=64, nb_epochs=epochs)
 
     madry = classifier()
     attack = ProjectedGradientDescent(madry, **search)
-    AdversarialTrainer(madry, attacks=attack, ratio=1.0).fit(*train, batch_size=64, nb_epochs=15)
+    AdversarialTrainer(madry, attacks=attack, ratio=1.0).fit(*train, batch_size=64, nb_epochs=epochs)
 
     sip_at = classifier()
     teacher = GradientSalience(madry.model)  # what the robust network looks at stays as it is
     wrapped = SIPWrapper(ProjectedGradientDescent(sip_at, **search), teacher)
-    AdversarialTrainer(sip_at, attacks=wrapped, ratio=1.0).fit(*train, batch_size=64, nb_epochs=15)
+    AdversarialTrainer(sip_at, attacks=wrapped, ratio=1.0).fit(*train, batch_size=64, nb_epochs=epochs)
 
     results = {}
     for name, trained in {"standard": standard, "Madry": madry, "SIP-AT": sip_at}.items():

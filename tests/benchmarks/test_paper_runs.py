@@ -21,6 +21,7 @@ from benchmarks.paper.protocols import Cell, Evaluation, Training
 from benchmarks.paper.training import train_network
 from sip_plugin.model_utils import model_hash
 from tests.conftest import SHARED_DATA
+from tests.evaluation.conftest import QuickPackage
 from tests.salience.annotations.archive import Archive
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,23 +51,39 @@ def result(folder, name):
     return json.loads((folder / "cells" / f"{name}.json").read_text())
 
 
-@pytest.mark.slow
-def test_a_table_is_trained_evaluated_and_reported(tmp_path):
-    methods = ["standard", "madry", "sip-s", "fat", "sip-random", "sip-least"]
-    arguments = [
-        "table",
-        "--preset",
-        "digits",
-        "--seeds",
-        "0",
-        "--results",
-        str(tmp_path),
-        *TINY,
-        "--methods",
-        *methods,
-    ]
+@pytest.fixture(scope="module", autouse=True)
+def quick_autoattack():
+    """AutoAttack with few iterations: what it finds is not what is tested here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sip_plugin.evaluation.autoattack.autoattack_package", lambda: QuickPackage)
+        yield
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """The weights of a network that nobody trained, as a teacher."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.pt"
+    torch.manual_seed(0)
+    torch.save(build_network("convnet16", 1, 10).state_dict(), path)
+    return str(path)
+
+
+METHODS = ["standard", "madry", "sip-s", "fat", "sip-random", "sip-least"]
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """The folder of a table that was run, and the arguments that run it again."""
+    folder = tmp_path_factory.mktemp("table")
+    arguments = ["table", "--preset", "digits", "--seeds", "0", "--results", str(folder), *TINY, "--methods", *METHODS]
     assert main(arguments) == 0
-    cells = {method: result(tmp_path, f"digits-convnet8-{method}-seed0") for method in methods}
+    return folder, arguments
+
+
+@pytest.mark.slow
+def test_a_table_is_trained_evaluated_and_reported(table):
+    folder, arguments = table
+    cells = {method: result(folder, f"digits-convnet8-{method}-seed0") for method in METHODS}
     for cell in cells.values():
         assert cell["cell"]["training"]["epochs"] == 2
         assert len(cell["training"]["epochs"]) == 2
@@ -78,28 +95,29 @@ def test_a_table_is_trained_evaluated_and_reported(tmp_path):
     assert len(teachers) == 1  # one teacher for all, trained once
     assert cells["madry"]["teacher"] is None
     hashes = {cell["network"]["weights_sha256"] for cell in cells.values()}
-    assert len(hashes) == len(methods)  # each method trains another network
+    assert len(hashes) == len(METHODS)  # each method trains another network
 
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    written = {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
     assert main(arguments) == 0  # all done: nothing is written again
-    assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "cells").iterdir()}
+    assert written == {path: path.stat().st_mtime_ns for path in (folder / "cells").iterdir()}
 
-    assert main(["report", "--preset", "digits", "--results", str(tmp_path)]) == 0
-    table = (tmp_path / "table.md").read_text()
-    assert "SIP-S" in table
-    assert "control: random map" in table
-    assert (tmp_path / "curves.png").stat().st_size > 5000
-    assert "toprule" in (tmp_path / "table.tex").read_text()
+    assert main(["report", "--preset", "digits", "--results", str(folder)]) == 0
+    markdown = (folder / "table.md").read_text()
+    assert "SIP-S" in markdown
+    assert "control: random map" in markdown
+    assert (folder / "curves.png").stat().st_size > 5000
+    assert "toprule" in (folder / "table.tex").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="kill -9 is not for Windows")
 @pytest.mark.parametrize("workers", ["0", "1"])
-def test_a_killed_run_goes_on_and_ends_with_the_same_weights(workers, tmp_path):
+def test_a_killed_run_goes_on_and_ends_with_the_same_weights(workers, teacher, tmp_path):
     name = "digits-convnet8-sip-s-seed0"
-    arguments = ["run", "--dataset", "digits", "--method", "sip-at", *TINY[2:], "--epochs", "6", "--train-only"]
+    arguments = ["run", "--dataset", "digits", "--method", "sip-at", *TINY[2:], "--epochs", "4", "--train-only"]
     arguments += ["--workers", workers, "--augmentation", "crop-flip"]  # which is drawn where the images are loaded
-    finish(start(*arguments, "--results", tmp_path / "whole"))
+    arguments += ["--teacher", teacher]
+    assert main([*arguments, "--results", str(tmp_path / "whole")]) == 0
     process = start(*arguments, "--results", tmp_path / "killed")
     work = tmp_path / "killed" / "work"
     deadline = time.monotonic() + 200
@@ -110,21 +128,22 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(workers, tmp_path):
     process.wait()
     process.stdout.close()
     done = len(load(found[0])["history"])
-    assert done < 6, "the run ended before it could be killed"
-    finish(start(*arguments, "--results", tmp_path / "killed"))
+    assert done < 4, "the run ended before it could be killed"
+    assert main([*arguments, "--results", str(tmp_path / "killed")]) == 0
     whole, killed = (
         load(next((tmp_path / folder / "work").glob(f"{name}-*/network.pt"))) for folder in ("whole", "killed")
     )
-    assert len(killed["history"]["epochs"]) == 6
+    assert len(killed["history"]["epochs"]) == 4
     assert killed["history"]["workers"] == int(workers)
     for name, value in whole["network"].items():
         assert torch.equal(value, killed["network"][name]), name
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_evaluate_one_cell(tmp_path):
-    arguments = ["run", "--dataset", "digits", "--method", "sip-s", "--results", tmp_path, *TINY]
-    finish(start(*arguments, "--validation-share", "0", torchrun=True))
+def test_two_processes_train_and_evaluate_one_cell(teacher, tmp_path):
+    arguments = ["run", "--dataset", "digits", "--method", "sip-s", "--results", tmp_path, *TINY, "--teacher", teacher]
+    arguments += ["--test-eps", "0.1", "--version", "rand", "--validation-share", "0"]
+    finish(start(*arguments, torchrun=True))
     cell = result(tmp_path, "digits-convnet8-sip-s-seed0")
     assert cell["training"]["processes"] == 2
     (log,) = (tmp_path / "work").glob("digits-convnet8-sip-s-*/log/version_0/metrics.csv")
@@ -133,9 +152,9 @@ def test_two_processes_train_and_evaluate_one_cell(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_result_or_checkpoint_of_other_settings_is_refused(tmp_path, capsys):
-    arguments = ["run", "--dataset", "digits", "--method", "madry", "--results", str(tmp_path), *TINY]
-    assert main(arguments) == 0
+def test_a_result_or_checkpoint_of_other_settings_is_refused(table, tmp_path, capsys):
+    arguments = ["run", "--dataset", "digits", "--method", "madry", "--results", str(table[0]), *TINY]
+    assert main(arguments) == 0  # done already
     with pytest.raises(SystemExit) as error:
         main([*arguments, "--epochs", "3"])
     assert error.value.code == 2

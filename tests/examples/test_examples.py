@@ -17,6 +17,34 @@ def example(name):
     return module
 
 
+def shortened(name, monkeypatch, epochs=5):
+    """An example that trains for fewer epochs."""
+    module = example(name)
+    assert epochs < module.EPOCHS
+    monkeypatch.setattr(module, "EPOCHS", epochs)
+    return module
+
+
+def once(train):
+    """Trains at the first call and returns that network at each."""
+    networks = []
+
+    def trained(*data):
+        if not networks:
+            networks.append(train(*data))
+        return networks[0]
+
+    return trained
+
+
+@pytest.fixture
+def quick_autoattack(monkeypatch):
+    """AutoAttack with few iterations; its strength is tested elsewhere."""
+    from tests.evaluation.conftest import QuickPackage
+
+    monkeypatch.setattr("sip_plugin.evaluation.autoattack.autoattack_package", lambda: QuickPackage)
+
+
 def test_every_example_has_a_test():
     tested = {
         "art_attack",
@@ -49,7 +77,7 @@ def test_art_attack():
 
 
 def test_art_trainer():
-    results = example("art_trainer").main()
+    results = example("art_trainer").main(epochs=6)
     assert results["standard"][1] < min(results["Madry"][1], results["SIP-AT"][1])
     assert min(clean for clean, _ in results.values()) > 0.8
 
@@ -62,15 +90,15 @@ def test_foolbox_attack():
     assert left["LinfProjectedGradientDescentAttack"][-1] < 0.6
 
 
-def test_train_sip_at():
-    results = example("train_sip_at").main()
+def test_train_sip_at(monkeypatch):
+    results = shortened("train_sip_at", monkeypatch).main()
     for clean, robust in results.values():
         assert clean > 0.85
         assert robust > 0.5
 
 
-def test_store_and_train(capsys):
-    results = example("store_and_train").main()
+def test_store_and_train(capsys, monkeypatch):
+    results = shortened("store_and_train", monkeypatch).main()
     assert 0.05 < results["salient"] < 0.5
     assert results["clean"] > 0.85
     assert results["robust"] > 0.45
@@ -105,8 +133,9 @@ def test_salience_sources(capsys):
 
 
 @pytest.mark.slow
-def test_evaluate(tmp_path, capsys):
+def test_evaluate(tmp_path, capsys, monkeypatch, quick_autoattack):
     evaluate = example("evaluate")
+    monkeypatch.setattr(evaluate, "trained", once(evaluate.trained))
     reports = evaluate.main(images=8, folder=tmp_path)
     printed = capsys.readouterr().out
     auto, pgd = reports["AutoAttack"], reports["PGD"]
@@ -120,8 +149,9 @@ def test_evaluate(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_quickstart_on_digits(tmp_path, monkeypatch, capsys):
+def test_quickstart_on_digits(tmp_path, monkeypatch, capsys, quick_autoattack):
     quickstart = example("quickstart")
+    monkeypatch.setitem(quickstart.BUDGET, "steps", 4)
     monkeypatch.setattr(quickstart, "TEST_EPS", (0.1, 0.3))
     result = quickstart.main(["--epochs", "3", "--attacked", "6", "--out", str(tmp_path)])
     printed = capsys.readouterr().out

@@ -1,10 +1,10 @@
 """The example of a method of one's own runs, and trains robust networks."""
 
-from tests.examples.test_examples import example
+from tests.examples.test_examples import shortened
 
 
-def test_own_method(capsys):
-    results = example("own_method").main()
+def test_own_method(capsys, monkeypatch):
+    results = shortened("own_method", monkeypatch).main()
     assert set(results) == {"logit pairing", "SIP logit pairing"}
     for clean, robust in results.values():
         assert clean > 0.85

@@ -1,13 +1,12 @@
-"""What all maps drawn by people have in common: their images, their size, their threshold, and missing annotations."""
+"""What all sources of annotations share: one map for each image, of its size, or a word on why there is none."""
 
 from __future__ import annotations
 
-import operator
 import os
-import struct
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,6 @@ from torch.utils.data import Dataset
 
 Missing = Literal["error", "empty"]
 Images = Dataset[Any] | Sequence[str | os.PathLike[str]]
-_ORIENTATION = 0x0112  # the EXIF tag
 
 
 class MissingAnnotationError(FileNotFoundError):
@@ -38,154 +36,115 @@ class UnmarkedAnnotationError(ValueError):
 class HumanMasks(Dataset[Tensor], ABC):
     """Maps that people drew, one for each image of a data set and in its order.
 
-    ``masks[i]`` is ``bool``, ``(1, H, W)``, of the annotated image's own size; 1 marks a salient pixel. A map of another
-    size than its image is an error that names both. Maps are read on access, so this works in the workers of a
-    ``DataLoader``.
+    ``masks[i]`` is ``bool``, ``(1, H, W)``, of the image's own size, True where salient. It is read on access.
 
     Attributes:
         images: The images that the maps belong to: their paths, or their ids in the annotation file.
-        unannotated: The indices of the images that have an empty map because their annotation is missing, is unreadable, or
-            marks no pixel enough.
+        unannotated: The indices of the images that have an empty map for want of an annotation, by ``missing="empty"``.
     """
 
-    def __init__(self, images: Sequence[Path | int]) -> None:
+    def __init__(
+        self, images: Sequence[Any], found: Sequence[list[Any]], files: Sequence[Path], missing: Missing
+    ) -> None:
+        """Take what was found for each image in its file, at most one annotation that no other image has."""
         self.images = tuple(images)
         self.unannotated: tuple[int, ...] = ()
+        owners: dict[Any, Path | int] = {}
+        failures: dict[int, Exception] = {}
+        self._annotations = [each[0] if each else None for each in found]
+        self._files = files
+        for index, (image, each) in enumerate(zip(images, found, strict=True)):
+            if len(each) > 1 or (each and owners.setdefault(each[0], image) != image):
+                others = f"the {self._name(index)} is one of {len(each)}, or also of {owners.get(each[0])}"
+                raise ValueError(f"The names of images must tell them apart (folders count): {others}.")
+            if not each:
+                failures[index] = MissingAnnotationError(f"There is no {self._name(index)}.")
+            elif missing == "empty":  # read all, so that one warning can count those that fail
+                try:
+                    self[index]
+                except (UnreadableAnnotationError, UnmarkedAnnotationError) as error:
+                    failures[index] = error
+        self.unannotated = tuple(failures)
+        if failures:
+            kinds = Counter(type(failure).__name__ for failure in failures.values())
+            counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+            says = f"{len(failures)} of {len(self)} images have no annotation ({counts}). {failures[min(failures)]} "
+            if missing != "empty":
+                raise MissingAnnotationError(f'{says}missing="empty" takes them with an empty map.')
+            says += "They get an empty map, so nothing of them is protected; see .unannotated."
+            warnings.warn(says, UserWarning, stacklevel=3)  # at the line that makes the maps
 
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} images)"
+
     def __getitem__(self, index: int) -> Tensor:
-        index = range(len(self))[operator.index(index)]
+        index = range(len(self))[index]
+        size, turned = self._image_size(self.images[index])
         if index in self.unannotated:
-            return torch.zeros(1, *self._size(index), dtype=torch.bool)
-        self._find(index)
-        marked, size = self._read(index), self._size(index)
-        if marked.shape != size:
+            return torch.zeros(1, *size, dtype=torch.bool)
+        name = f"The {self._name(index)}"
+        try:
+            marked, drawn = self._read(self._annotations[index], size)
+        except Exception as error:  # whatever the decoder of a broken annotation raises
+            raise UnreadableAnnotationError(f"{name} cannot be read: {error}") from error
+        if marked.shape != size or turned:
             raise ValueError(
-                f"{self._source(index)} is {marked.shape[1]}×{marked.shape[0]} pixels, but the image {self.images[index]} "
-                f"is {size[1]}×{size[0]} pixels. A map must be of its image's own size: was one resized or turned?"
+                f"{name} is {marked.shape[1]}×{marked.shape[0]} pixels, the image {size[1]}×{size[0]} pixels"
+                f"{', turned by its EXIF data (PIL.ImageOps.exif_transpose)' if turned else ''}. A map must be of its "
+                "image's own size, and the image stored upright."
             )
-        return torch.from_numpy(np.ascontiguousarray(marked))[None]
+        if drawn and not marked.any():
+            raise UnmarkedAnnotationError(f'{name} marks no pixel: {drawn} Or take it as empty, missing="empty".')
+        return torch.from_numpy(marked)[None]
 
     @abstractmethod
-    def _source(self, index: int) -> str:
-        """The name of the annotation in errors: the file, and the place in it."""
+    def _read(self, annotation: Any, size: tuple[int, int]) -> tuple[NDArray[np.bool_], str]:
+        """The salient pixels in an image of a size, and the likely mistake if there are none ("" if that is no mistake)."""
 
-    @abstractmethod
-    def _find(self, index: int) -> None:
-        """Raise MissingAnnotationError if the image has no annotation, without reading it."""
+    def _name(self, index: int) -> str:
+        return f"annotation of {self.images[index]} in {self._files[index]}"
 
-    @abstractmethod
-    def _read(self, index: int) -> NDArray[np.bool_]:
-        """The marked pixels of an annotation that is there, ``(H, W)``. Raises Unreadable- and UnmarkedAnnotationError."""
-
-    def _size(self, index: int) -> tuple[int, int]:
-        """Height and width of the image, which must be stored upright."""
-        path = self.images[index]
-        assert isinstance(path, Path)
-        return image_size(path, upright=True)
-
-    def _check(self, missing: Missing) -> None:
-        """Look for every annotation, once, at the end of the constructor."""
-        if missing not in ("error", "empty"):
-            raise ValueError(f'missing must be "error" or "empty", got {missing!r}.')
-        failures: dict[int, Exception] = {}
-        for index in range(len(self)):
-            try:
-                if missing == "error":
-                    self._find(index)
-                else:  # each annotation is read, so that one warning can count all that fail
-                    self[index]
-            except (MissingAnnotationError, UnreadableAnnotationError, UnmarkedAnnotationError) as error:
-                failures[index] = error
-        if not failures:
-            return
-        first = next(iter(failures.values()))
-        if missing == "error":
-            raise MissingAnnotationError(
-                f"{len(failures)} of {len(self)} images have no annotation. The first: {first} To train on them all the "
-                'same, with nothing of them protected: missing="empty".'
-            )
-        kinds = [type(failure) for failure in failures.values()]
-        warnings.warn(
-            f"{len(failures)} of {len(self)} images get an empty map, so nothing of them is protected: "
-            f"{kinds.count(MissingAnnotationError)} annotations are missing, "
-            f"{kinds.count(UnreadableAnnotationError)} are unreadable, "
-            f"{kinds.count(UnmarkedAnnotationError)} mark no salient pixel. The first: {first} See .unannotated for all.",
-            UserWarning,
-            stacklevel=3,  # the line that makes the maps
-        )
-        self.unannotated = tuple(failures)
+    def _image_size(self, image: Path | int) -> tuple[tuple[int, int], bool]:
+        """The size of an image, and whether its EXIF data turn or mirror it: it may have been annotated either way."""
+        with import_extra("PIL.Image", "annotations").open(image) as file:
+            return (file.height, file.width), file.getexif().get(0x0112) in range(2, 9)
 
 
 def check_threshold(threshold: float) -> float:
     """Refuse a share of annotators outside ``(0, 1]`` with a ValueError: it would mark every pixel, or none."""
-    if isinstance(threshold, (str, bool)) or not 0 < threshold <= 1:  # also refuses NaN
-        raise ValueError(
-            f"threshold must be a share of annotators in (0, 1], got {threshold!r}: a pixel is salient if at least that "
-            "share marked it (1 for all of them; a very small one for anybody)."
-        )
+    if not 0 < threshold <= 1:  # nor is NaN
+        raise ValueError(f"threshold must be a share of annotators in (0, 1], got {threshold!r}.")
     return float(threshold)
 
 
-def check_one_image_each(annotations: Sequence[Hashable | None], images: Sequence[object], source: Path) -> None:
-    """Refuse two images that match the same annotation, with a ValueError."""
-    owners: dict[Hashable, object] = {}
-    for annotation, image in zip(annotations, images, strict=True):
-        if annotation is not None and owners.setdefault(annotation, image) != image:
-            raise ValueError(
-                f"The images {owners[annotation]} and {image} both match {annotation} of {source}, which belongs to one of "
-                "them only. The names of images must tell them apart (folders count)."
-            )
+def check_chosen(chosen: Iterable[Any], known: Iterable[Any], file: Path) -> None:
+    """Refuse categories or labels that the file does not have, or none at all, with a ValueError."""
+    if not chosen or not set(chosen) <= set(known):
+        raise ValueError(f"Choose of {file} ({', '.join(map(str, known))}), or None for all; got {list(chosen)}.")
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+def longest_end(image: Path, ends: Mapping[tuple[str, ...], Iterable[Any]]) -> list[Any]:
+    """What belongs to the longest end of an image's path that there is."""
+    return next((list(ends[end]) for i in range(len(image.parts)) if (end := image.parts[i:]) in ends), [])
 
 
-def image_paths(images: Images) -> tuple[Path, ...]:
-    """The paths of the images, in the data set's order.
-
-    Raises:
-        TypeError: If ``images`` is neither a data set with ``.samples`` nor a list of paths.
-    """
-    samples = getattr(images, "samples", None)
-    paths = images if samples is None else [path for path, _ in samples]
-    if isinstance(paths, Iterable) and not isinstance(paths, str):
-        paths = list(paths)
-        if all(isinstance(path, (str, os.PathLike)) for path in paths):
-            return tuple(map(Path, paths))
-    raise TypeError(
-        "images must be a data set whose .samples are (path, label), as ImageFolder's and CUB200's are, or a list of image "
-        f"paths, got {type(images).__name__}. For part of a data set, take the same part of its maps: "
-        "torch.utils.data.Subset(maps, subset.indices)."
-    )
-
-
-def import_pillow() -> Any:
-    """Pillow's ``Image`` module; an ImportError names the extra."""
+def image_paths(images: Any) -> tuple[Path, ...]:
+    """The paths of the images, in the data set's order. A TypeError if there are none."""
     try:
-        return import_module("PIL.Image")
+        return tuple(map(Path, [path for path, _ in images.samples] if hasattr(images, "samples") else images))
+    except TypeError as error:
+        raise TypeError(
+            "images must be a data set with .samples (path, label), as ImageFolder and CUB200 are, or a list of paths, got "
+            f"{type(images).__name__}. For part of a data set: torch.utils.data.Subset(maps, subset.indices)."
+        ) from error
+
+
+def import_extra(module: str, extra: str) -> Any:
+    """A module of an optional package; an ImportError names the extra."""
+    try:
+        return import_module(module)
     except ImportError as error:
-        raise ImportError("Pillow is not installed: pip install 'sip-plugin[annotations]'") from error
-
-
-def image_size(path: Path, *, upright: bool) -> tuple[int, int]:
-    """Height and width of an image, from its header.
-
-    Raises:
-        ValueError: If its EXIF data turn or mirror it and it should be stored upright: the program that it was annotated
-            with may have followed them, and the one that loads it for training may not.
-    """
-    with import_pillow().open(path) as image:
-        try:
-            orientation = image.getexif().get(_ORIENTATION, 1) if upright else 1
-        except (SyntaxError, struct.error):  # damaged, so that nobody can follow them
-            orientation = 1
-        if orientation in range(2, 9):
-            raise ValueError(
-                f"The image {path} is turned by its EXIF data, so it may have been annotated in another orientation than it "
-                "is stored in. Save it upright, without that entry (PIL.ImageOps.exif_transpose), and its annotation in "
-                "the same orientation."
-            )
-        return image.height, image.width
+        raise ImportError(f"{module} is not installed: pip install 'sip-plugin[{extra}]'") from error

@@ -119,7 +119,7 @@ def test_categories_are_chosen_by_name_or_id(wanted, annotated):
     assert torch.equal(annotated.masks(categories=wanted)[0][0], torch.from_numpy(box(3, 3, 5, 6)))
     both = torch.from_numpy(box(3, 3, 5, 6) | box(0, 0, 2, 2))
     assert torch.equal(annotated.masks(categories=["bird", 7])[0][0], both)
-    with pytest.raises(ValueError, match=r"\(bird, cat\).*got \['dog'\]"):
+    with pytest.raises(ValueError, match=r"\(3, 7, bird, cat\).*got \['dog'\]"):
         annotated.masks(categories=["dog"])
     with pytest.raises(ValueError, match="None for all"):
         annotated.masks(categories=[])
@@ -131,7 +131,11 @@ def test_images_are_found_by_file_name_path_or_id_in_the_order_asked_for(annotat
     annotated.add(second, polygon(3, 3, 5, 6))
     expected = [torch.from_numpy(box(3, 3, 5, 6))[None], torch.from_numpy(box(0, 0, 2, 2))[None]]
     photos = annotated.root / "photos"
-    for images in (["b/1.jpg", "a/1.jpg"], [photos / "b/1.jpg", photos / "a/1.jpg"], [second, first]):
+    for images in (
+        [str(photos / "b/1.jpg"), str(photos / "a/1.jpg")],
+        [photos / "b/1.jpg", photos / "a/1.jpg"],
+        [second, first],
+    ):
         masks = annotated.masks(images)
         assert len(masks) == 2
         assert all(torch.equal(mask, other) for mask, other in zip(masks, expected, strict=True))
@@ -142,14 +146,14 @@ def test_two_images_cannot_share_an_entry(annotated):
         annotated.image(name)
     annotated.content["images"] = [{"id": 1, "file_name": "1.jpg", "height": HEIGHT, "width": WIDTH}]
     annotated.add(1, polygon(0, 0, 2, 2))
-    with pytest.raises(ValueError, match=r"a/1\.jpg and .*b/1\.jpg both match 1\.jpg"):
+    with pytest.raises(ValueError, match=r"b/1\.jpg in .*instances\.json .* also of .*a/1\.jpg"):
         annotated.masks()
 
 
 def test_an_image_listed_twice_must_be_given_by_its_id(annotated):
     for _ in range(2):
         annotated.add(annotated.image("a/1.jpg"), polygon(0, 0, 2, 2))
-    with pytest.raises(ValueError, match="twice"):
+    with pytest.raises(ValueError, match=r"a/1\.jpg in .* is one of 2"):
         annotated.masks()
     assert annotated.masks([11])[0].sum() == 4
 
@@ -159,11 +163,11 @@ def test_images_that_are_unlisted_or_without_instances_are_missing(annotated):
     annotated.add(annotated.image("a/2.jpg"), polygon(0, 0, 2, 2), category=7)
     annotated.image("a/3.jpg")
     annotated.content["images"].pop()
-    with pytest.raises(MissingAnnotationError, match=r"2 of 3 images.*no instance.*a/2\.jpg"):
+    with pytest.raises(MissingAnnotationError, match=r"2 of 3 images.*a/2\.jpg in .*instances\.json"):
         annotated.masks(categories=["bird"])
-    with pytest.raises(MissingAnnotationError, match=r"1 of 3 images.*does not list.*a/3\.jpg"):
+    with pytest.raises(MissingAnnotationError, match=r"1 of 3 images.*a/3\.jpg"):
         annotated.masks()
-    with pytest.warns(UserWarning, match="2 of 3 images.*2 annotations are missing") as caught:
+    with pytest.warns(UserWarning, match="2 of 3 images.*2 MissingAnnotationError") as caught:
         masks = annotated.masks(categories=["bird"], missing="empty")
     assert sum(one.category is UserWarning for one in caught) == 1  # pycocotools has some of another kind
     assert masks.unannotated == (1, 2)
@@ -181,7 +185,6 @@ BROKEN = {
     "letters": [["a"] * 6],
     "nothing": None,
     "a dict of another kind": {"runs": [1]},
-    "another size": {"size": [WIDTH, HEIGHT], "counts": [WIDTH * HEIGHT]},
     "too few pixels": {"size": [HEIGHT, WIDTH], "counts": [3, 4]},
     "too many pixels": {"size": [HEIGHT, WIDTH], "counts": [3, WIDTH * HEIGHT]},
     "a negative run": {"size": [HEIGHT, WIDTH], "counts": [WIDTH * HEIGHT + 3, -3]},
@@ -196,13 +199,13 @@ BROKEN = {
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_segmentation_is_an_error_that_names_it_or_an_empty_map(kind, annotated):
     annotated.add(annotated.image("a/1.jpg"), polygon(0, 0, 2, 2))
-    number = annotated.add(annotated.image("a/2.jpg"), BROKEN[kind])
+    annotated.add(annotated.image("a/2.jpg"), BROKEN[kind])
     masks = annotated.masks()
     assert masks[0].sum() == 4
     for _ in range(3):  # whatever was in memory before
-        with pytest.raises(UnreadableAnnotationError, match=rf"annotation {number} .*a/2\.jpg in .*instances\.json"):
+        with pytest.raises(UnreadableAnnotationError, match=r"a/2\.jpg in .*instances\.json cannot be read"):
             masks[1]
-    with pytest.warns(UserWarning, match="1 are unreadable"):
+    with pytest.warns(UserWarning, match="1 UnreadableAnnotationError"):
         assert annotated.masks(missing="empty").unannotated == (1,)
 
 
@@ -210,23 +213,12 @@ def test_an_image_of_another_size_than_the_file_says_is_an_error(annotated):
     number = annotated.image("a/1.jpg")
     annotated.add(number, polygon(0, 0, 2, 2))
     Image.new("RGB", (2 * WIDTH, HEIGHT)).save(annotated.root / "photos" / "a" / "1.jpg")
-    with pytest.raises(ValueError, match=r"instances\.json is 8×6 pixels.*a/1\.jpg is 16×6 pixels"):
+    with pytest.raises(ValueError, match=r"a/1\.jpg in .*instances\.json is 8×6 pixels, the image 16×6"):
         annotated.masks()[0]
     assert annotated.masks([number])[0].shape == (1, HEIGHT, WIDTH)
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        ("[]", "not a file of COCO instances"),
-        ('{"annotations": []}', "not a file of COCO instances.*images"),
-        ("<html>", "not a file of COCO instances"),
-    ],
-)
-def test_another_file_is_an_error_that_names_it(content, says, tmp_path):
-    (tmp_path / "other.json").write_text(content)
-    with pytest.raises(ValueError, match=rf"other\.json is {says}"):
-        COCOMasks([1], tmp_path / "other.json")
+def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.json"):
         COCOMasks([1], tmp_path / "absent.json")
 
@@ -258,10 +250,10 @@ def test_an_instance_outside_its_image_or_that_no_image_reaches_is_an_error_that
     if among_others:
         annotated.add(number, polygon(0, 0, 2, 2))
     outside = annotated.add(number, polygon(*FAR[where]))
-    says = rf"annotation {outside} .*a/1\.jpg.*not beyond 1e.06.*inside the image of 8×6"
+    says = rf"a/1\.jpg.*\[{outside}\] must be .*inside the image"
     with pytest.raises(UnreadableAnnotationError, match=says):
         annotated.masks()[0]
-    with pytest.warns(UserWarning, match="1 are unreadable"):
+    with pytest.warns(UserWarning, match="1 UnreadableAnnotationError"):
         assert annotated.masks(missing="empty").unannotated == (0,)
 
 
@@ -273,10 +265,10 @@ def test_polygons_that_reach_over_the_edge_are_cut_off_there(annotated):
 
 def test_polygons_that_cover_no_pixel_at_all_are_an_error_but_not_beside_others(annotated):
     number = annotated.image("a/1.jpg")
-    tiny = annotated.add(number, [[0.1, 0.1, 0.3, 0.1, 0.3, 0.3]])
-    with pytest.raises(UnmarkedAnnotationError, match=rf"annotation {tiny} .*a/1\.jpg.*cover no pixel"):
+    annotated.add(number, [[0.1, 0.1, 0.3, 0.1, 0.3, 0.3]])
+    with pytest.raises(UnmarkedAnnotationError, match=r"a/1\.jpg in .* marks no pixel"):
         annotated.masks()[0]
-    with pytest.warns(UserWarning, match="1 mark no salient pixel"):
+    with pytest.warns(UserWarning, match="1 UnmarkedAnnotationError"):
         assert not annotated.masks(missing="empty")[0].any()
     annotated.add(number, polygon(0, 0, 2, 2))
     assert annotated.masks()[0].sum() == 4

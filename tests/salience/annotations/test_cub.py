@@ -66,7 +66,7 @@ def test_a_pixel_is_salient_from_the_threshold_on(votes, train, either):
 def test_segmentations_may_be_somewhere_else(archive, tmp_path):
     archive.segmentations.rename(tmp_path / "elsewhere")
     birds = CUB200(archive.root)
-    with pytest.raises(FileNotFoundError, match=r"segmentations\.tgz"):
+    with pytest.raises(FileNotFoundError, match=r"segmentations/001.*_7000\.png"):
         birds.masks()
     assert birds.masks(segmentations=tmp_path / "elsewhere")[0].any()
 
@@ -86,7 +86,7 @@ def test_a_missing_segmentation_is_an_error_or_an_empty_map(archive):
 
 def test_a_segmentation_of_another_size_names_both_files(archive):
     Image.new("L", (10, 10)).save(archive.segmentation(0))
-    with pytest.raises(ValueError, match=r"_0000_7000\.png is 10×10 pixels.*_0000_7000\.jpg is 60×40 pixels"):
+    with pytest.raises(ValueError, match=r"_0000_7000\.jpg in .*_0000_7000\.png is 10×10 pixels, the image 60×40"):
         CUB200(archive.root).masks()[0]
 
 
@@ -95,7 +95,7 @@ def test_an_image_that_its_exif_data_turn_is_an_error(archive):
     path, exif = birds.samples[0][0], Image.Exif()
     exif[0x0112] = 3
     birds[0][0].save(path, exif=exif)
-    with pytest.raises(ValueError, match=rf"{path.name} is turned by its EXIF data"):
+    with pytest.raises(ValueError, match=rf"{path.name} .* turned by its EXIF data"):
         birds.masks()[0]
 
 
@@ -110,36 +110,6 @@ def test_a_transform_is_for_evaluation_and_cannot_go_with_maps(archive):
 def test_a_missing_list_is_named(name, archive):
     (archive.root / f"{name}.txt").unlink()
     with pytest.raises(FileNotFoundError, match=rf"{name}\.txt"):
-        CUB200(archive.root)
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "says"),
-    [
-        ("images", "1 a.jpg\nx b.jpg\n", r"images\.txt must hold a number.*'x'"),
-        ("images", "1\n", r"images\.txt must hold a number"),
-        ("image_class_labels", "1 1\n", r"image_class_labels\.txt.*the image 2, got None"),
-        (
-            "image_class_labels",
-            "".join(f"{i} bird\n" for i in range(1, 13)),
-            r"classes\.txt for the image 1, got 'bird'",
-        ),
-        (
-            "image_class_labels",
-            "".join(f"{i} 4\n" for i in range(1, 13)),
-            r"classes\.txt for the image 1, got '4'",
-        ),
-        (
-            "image_class_labels",
-            "".join(f"{i} 0\n" for i in range(1, 13)),
-            r"classes\.txt for the image 1, got '0'",
-        ),
-        ("train_test_split", "".join(f"{i} 2\n" for i in range(1, 13)), r"0 or 1 for the image 1, got '2'"),
-    ],
-)
-def test_a_broken_list_is_named(name, content, says, archive):
-    (archive.root / f"{name}.txt").write_text(content)
-    with pytest.raises(ValueError, match=says):
         CUB200(archive.root)
 
 
