@@ -15,9 +15,9 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -182,16 +182,8 @@ class BatchProjection:
         self.free = not bool(salience.any())
         self._part: tuple[Tensor | None, Tensor, Tensor] = (None, images, salience)
 
-    def covers(self, tensor: Tensor) -> bool:
-        """Whether ``tensor`` is a batch of such images."""
-        return tensor.dim() == 4 and tensor.is_floating_point() and tensor.shape[1:] == self.images.shape[1:]
-
     def rows(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Clean images and map for each row of ``queries``.
-
-        Raises:
-            UnknownRowsError: If it cannot be known which images they are.
-        """
+        """Clean images and map for each row of ``queries``; an :class:`UnknownRowsError` if they cannot be known."""
         count, total = len(queries), len(self.images)
         if count == total or total == 1:
             return self.images, self.salience
@@ -211,15 +203,9 @@ class BatchProjection:
         return queries if self.free else project(queries, *self.rows(queries))
 
 
-def salience_rows(salience: Tensor, index: Tensor) -> Tensor:
-    """The maps of some images of a batch; one map for all of them stays one."""
+def salience_rows(salience: Tensor, index: Any) -> Tensor:
+    """The maps of some images of a batch, by a slice or an index; one map for all of them stays one."""
     return salience if len(salience) == 1 else salience[index]
-
-
-class Queried(Protocol):
-    """What stands in for a model and knows whether it was asked."""
-
-    queried: bool
 
 
 class ProjectedModel(nn.Module):
@@ -270,11 +256,9 @@ class ProjectedModel(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            # A network is among our modules, something else in our __dict__; during unpickling it is in neither.
-            model = self.__dict__.get("model") or self.__dict__.get("_modules", {}).get("model")
-            if model is None:
-                raise
-            return getattr(model, name)
+            if name == "model":
+                raise  # during unpickling there is none yet
+            return getattr(self.model, name)
 
 
 @contextmanager
@@ -291,36 +275,28 @@ def model_replaced(attack: Any, stand_in: ProjectedModel) -> Iterator[None]:
     attributes = getattr(attack, "__dict__", {})
     # Past any __setattr__: torchattacks' would keep the stand-in (and with it the images) alive in a default argument.
     names = [name for name, held in attributes.items() if held is before]
-    for name in names:
-        attributes[name] = value
+    attributes.update(dict.fromkeys(names, value))
     through_setter = attack.model is not value  # a property, or a class with slots
     try:
         if through_setter:
-            _set_model(attack, value)
+            with suppress(AttributeError):
+                attack.model = value
+            if attack.model is not value:
+                raise TypeError(
+                    f"{type(attack).__name__}.model cannot be set, so the attack's steps cannot be projected. Give the "
+                    "class a plain attribute or a setter."
+                )
         yield
     finally:
-        for name in names:
-            attributes[name] = before
+        attributes.update(dict.fromkeys(names, before))
         if through_setter:
-            _set_model(attack, before)
+            with suppress(AttributeError):
+                attack.model = before
 
 
-def _set_model(attack: Any, value: Any) -> None:
-    try:
-        attack.model = value
-        done = attack.model is value
-    except AttributeError:
-        done = False
-    if not done:
-        raise TypeError(
-            f"{type(attack).__name__}.model cannot be set, so the attack's steps cannot be projected. Give the class "
-            "a plain attribute or a setter."
-        )
-
-
-def warn_if_not_queried(attack: Any, stand_in: Queried, unchanged: bool) -> None:
+def warn_if_not_queried(attack: Any, queried: bool, unchanged: bool) -> None:
     """Say so if an attack found something without asking ``.model``: its steps were not projected then."""
-    if not stand_in.queried and not unchanged:
+    if not queried and not unchanged:
         warnings.warn(
             f"{type(attack).__name__} changed the images without one query to its network (.model; ART's .estimator), "
             "so only its result was projected, not its steps. If it asks the network under another name or through another "
@@ -344,16 +320,11 @@ class IterateProjection(TorchFunctionMode):
         super().__init__()
         self.projection = projection
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Project first where ``func`` marks an iterate; then run ``func`` as it is."""
         kwargs = kwargs or {}
-        if not (func in _MARKS and all(args[1:]) and all(kwargs.values()) and self.projection.covers(args[0])):
+        marks = func in _MARKS and all(args[1:]) and all(kwargs.values())
+        if not (marks and args[0].dim() == 4 and args[0].shape[1:] == self.projection.images.shape[1:]):
             return func(*args, **kwargs)
         iterate: Tensor = args[0]
         images, salience = self.projection.rows(iterate)

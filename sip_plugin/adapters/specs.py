@@ -15,20 +15,21 @@ QUERY, ITERATE, MEMBERS = Mechanism.QUERY, Mechanism.ITERATE, Mechanism.MEMBERS
 _Spec = TypeVar("_Spec")
 
 
+@dataclasses.dataclass(frozen=True)
 class Registry(Generic[_Spec]):
     """The attacks of one library by the names of their classes.
 
-    Args:
+    Attributes:
         package: Where the library keeps its attacks, with a final dot.
         default: How an attack is projected that is none of the library's own nor derived from one.
         specs: How each attack is projected.
         refused: The attacks that cannot be made to preserve salience, and why.
     """
 
-    def __init__(
-        self, package: str, default: _Spec, specs: Mapping[str, _Spec], refused: Mapping[str, str] | None = None
-    ) -> None:
-        self.package, self.default, self.specs, self.refused = package, default, specs, refused or {}
+    package: str
+    default: _Spec
+    specs: Mapping[str, _Spec]
+    refused: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def registered_name(self, attack: object) -> str | None:
         """The library's class that ``attack`` is, or is derived from."""
@@ -40,11 +41,7 @@ class Registry(Generic[_Spec]):
         return type(attack).__module__.startswith(self.package)
 
     def check_supported(self, attack: object) -> None:
-        """Refuse an attack that cannot be made to preserve salience.
-
-        Raises:
-            TypeError: If it is one; says why.
-        """
+        """Refuse an attack that cannot be made to preserve salience, and say why."""
         reason = self.refused.get(self.registered_name(attack) or "")
         if reason is not None:
             raise TypeError(f"{type(attack).__name__} cannot be made to preserve salience: {reason}.")
@@ -72,7 +69,7 @@ class AttackSpec:
         offset: Whether its variable is the perturbation and not the image.
     """
 
-    mechanism: Mechanism
+    mechanism: Mechanism = QUERY
     reason: str = ""
     alone: bool = False
     selects: bool = False
@@ -80,48 +77,31 @@ class AttackSpec:
     offset: bool = False
 
 
+_EATS = "a random start on salient elements would eat the norm budget"
+_TRANSFORMED = AttackSpec(ITERATE, "the network sees a transform of the iterate")
+_SMOOTHED = AttackSpec(ITERATE, "smoothing noise stays on all elements, the perturbation does not", offset=True)
+
 TORCHATTACKS = Registry(
     "torchattacks.",
-    AttackSpec(QUERY),
+    AttackSpec(),
     {
-        "VANILA": AttackSpec(QUERY, "makes no query"),
-        "GN": AttackSpec(QUERY, "makes no query: its noise is projected"),
-        "FGSM": AttackSpec(QUERY),
-        "BIM": AttackSpec(QUERY),
-        "RFGSM": AttackSpec(QUERY),
-        "PGD": AttackSpec(QUERY),
-        "EOTPGD": AttackSpec(QUERY),
-        "FFGSM": AttackSpec(QUERY),
-        "TPGD": AttackSpec(QUERY),
-        "MIFGSM": AttackSpec(QUERY),
-        "UPGD": AttackSpec(QUERY),
-        "APGD": AttackSpec(ITERATE, "a random start on salient elements would eat the L2 budget", selects=True),
-        "APGDT": AttackSpec(ITERATE, "a random start on salient elements would eat the L2 budget", selects=True),
-        "DIFGSM": AttackSpec(ITERATE, "the network sees a transform of the iterate"),
-        "TIFGSM": AttackSpec(ITERATE, "the network sees a transform of the iterate"),
+        **dict.fromkeys(("FGSM", "BIM", "RFGSM", "FFGSM", "PGD", "EOTPGD", "TPGD", "UPGD"), AttackSpec()),
+        **dict.fromkeys(("MIFGSM", "NIFGSM", "VMIFGSM", "VNIFGSM", "PIFGSM", "PIFGSMPP"), AttackSpec()),
+        **dict.fromkeys(("EADL1", "EADEN"), AttackSpec()),
+        "VANILA": AttackSpec(reason="makes no query"),
+        "GN": AttackSpec(reason="makes no query: its noise is projected"),
+        "CW": AttackSpec(reason="its variable lives in tanh space and is no image"),
+        "SPSA": AttackSpec(tiled=True),
+        **dict.fromkeys(("JSMA", "DeepFool", "SparseFool", "OnePixel", "Pixle"), AttackSpec(alone=True)),
+        **dict.fromkeys(("FAB", "Square"), AttackSpec(selects=True)),
+        **dict.fromkeys(("APGD", "APGDT"), AttackSpec(ITERATE, _EATS, selects=True)),
+        "PGDL2": AttackSpec(ITERATE, _EATS),
+        **dict.fromkeys(("DIFGSM", "TIFGSM", "SINIFGSM"), _TRANSFORMED),
         "Jitter": AttackSpec(ITERATE, "its loss measures the perturbation"),
-        "NIFGSM": AttackSpec(QUERY),
-        "PGDRS": AttackSpec(ITERATE, "smoothing noise stays on all elements, the perturbation does not", offset=True),
-        "SINIFGSM": AttackSpec(ITERATE, "the network sees a transform of the iterate"),
-        "VMIFGSM": AttackSpec(QUERY),
-        "VNIFGSM": AttackSpec(QUERY),
-        "SPSA": AttackSpec(QUERY, tiled=True),
-        "JSMA": AttackSpec(QUERY, alone=True),
-        "EADL1": AttackSpec(QUERY),
-        "EADEN": AttackSpec(QUERY),
-        "PIFGSM": AttackSpec(QUERY),
-        "PIFGSMPP": AttackSpec(QUERY),
-        "CW": AttackSpec(QUERY, "its variable lives in tanh space and is no image"),
-        "PGDL2": AttackSpec(ITERATE, "a random start on salient elements would eat the norm budget"),
-        "DeepFool": AttackSpec(QUERY, alone=True),
-        "PGDRSL2": AttackSpec(ITERATE, "smoothing noise stays on all elements, the perturbation does not", offset=True),
-        "SparseFool": AttackSpec(QUERY, alone=True),
-        "OnePixel": AttackSpec(QUERY, alone=True),
-        "Pixle": AttackSpec(QUERY, alone=True),
-        "FAB": AttackSpec(QUERY, selects=True),
-        "Square": AttackSpec(QUERY, selects=True),
-        "AutoAttack": AttackSpec(MEMBERS, "each of its members as in its own row", selects=True),
-        "MultiAttack": AttackSpec(MEMBERS, "each of its members as in its own row", selects=True),
+        **dict.fromkeys(("PGDRS", "PGDRSL2"), _SMOOTHED),
+        **dict.fromkeys(
+            ("AutoAttack", "MultiAttack"), AttackSpec(MEMBERS, "each of its members as in its own row", selects=True)
+        ),
         "LGV": AttackSpec(MEMBERS, "its attack on the collected networks as in its own row", selects=True),
     },
 )
@@ -164,42 +144,31 @@ _UNIVERSAL = (
     "the attack that finds its steps is projected; one perturbation cannot keep to a map for each image: that is an "
     "error, give one map"
 )
+_TANH = "its variable lives in tanh space"
 _FAR = "starts far from the image, so each image has a call to itself"
-
+_PATCHES = ("AdversarialPatch", "AdversarialPatchNumpy", "AdversarialPatchPyTorch", "AdversarialPatchTensorFlowV2")
 _MOVES = "it moves pixels, so that no element keeps its place and none can be held at its clean value"
-_PATCH = "it places a patch, whose place is its own to choose"
-_PHYSICAL = "it simulates a physical change of the whole scene"
-_OBJECTS = "it attacks object detectors, not classifiers of images"
-_AUDIO = "it attacks speech recognition, not images"
-_TENSORFLOW = "it needs TensorFlow, and sip-plugin works on PyTorch networks"
 
 ART = Registry(
     "art.attacks.evasion.",
     ArtSpec(),
     {
-        "FastGradientMethod": _GRADIENT,
-        "BasicIterativeMethod": _GRADIENT,
-        "ProjectedGradientDescent": _GRADIENT,
-        "ProjectedGradientDescentNumpy": _GRADIENT,
-        "ProjectedGradientDescentPyTorch": _GRADIENT,
-        "MomentumIterativeMethod": _GRADIENT,
+        **dict.fromkeys(("FastGradientMethod", "BasicIterativeMethod", "MomentumIterativeMethod"), _GRADIENT),
+        **{f"ProjectedGradientDescent{framework}": _GRADIENT for framework in ("", "Numpy", "PyTorch")},
         "AutoProjectedGradientDescent": _UNMASKED_START,
         "AutoConjugateGradient": _UNMASKED_START,
         "RescalingAutoConjugateGradient": _UNMASKED_START,
         "AutoAttack": ArtSpec(MEMBERS, reason="each of its attacks as in its own row"),
         "CarliniL0Method": ArtSpec(native="attribute", infers_range=True),
-        "CarliniL2Method": ArtSpec(at_once="batch", infers_range=True, reason="its variable lives in tanh space"),
-        "CarliniLInfMethod": ArtSpec(at_once="one", infers_range=True, reason="its variable lives in tanh space"),
-        "ElasticNet": ArtSpec(),
-        "DeepFool": ArtSpec(),
-        "NewtonFool": ArtSpec(),
+        "CarliniL2Method": ArtSpec(at_once="batch", infers_range=True, reason=_TANH),
+        "CarliniLInfMethod": ArtSpec(at_once="one", infers_range=True, reason=_TANH),
+        **dict.fromkeys(("ElasticNet", "DeepFool", "NewtonFool", "VirtualAdversarialMethod"), ArtSpec()),
         "UniversalPerturbation": ArtSpec(MEMBERS, universal=True, reason=_UNIVERSAL),
         "TargetedUniversalPerturbation": ArtSpec(MEMBERS, y="targets", universal=True, reason=_UNIVERSAL),
-        "VirtualAdversarialMethod": ArtSpec(),
         "SaliencyMapMethod": ArtSpec(y="targets", at_once="batch"),
         "SquareAttack": ArtSpec(ITERATE, reason="squares on salient elements would eat the L2 budget"),
-        "SimBA": ArtSpec(at_once="one"),
         "ZooAttack": ArtSpec(at_once="batch"),
+        **dict.fromkeys(("SimBA", "PixelAttack", "ThresholdAttack"), ArtSpec(at_once="one")),
         "HopSkipJump": ArtSpec(native="argument", at_once="one", infers_range=True, reason=_FAR),
         "BoundaryAttack": ArtSpec(at_once="one", infers_range=True, reason=_FAR),
         "GeoDA": ArtSpec(at_once="one", infers_range=True, reason=_FAR),
@@ -207,8 +176,6 @@ ART = Registry(
         "BrendelBethgeAttack": ArtSpec(
             starts="_init_sample", reason="starts far from the image; its batch is one search"
         ),
-        "PixelAttack": ArtSpec(at_once="one"),
-        "ThresholdAttack": ArtSpec(at_once="one"),
         "Wasserstein": ArtSpec(
             reason="moves intensity; where that is forbidden, the result may lie outside its Wasserstein ball"
         ),
@@ -217,31 +184,29 @@ ART = Registry(
         "FeatureAdversariesPyTorch": ArtSpec(y="guides", at_once="batch"),
     },
     {
-        "AdversarialPatch": _PATCH,
-        "AdversarialPatchNumpy": _PATCH,
-        "AdversarialPatchPyTorch": _PATCH,
-        "AdversarialPatchTensorFlowV2": _PATCH,
+        "SpatialTransformation": _MOVES,
+        **dict.fromkeys((*_PATCHES, "DPatch", "RobustDPatch"), "it places a patch, whose place is its own to choose"),
+        **dict.fromkeys(
+            ("GRAPHITEBlackbox", "GRAPHITEWhiteboxPyTorch", "LaserAttack"),
+            "it simulates a physical change of the whole scene",
+        ),
+        **dict.fromkeys(("OverloadPyTorch", "SNAL"), "it attacks object detectors, not classifiers of images"),
+        **dict.fromkeys(
+            ("CarliniWagnerASR", "ImperceptibleASR", "ImperceptibleASRPyTorch"),
+            "it attacks speech recognition, not images",
+        ),
+        **dict.fromkeys(
+            ("FeatureAdversariesTensorFlowV2", "ProjectedGradientDescentTensorFlowV2"),
+            "it needs TensorFlow, and sip-plugin works on PyTorch networks",
+        ),
         "AdversarialTexturePyTorch": "it attacks object trackers on video, not classifiers of images",
-        "CarliniWagnerASR": _AUDIO,
         "CompositeAdversarialAttackPyTorch": "it turns and recolours whole images, so that salient elements change",
-        "DPatch": _PATCH,
         "DecisionTreeAttack": "it attacks decision trees, not networks",
-        "FeatureAdversariesTensorFlowV2": _TENSORFLOW,
         "FrameSaliencyAttack": "it attacks sequences of frames, not images",
-        "GRAPHITEBlackbox": _PHYSICAL,
-        "GRAPHITEWhiteboxPyTorch": _PHYSICAL,
         "HighConfidenceLowUncertainty": "it attacks Gaussian processes, not networks",
-        "ImperceptibleASR": _AUDIO,
-        "ImperceptibleASRPyTorch": _AUDIO,
-        "LaserAttack": _PHYSICAL,
         "LowProFool": "it attacks tabular data, not images",
         "MalwareGDTensorFlow": "it attacks malware detectors, not images",
         "OverTheAirFlickeringPyTorch": "it attacks video, not images",
-        "OverloadPyTorch": _OBJECTS,
-        "ProjectedGradientDescentTensorFlowV2": _TENSORFLOW,
-        "RobustDPatch": _PATCH,
-        "SNAL": _OBJECTS,
-        "SpatialTransformation": _MOVES,
     },
 )
 
@@ -264,70 +229,50 @@ class FoolboxSpec:
     reason: str = ""
 
 
-_FOOLBOX_QUERY = FoolboxSpec()
 _DESCENT = FoolboxSpec(start="get_random_start", reason="its random start is projected too, or it would eat the budget")
 _FROM_FAR = FoolboxSpec(searches_start=True, reason="images of which nothing may change are left out")
 _NO_QUERY = FoolboxSpec(reason="asks only whether its result is adversarial")
+_NORMS = ("L1", "L2", "Linf")
+_DESCENTS = (
+    "ProjectedGradientDescentAttack",
+    "AdamProjectedGradientDescentAttack",
+    "BasicIterativeAttack",
+    "AdamBasicIterativeAttack",
+    "MomentumIterativeFastGradientMethod",
+    "FastGradientAttack",
+)
+_NOISE = (  # each of them also as "...Repeated..."
+    ("L2", "AdditiveGaussianNoiseAttack"),
+    ("L2", "AdditiveUniformNoiseAttack"),
+    ("L2ClippingAware", "AdditiveGaussianNoiseAttack"),
+    ("L2ClippingAware", "AdditiveUniformNoiseAttack"),
+    ("Linf", "AdditiveUniformNoiseAttack"),
+)
+_PLAIN = """
+    VirtualAdversarialAttack DDNAttack BinarySearchContrastReductionAttack LinearSearchContrastReductionAttack
+    NewtonFoolAttack EADAttack GaussianBlurAttack L2DeepFoolAttack LinfDeepFoolAttack SaltAndPepperNoiseAttack
+    LinearSearchBlendedUniformNoiseAttack L0FMNAttack L1FMNAttack L2FMNAttack LInfFMNAttack GenAttack
+"""
 
 FOOLBOX = Registry(
     "foolbox.attacks.",
     FoolboxSpec(),
     {
-        "L2ContrastReductionAttack": _NO_QUERY,
-        "VirtualAdversarialAttack": _FOOLBOX_QUERY,
-        "DDNAttack": _FOOLBOX_QUERY,
-        **{
-            f"{norm}{kind}": _DESCENT
-            for norm in ("L1", "L2", "Linf")
-            for kind in (
-                "ProjectedGradientDescentAttack",
-                "AdamProjectedGradientDescentAttack",
-                "BasicIterativeAttack",
-                "AdamBasicIterativeAttack",
-                "MomentumIterativeFastGradientMethod",
-                "FastGradientAttack",
-            )
-        },
-        "L2AdditiveGaussianNoiseAttack": _NO_QUERY,
-        "L2AdditiveUniformNoiseAttack": _NO_QUERY,
-        "L2ClippingAwareAdditiveGaussianNoiseAttack": _NO_QUERY,
-        "L2ClippingAwareAdditiveUniformNoiseAttack": _NO_QUERY,
-        "LinfAdditiveUniformNoiseAttack": _NO_QUERY,
-        "L2RepeatedAdditiveGaussianNoiseAttack": _FOOLBOX_QUERY,
-        "L2RepeatedAdditiveUniformNoiseAttack": _FOOLBOX_QUERY,
-        "L2ClippingAwareRepeatedAdditiveGaussianNoiseAttack": _FOOLBOX_QUERY,
-        "L2ClippingAwareRepeatedAdditiveUniformNoiseAttack": _FOOLBOX_QUERY,
-        "LinfRepeatedAdditiveUniformNoiseAttack": _FOOLBOX_QUERY,
+        **{f"{norm}{kind}": _DESCENT for norm in _NORMS for kind in _DESCENTS},
         "SparseL1DescentAttack": _DESCENT,
-        "InversionAttack": _NO_QUERY,
-        "BinarySearchContrastReductionAttack": _FOOLBOX_QUERY,
-        "LinearSearchContrastReductionAttack": _FOOLBOX_QUERY,
-        "L2CarliniWagnerAttack": FoolboxSpec(reason="its variable lives in tanh space"),
-        "NewtonFoolAttack": _FOOLBOX_QUERY,
-        "EADAttack": _FOOLBOX_QUERY,
-        "GaussianBlurAttack": _FOOLBOX_QUERY,
-        "L2DeepFoolAttack": _FOOLBOX_QUERY,
-        "LinfDeepFoolAttack": _FOOLBOX_QUERY,
-        "SaltAndPepperNoiseAttack": _FOOLBOX_QUERY,
-        "LinearSearchBlendedUniformNoiseAttack": _FOOLBOX_QUERY,
+        **{f"{norm}{kind}": _NO_QUERY for norm, kind in _NOISE},
+        **dict.fromkeys(("L2ContrastReductionAttack", "InversionAttack"), _NO_QUERY),
+        **{f"{norm}Repeated{kind}": FoolboxSpec() for norm, kind in _NOISE},
+        **dict.fromkeys(_PLAIN.split(), FoolboxSpec()),
+        "L2CarliniWagnerAttack": FoolboxSpec(reason=_TANH),
         "BinarizationRefinementAttack": FoolboxSpec(
             reason="refines `starting_points`, which are projected by its queries"
         ),
-        "BoundaryAttack": _FROM_FAR,
-        "HopSkipJumpAttack": _FROM_FAR,
-        "L0BrendelBethgeAttack": _FROM_FAR,
-        "L1BrendelBethgeAttack": _FROM_FAR,
-        "L2BrendelBethgeAttack": _FROM_FAR,
-        "LinfinityBrendelBethgeAttack": _FROM_FAR,
-        "L0FMNAttack": _FOOLBOX_QUERY,
-        "L1FMNAttack": _FOOLBOX_QUERY,
-        "L2FMNAttack": _FOOLBOX_QUERY,
-        "LInfFMNAttack": _FOOLBOX_QUERY,
-        "GenAttack": _FOOLBOX_QUERY,
-        "PointwiseAttack": _FROM_FAR,
+        **{f"{norm}BrendelBethgeAttack": _FROM_FAR for norm in ("L0", "L1", "L2", "Linfinity")},
+        **dict.fromkeys(("BoundaryAttack", "HopSkipJumpAttack", "PointwiseAttack"), _FROM_FAR),
     },
     {
-        "SpatialAttack": "it moves pixels, so that no element keeps its place and none can be held at its clean value",
+        "SpatialAttack": _MOVES,
         "DatasetAttack": "it takes over whole images by what the model said of them before, so it has no steps to project",
     },
 )
