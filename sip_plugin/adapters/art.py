@@ -26,7 +26,6 @@ from sip_plugin.adapters.art_estimator import (
     inner_attacks,
     network_dtype,
     preserve_classifier_state,
-    silent_progress,
     starts_projected,
 )
 from sip_plugin.adapters.art_inputs import as_indices, check_inputs, check_labels, forbidden, to_map_source
@@ -35,14 +34,15 @@ from sip_plugin.adapters.base import (
     SalienceAttack,
     call_lock,
     check_ball,
+    check_inner,
     delegate,
     one_map_if_empty,
     patched_attribute,
     project_result,
 )
 from sip_plugin.adapters.composite import MemberProxy
-from sip_plugin.adapters.projection import Mechanism, RowSelections, warn_if_not_queried, watched_array
-from sip_plugin.adapters.specs import ART, MEMBERS, ArtSpec
+from sip_plugin.adapters.projection import BatchProjection, RowSelections, warn_if_not_queried, watched_array
+from sip_plugin.adapters.specs import ART, ITERATE, MEMBERS, ArtSpec
 from sip_plugin.constraint import SalienceMap, prepare_mask
 from sip_plugin.mask_source import MaskSource, compute_mask
 
@@ -128,20 +128,9 @@ class SalienceArtAttack(SalienceAttack, EvasionAttack):  # type: ignore[misc]
 
 
 # The face of ART's base classes, which reaches the wrapped attack.
-delegate(
-    SalienceArtAttack,
-    (
-        "set_params",
-        "is_estimator_valid",
-        "_check_params",
-        "estimator",
-        "summary_writer",
-        "estimator_requirements",
-        "targeted",
-        "attack_params",
-        "_estimator_requirements",
-    ),
-)
+_DELEGATED = """set_params is_estimator_valid estimator summary_writer estimator_requirements targeted attack_params
+    _estimator_requirements _check_params"""
+delegate(SalienceArtAttack, _DELEGATED.split())
 
 
 def attack_batch(attack: EvasionAttack, batch: Batch, *, alone: bool = False) -> np.ndarray:
@@ -183,7 +172,11 @@ def _attack_parts(attack: EvasionAttack, spec: ArtSpec, batch: Batch, size: int)
     free = np.flatnonzero(~batch.salience.expand(len(x), -1, -1, -1).flatten(1).all(1).numpy())
     first_iteration = vars(attack).get("curr_iter")
     parts = []
-    with silent_progress(attack) as verbose, tqdm(total=len(x), desc=type(attack).__name__, disable=not verbose) as bar:
+    verbose = bool(getattr(attack, "verbose", False))
+    with ExitStack() as stack, tqdm(total=len(x), desc=type(attack).__name__, disable=not verbose) as bar:
+        if verbose:  # its own bars know of one part at a time
+            attack.set_params(verbose=False)
+            stack.callback(attack.set_params, verbose=True)
         bar.update(len(x) - len(free))
         for start in range(0, len(free), size):
             rows = free[start : start + size]
@@ -206,12 +199,10 @@ def _attack_part(
     own = ART.is_own(attack)
     selections = RowSelections(images) if own and batch.marked else None
     projection = EstimatorProjection(
-        images,
-        salience,
-        dtype=network_dtype(attack.estimator),
-        selections=selections,
+        BatchProjection(images, salience, selections=selections),
+        network_dtype(attack.estimator),
         masked=own and spec.native == "argument",
-        in_place=spec.mechanism is Mechanism.ITERATE,
+        in_place=spec.mechanism is ITERATE,
         exempt=torch.from_numpy(y) if spec.y == "guides" and y is not None else None,
     )
 
@@ -248,7 +239,7 @@ def _attack_part(
             ) from error
     found = torch.from_numpy(np.ascontiguousarray(adversarial))
     result = project_result(attack, found, images.to(found.dtype), salience)
-    if spec.mechanism is Mechanism.ITERATE and batch.marked:
+    if spec.mechanism is ITERATE and batch.marked:
         check_ball(attack, result, images)
     if ART.registered_name(attack) is None:
         warn_if_not_queried(attack, projection.queried, np.array_equal(result.numpy(), x))
@@ -259,14 +250,13 @@ def _check_attack(attack: Any) -> None:
     """Refuse what cannot be made to preserve salience."""
     if isinstance(attack, SalienceArtAttack):
         return  # a wrapped member
-    name = type(attack).__name__
     ART.check_supported(attack)
     estimator = getattr(attack, "estimator", None)
     pytorch = isinstance(estimator, PyTorchEstimator) and isinstance(estimator, ClassifierMixin)
     if not (isinstance(attack, EvasionAttack) and pytorch):
         raise TypeError(
-            f"{name} (on a {type(estimator).__name__}) is no evasion attack (art.attacks.EvasionAttack) on a network of "
-            "PyTorch in an art.estimators.classification.PyTorchClassifier, as sip-plugin needs it."
+            f"{type(attack).__name__} on {type(estimator).__name__} is no evasion attack (art.attacks.EvasionAttack) on a "
+            "PyTorchClassifier (art.estimators.classification), as sip-plugin needs it."
         )
     known = ART.registered_name(attack)
     for member in attack.attacks if known == "AutoAttack" else ():
@@ -274,8 +264,5 @@ def _check_attack(attack: Any) -> None:
     for inner in inner_attacks(attack) if known is None else ():
         _check_attack(inner)
         spec = ART.spec_for(inner)
-        if isinstance(inner, SalienceArtAttack) or spec.mechanism is MEMBERS or spec.at_once != "all":
-            raise TypeError(
-                f"{name} is built upon {type(inner).__name__}, whose steps cannot be projected from outside. Wrap that "
-                "attack instead: SIPWrapper(inner, mask_fn)."
-            )
+        projectable = spec.mechanism is not MEMBERS and spec.at_once == "all"
+        check_inner(attack, inner, projectable)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
@@ -15,44 +16,36 @@ from art.estimators.estimator import BaseEstimator
 from torch import Tensor
 
 from sip_plugin.adapters.base import patched_attribute
-from sip_plugin.adapters.projection import BatchProjection, RowSelections, salience_rows
+from sip_plugin.adapters.projection import BatchProjection, salience_rows
 from sip_plugin.constraint import project
 from sip_plugin.model_state import preserve_model_state
 
 _CPU = torch.device("cpu")
 
 
+@dataclasses.dataclass
 class EstimatorProjection:
     """``P_x`` for arrays and tensors.
 
-    Args:
-        images: The clean images, on the CPU.
-        salience: Their binary map, broadcastable to the images, on the CPU.
+    Attributes:
+        batch: ``P_x`` for tensors on the CPU.
         dtype: What queries are cast to.
-        selections: See :class:`BatchProjection`.
         masked: Whether the attack's own mask keeps it from changing salient elements, so that queries about part of the
             batch are left as they are.
         in_place: Whether a query is its attack's iterate, and is projected in place.
         exempt: Other images of which an attack asks, which are no iterates of these.
+        queried: Whether any query came this way.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        salience: Tensor,
-        *,
-        dtype: torch.dtype = torch.float32,
-        selections: RowSelections | None = None,
-        masked: bool = False,
-        in_place: bool = False,
-        exempt: Tensor | None = None,
-    ) -> None:
-        self.dtype = dtype
-        self.masked = masked
-        self.in_place = in_place
-        self.exempt = exempt
-        self.queried = False
-        self._batches = {_CPU: BatchProjection(images, salience, selections=selections)}
+    batch: BatchProjection
+    dtype: torch.dtype
+    masked: bool = False
+    in_place: bool = False
+    exempt: Tensor | None = None
+    queried: bool = False
+
+    def __post_init__(self) -> None:
+        self._batches = {_CPU: self.batch}
 
     def project(self, x: Any) -> tuple[Any, Tensor | None]:
         """Queries with their clean values on salient elements, and their maps; None for images that are exempt."""
@@ -176,17 +169,10 @@ def starts_projected(attack: EvasionAttack, method: str, projection: EstimatorPr
 @contextmanager
 def preserve_classifier_state(estimator: Any) -> Iterator[None]:
     """Put back what ART changes in a classifier and its network (attacks ask a stand-in, which takes the rest)."""
-    wrapper: Any = getattr(estimator, "_model", None)
-    training = getattr(wrapper, "training", None)
-    optimizer = vars(estimator).get("_optimizer")  # which a parallel AutoAttack takes away
-    with preserve_model_state(estimator.model):
-        try:
-            yield
-        finally:
-            if optimizer is not None:
-                estimator._optimizer = optimizer
-            if training is not None:
-                wrapper.training = training
+    # ART's own module around the network has a mode, too; a parallel AutoAttack takes the optimizer away.
+    optimizer = patched_attribute(estimator, "_optimizer", vars(estimator).get("_optimizer"))
+    with preserve_model_state(estimator.model), preserve_model_state(estimator._model), optimizer:
+        yield
 
 
 @contextmanager
@@ -199,19 +185,6 @@ def budgets_of(attack: EvasionAttack, rows: np.ndarray, count: int) -> Iterator[
                 if isinstance(held, np.ndarray) and held.ndim == 4 and len(held) == count:
                     stack.enter_context(patched_attribute(holder, name, held[rows]))
         yield
-
-
-@contextmanager
-def silent_progress(attack: EvasionAttack) -> Iterator[bool]:
-    """Silence an attack's own progress bars, which know of one part at a time; give whether they were wanted."""
-    verbose = bool(getattr(attack, "verbose", False))
-    if verbose:
-        attack.set_params(verbose=False)
-    try:
-        yield verbose
-    finally:
-        if verbose:
-            attack.set_params(verbose=True)
 
 
 def inner_attacks(attack: Any) -> list[Any]:

@@ -107,9 +107,8 @@ class SalienceAutoAttack(SalienceAttack):
 
         def evaluate(batch: Batch) -> Any:
             def clean_selected(found: Tensor) -> Tensor:
-                if found.dim() != 4:
-                    return found  # predicted labels
-                return project(found, batch.images.to(found), batch.salience.to(found.device))
+                images = found.dim() == 4  # and not the predicted labels
+                return project(found, batch.images.to(found), batch.salience.to(found.device)) if images else found
 
             with _members_projected(self.wrapped, batch) as given:
                 return map_tensors(clean_selected, getattr(self.wrapped, method)(given, batch.labels, *args, **kwargs))

@@ -36,8 +36,7 @@ class Batch:
         images: ``(N, ...)``, a tensor or an array.
         labels: One row for each image, or None.
         salience: Their binary map, one row for each image or one for all.
-        args: The attack's own further arguments.
-        kwargs: The same, by name.
+        args, kwargs: The attack's own further arguments.
     """
 
     images: Any
@@ -145,6 +144,15 @@ def delegate(kind: type, names: Iterable[str]) -> None:
         setattr(kind, name, property(operator.attrgetter(f"wrapped.{name}")))
 
 
+def check_inner(attack: Any, inner: Any, projectable: bool) -> None:
+    """Refuse an attack of the user's own that is built upon one which a projection of its queries would not reach."""
+    if isinstance(inner, SalienceAttack) or not projectable:
+        raise TypeError(
+            f"{type(attack).__name__} is built upon {type(inner).__name__}, whose steps cannot be projected from outside. "
+            "Wrap that attack instead: SIPWrapper(inner, mask_fn)."
+        )
+
+
 def call_lock(attack: Any) -> Any:
     """An attack's lock: its model is swapped during a call, so its calls take turns, whichever wrapper they go through.
 
@@ -192,11 +200,7 @@ def map_tensors(function: Callable[..., Any], *results: Any) -> Any:
 
 
 def project_result(attack: Any, adversarial: Any, images: Tensor, salience: Tensor) -> Tensor:
-    """An attack's result with the clean values on salient elements.
-
-    Raises:
-        RuntimeError: If it is not a batch of images of the clean ones' shape.
-    """
+    """An attack's result with the clean values on salient elements; refuse one of another shape than the images'."""
     if not isinstance(adversarial, Tensor) or adversarial.shape != images.shape:
         got = tuple(adversarial.shape) if isinstance(adversarial, Tensor) else type(adversarial).__name__
         raise RuntimeError(f"{attack!r} returned {got}, not adversarial images of shape {tuple(images.shape)}.")
@@ -216,11 +220,7 @@ def project_result(attack: Any, adversarial: Any, images: Tensor, salience: Tens
 
 
 def check_ball(attack: Any, adversarial: Tensor, images: Tensor) -> None:
-    """Refuse a result outside the ball of radius ``attack.eps`` in ``attack.norm``, in which the bare attack stays.
-
-    Raises:
-        RuntimeError: If an image has changed by more than that and rounding.
-    """
+    """Refuse a result outside the ball of radius ``attack.eps`` in ``attack.norm``, in which the bare attack stays."""
     if not (adversarial.is_floating_point() and images.is_floating_point()):
         return
     order = {"Linf": math.inf, "inf": math.inf, "L2": 2.0, "L1": 1.0}.get(attack.norm, attack.norm)

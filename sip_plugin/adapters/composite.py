@@ -17,11 +17,13 @@ class MemberProxy:
 
     Args:
         member: The member.
-        run: Called as ``run(member, batch)``.
+        run: Attacks a batch with the member.
         salience: The maps of the composite's batch.
         selections: What the composite selects of its batch; None if each image has the same map.
         method: The name under which the composite calls its members, besides calling them directly.
     """
+
+    _own: tuple[Any, Callable[[Any, Batch], Any], Tensor, RowSelections | None, str]
 
     def __init__(
         self,
@@ -31,20 +33,19 @@ class MemberProxy:
         selections: RowSelections | None,
         method: str = "forward",
     ) -> None:
-        self.__dict__.update(member=member, run=run, salience=salience, selections=selections, method=method)
+        self.__dict__["_own"] = member, run, salience, selections, method
 
     def __call__(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Attack some images of the composite's batch with their maps."""
-        own = self.__dict__
-        salience, selections = own["salience"], own["selections"]
+        member, run, salience, selections, _ = self._own
         maps = salience if selections is None else salience_rows(salience, selections.of(len(x)))
         x = plain_tensor(x) if isinstance(x, Tensor) else np.asarray(x)
-        return own["run"](own["member"], Batch(x, y, maps, args, kwargs))
+        return run(member, Batch(x, y, maps, args, kwargs))
 
     def __getattr__(self, name: str) -> Any:
-        if "member" not in self.__dict__ or (name.startswith("__") and name.endswith("__")):
+        if name == "_own" or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(name)  # copy and pickle ask before there is anything to ask
-        return self if name == self.__dict__["method"] else getattr(self.__dict__["member"], name)
+        return self if name == self._own[-1] else getattr(self._own[0], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.__dict__["member"], name, value)
+        setattr(self._own[0], name, value)

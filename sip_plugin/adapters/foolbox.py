@@ -118,14 +118,17 @@ class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
         criterion = get_criterion(criterion.raw if isinstance(criterion, ep.Tensor) else criterion)
         labels = check_labels(criterion.labels.raw, images) if isinstance(criterion, Misclassification) else None
         with self._lock, preserve_model_state(_network(model)):
-            salience = self.salience(plain, labels, mask)
-            batch = Batch(images, criterion, salience, kwargs=kwargs)
+            batch = Batch(images, criterion, self.salience(plain, labels, mask), kwargs=kwargs)
+            everything = torch.arange(len(images), device=images.device)
+            full = batch.salience.expand(len(images), -1, -1, -1).flatten(1).all(1)
+            innermost = self.wrapped.attack if isinstance(self.wrapped, Repeated) else self.wrapped
+            apart = FOOLBOX.spec_for(innermost).searches_start and bool(full.any())
 
             def run(alone: bool) -> Any:
-                rows = self._rows(batch, alone)
-                if rows is None:
+                if not alone and not apart:
                     return self._attack_batch(call, model, batch)
-                parts = [_take(batch, some) for some in rows]
+                rows = everything.split(1) if alone else (everything[full], everything[~full])
+                parts = [_take(batch, some) for some in rows if len(some)]
                 outcomes = [
                     unchanged(part, model) if bool(part.salience.all()) else self._attack_batch(call, model, part)
                     for part in parts
@@ -138,20 +141,8 @@ class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
 
                 return map_tensors(in_order, *outcomes)
 
-            outcome = self._alone_if_need_be(run, salience)
+            outcome = self._alone_if_need_be(run, batch.salience)
         return map_tensors(lambda found: restore(ep.astensor(found)), outcome)
-
-    def _rows(self, batch: Batch, alone: bool) -> list[Tensor] | None:
-        """The parts in which the batch is attacked, None for all at once."""
-        count = len(batch.images)
-        everything = torch.arange(count, device=batch.images.device)
-        if alone:
-            return list(everything.split(1))
-        innermost = self.wrapped.attack if isinstance(self.wrapped, Repeated) else self.wrapped
-        full = batch.salience.expand(count, -1, -1, -1).flatten(1).all(1)
-        if not FOOLBOX.spec_for(innermost).searches_start or not bool(full.any()):
-            return None
-        return [part for part in (everything[full], everything[~full]) if len(part)]
 
     def _attack_batch(self, call: Callable[..., Any], model: Model, batch: Batch) -> Any:
         images, salience = batch.images, batch.salience
@@ -226,10 +217,7 @@ class ProjectedFoolboxModel(Model):  # type: ignore[misc]
 
 @contextmanager
 def _runs_projected(attack: Attack, projection: BatchProjection) -> Iterator[None]:
-    """Project random starts and what ``run`` gives, of an attack and those it is built upon, for the length of a block.
-
-    Foolbox cuts what ``run`` gives to the budget afterwards: salient elements must not count there.
-    """
+    """Project an attack's random starts, and its results before Foolbox cuts them to a budget; its inner attacks', too."""
 
     def projecting(holder: Attack, function: Callable[..., Any]) -> Callable[..., Any]:
         def projected(*args: Any, **kwargs: Any) -> Any:
@@ -240,9 +228,8 @@ def _runs_projected(attack: Attack, projection: BatchProjection) -> Iterator[Non
 
     with ExitStack() as stack:
         for holder in (attack, *_inner_attacks(attack)):
-            if isinstance(holder, SalienceFoolboxAttack):
-                continue  # sees to itself
-            for name in ("run", FOOLBOX.spec_for(holder).start):
+            names = () if isinstance(holder, SalienceFoolboxAttack) else ("run", FOOLBOX.spec_for(holder).start)
+            for name in names:  # a wrapped one sees to itself
                 if hasattr(holder, name):
                     stack.enter_context(patched_attribute(holder, name, projecting(holder, getattr(holder, name))))
         yield

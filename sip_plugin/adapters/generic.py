@@ -20,7 +20,7 @@ class SalienceCallable(SalienceAttack):
 
     def __init__(self, attack: Any, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> None:
         super().__init__(attack, mask_fn, one_by_one=one_by_one)
-        with model_replaced(attack, ProjectedModel(attack.model, None)):
+        with model_replaced(attack, ProjectedModel(attack.model)):
             pass  # an attack whose model cannot be replaced is refused now and not at its first call
 
     def __call__(

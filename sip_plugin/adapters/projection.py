@@ -1,13 +1,9 @@
 """The two mechanisms that project every step of somebody else's attack. This file knows no attack library.
 
-*Query projection* puts a model in place of the attack's own that projects each query before the network sees it: the
-attack then works on ``f∘P_x``, and gradients on salient elements are zero by the chain rule. It needs to know nothing of
-the attack.
-
-*Iterate projection* is for attacks whose optimisation variable is the image itself while the network sees a transform of
-it (DI-, TI-FGSM), or where salient elements would eat a norm budget (PGDL2). Every gradient attack marks its iterate with
-``requires_grad``; that moment is caught, the clean values are selected into the iterate, and its gradient is zeroed on
-salient elements.
+*Query projection* puts a model in place of the attack's own that projects each query before the network sees it: gradients
+on salient elements are zero by the chain rule. *Iterate projection* is for attacks whose variable is the image itself while
+the network sees a transform of it (DI-, TI-FGSM), or where salient elements would eat a norm budget (PGDL2): the moment at
+which the iterate is marked with ``requires_grad`` is caught, and its values and its gradient are projected.
 """
 
 from __future__ import annotations
@@ -15,7 +11,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from enum import Enum
 from typing import Any, cast
 
@@ -215,8 +211,8 @@ class ProjectedModel(nn.Module):
         model: The network (or a function), shared with the caller and never hooked.
         projection: ``P_x``, or None where the iterate is projected instead.
         mode: The mode that projects iterates, which must not see the network's own operations.
-        training: Whether the attack finds the network in train mode, and puts it back into that itself. Not so for an
-            attack that is called on its own: the caller's modes are restored for it, after the last user's end.
+        training: Whether the attack finds the network in train mode, and puts it back into that itself: only within a
+            composite, since the caller's modes are restored for an attack that is called on its own.
     """
 
     def __init__(
@@ -230,8 +226,7 @@ class ProjectedModel(nn.Module):
         super().__init__()
         self.model = model
         self.training = training
-        self._projection = projection
-        self._mode = mode
+        self._projection, self._mode = projection, mode
         self.queried = False  # whether any query came this way
 
     def forward(self, queries: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -240,9 +235,7 @@ class ProjectedModel(nn.Module):
         queries = plain_tensor(queries)
         if self._projection is not None:
             queries = self._projection(queries)
-        if self._mode is None:
-            return self.model(queries, *args, **kwargs)
-        with self._mode.suspended():
+        with nullcontext() if self._mode is None else self._mode.suspended():
             return self.model(queries, *args, **kwargs)
 
     def train(self, mode: bool = True) -> ProjectedModel:
@@ -265,10 +258,7 @@ class ProjectedModel(nn.Module):
 def model_replaced(attack: Any, stand_in: ProjectedModel) -> Iterator[None]:
     """Give an attack another model for the length of a block, under whatever names it keeps its own.
 
-    A function in place of a network gets a function in its place.
-
-    Raises:
-        TypeError: If ``attack.model`` cannot be set.
+    A function in place of a network gets a function in its place. A model that cannot be set is refused.
     """
     before = attack.model
     value = stand_in.forward if inspect.isroutine(before) else stand_in
@@ -307,13 +297,9 @@ def warn_if_not_queried(attack: Any, queried: bool, unchanged: bool) -> None:
 
 
 class IterateProjection(TorchFunctionMode):
-    """While active, projects every tensor that is marked with ``requires_grad`` and is a batch of the images' shape.
+    """While active in a thread, projects tensors of the images' shape in place as they are marked with ``requires_grad``.
 
-    Active for the current thread only. The tensor is written in place, before it becomes a leaf of the graph, and its
-    gradient is 0 on salient elements.
-
-    Args:
-        projection: ``P_x`` in the space of the attack's iterate.
+    Their gradient is 0 on salient elements. ``projection`` is ``P_x`` in the space of the attack's iterate.
     """
 
     def __init__(self, projection: BatchProjection) -> None:
@@ -321,7 +307,6 @@ class IterateProjection(TorchFunctionMode):
         self.projection = projection
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        """Project first where ``func`` marks an iterate; then run ``func`` as it is."""
         kwargs = kwargs or {}
         marks = func in _MARKS and all(args[1:]) and all(kwargs.values())
         if not (marks and args[0].dim() == 4 and args[0].shape[1:] == self.projection.images.shape[1:]):

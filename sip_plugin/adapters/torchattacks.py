@@ -19,6 +19,7 @@ from sip_plugin.adapters.base import (
     SalienceAttack,
     call_lock,
     check_ball,
+    check_inner,
     concat,
     delegate,
     patched_attribute,
@@ -48,7 +49,9 @@ class SalienceTorchAttack(SalienceAttack, Attack):  # type: ignore[misc]
     """A torchattacks attack whose every step leaves salient elements alone."""
 
     def __init__(self, attack: Attack, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> None:
-        _check_inner_attacks(attack)
+        for inner in attack._attacks.values() if TORCHATTACKS.registered_name(attack) is None else ():
+            spec = TORCHATTACKS.spec_for(inner)
+            check_inner(attack, inner, spec.mechanism is QUERY and not spec.tiled)
         super().__init__(attack, mask_fn, one_by_one=one_by_one)
         # torchattacks' own decorators read this registry from the instance's __dict__.
         self.__dict__["_attacks"] = attack._attacks
@@ -108,14 +111,8 @@ class SalienceTorchAttack(SalienceAttack, Attack):  # type: ignore[misc]
         return self.salience(inputs, labels, mask)
 
 
-delegate(
-    SalienceTorchAttack,
-    [
-        name
-        for name, member in vars(Attack).items()
-        if callable(member) and not name.startswith("__") and name not in vars(SalienceTorchAttack)
-    ],
-)
+_methods = {name for name, member in vars(Attack).items() if callable(member) and not name.startswith("__")}
+delegate(SalienceTorchAttack, _methods - vars(SalienceTorchAttack).keys())
 
 
 def attack_batch(attack: Attack, batch: Batch, *, training: bool = False, alone: bool = False) -> Tensor:
@@ -201,19 +198,6 @@ def _restore_normalization(attack: Attack, applied: bool | None) -> None:
     """torchattacks leaves its flag reversed when an attack raises."""
     if attack._normalization_applied is not applied:
         attack._set_normalization_applied(applied)
-
-
-def _check_inner_attacks(attack: Attack) -> None:
-    """Refuse an attack of the user's own that is built upon attacks which a projection of its queries would not reach."""
-    if TORCHATTACKS.registered_name(attack) is not None:
-        return
-    for inner in attack._attacks.values():
-        spec = TORCHATTACKS.spec_for(inner)
-        if isinstance(inner, SalienceTorchAttack) or spec.mechanism is not QUERY or spec.tiled:
-            raise TypeError(
-                f"{type(attack).__name__} is built upon {inner!r}, whose steps cannot be projected from outside. Wrap that "
-                "attack instead: SIPWrapper(inner, mask_fn)."
-            )
 
 
 def _build_lgv(attack: Attack) -> None:
