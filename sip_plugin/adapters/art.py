@@ -210,11 +210,12 @@ def _attack_part(
         return MemberProxy(member, attack_batch, salience, None if spec.universal else selections, method="generate")
 
     with ExitStack() as stack:
-        native = np.where(salience.numpy(), 0.0, np.broadcast_to(1.0, x.shape)).astype(np.float32)
-        if spec.native == "argument":
-            kwargs = {**kwargs, "mask": native}
-        elif spec.native == "attribute":
-            stack.enter_context(patched_attribute(attack, "mask", native))
+        if spec.native:
+            native = np.where(salience.numpy(), 0.0, np.broadcast_to(1.0, x.shape)).astype(np.float32)
+            if spec.native == "argument":
+                kwargs = {**kwargs, "mask": native}
+            else:
+                stack.enter_context(patched_attribute(attack, "mask", native))
         if spec.universal:
             get_attack = attack._get_attack
             stack.enter_context(patched_attribute(attack, "_get_attack", lambda *args: proxy(get_attack(*args))))
