@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,138 +16,96 @@ from art.estimators.estimator import BaseEstimator
 from torch import Tensor
 
 from sip_plugin.adapters.base import patched_attribute
-from sip_plugin.adapters.projection import BatchProjection, RowSelections
+from sip_plugin.adapters.projection import BatchProjection, salience_rows
 from sip_plugin.constraint import project
 from sip_plugin.model_state import preserve_model_state
 
+_CPU = torch.device("cpu")
 
+
+@dataclasses.dataclass
 class EstimatorProjection:
     """``P_x`` for arrays and tensors.
 
-    Args:
-        images: The clean images, on the CPU.
-        salience: Their binary map, broadcastable to the images, on the CPU.
+    Attributes:
+        batch: ``P_x`` for tensors on the CPU.
         dtype: What queries are cast to.
-        selections: See :class:`BatchProjection`.
         masked: Whether the attack's own mask keeps it from changing salient elements, so that queries about part of the
             batch are left as they are.
         in_place: Whether a query is its attack's iterate, and is projected in place.
         exempt: Other images of which an attack asks, which are no iterates of these.
+        queried: Whether any query came this way.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        salience: Tensor,
-        *,
-        dtype: torch.dtype = torch.float32,
-        selections: RowSelections | None = None,
-        masked: bool = False,
-        in_place: bool = False,
-        exempt: Tensor | None = None,
-    ) -> None:
-        self.dtype = dtype
-        self.in_place = in_place
-        self.exempt = exempt
-        self.queried = False
-        self.masked = masked
-        self._use(BatchProjection(images, salience, selections=selections))
+    batch: BatchProjection
+    dtype: torch.dtype
+    masked: bool = False
+    in_place: bool = False
+    exempt: Tensor | None = None
+    queried: bool = False
+
+    def __post_init__(self) -> None:
+        self._batches = {_CPU: self.batch}
 
     def project(self, x: Any) -> tuple[Any, Tensor | None]:
-        """Queries with their clean values on salient elements, and their maps; None for images that are exempt.
-
-        Raises:
-            RuntimeError: If they are no images of the clean ones' shape.
-        """
+        """Queries with their clean values on salient elements, and their maps; None for images that are exempt."""
         self.queried = True
         queries = x if isinstance(x, Tensor) else _tensor(x)
         if not queries.is_floating_point():
             queries = queries.to(self.dtype)
         batch = self._on(queries.device)
-        if not batch.covers(queries):
-            raise RuntimeError(
-                f"The attack asked about an array of shape {tuple(queries.shape)} where images "
-                f"(N, {', '.join(map(str, batch.images.shape[1:]))}) were expected, so its steps cannot be projected."
-            )
-        if self._is_exempt(queries) or (self.masked and len(queries) < len(batch.images)):
+        exempt = self.exempt is not None and torch.equal(queries.detach(), self.exempt.to(queries))
+        if exempt or (self.masked and len(queries) < len(batch.images)):
             return x, None
-        if batch.free:
-            return (queries.to(self.dtype) if isinstance(x, Tensor) else queries.to(self.dtype).numpy()), None
-        images, salience = batch.rows(queries)
-        projected = project(queries, images, salience)
-        if self.in_place and not queries.requires_grad:
-            queries.copy_(projected)
-        projected = projected.to(self.dtype)
-        return (projected if isinstance(x, Tensor) else projected.numpy()), salience
+        salience = None
+        if not batch.free:
+            images, salience = batch.rows(queries)
+            projected = project(queries, images, salience)
+            if self.in_place and not queries.requires_grad:
+                queries.copy_(projected)
+            queries = projected
+        queries = queries.to(self.dtype)
+        return (queries if isinstance(x, Tensor) else queries.numpy()), salience
 
     @contextmanager
     def only(self, index: int) -> Iterator[None]:
         """For the length of a block all queries are of one image."""
-        everything = self._batch
-        salience = everything.salience
-        self._use(
-            BatchProjection(
-                everything.images[index : index + 1], salience if len(salience) == 1 else salience[index : index + 1]
-            )
-        )
+        before, rows = self._batches, slice(index, index + 1)
+        whole = before[_CPU]
+        self._batches = {_CPU: BatchProjection(whole.images[rows], salience_rows(whole.salience, rows))}
         try:
             yield
         finally:
-            self._use(everything)
-
-    def _use(self, batch: BatchProjection) -> None:
-        self._batch = batch
-        self._batches = {torch.device("cpu"): batch}
+            self._batches = before
 
     def _on(self, device: torch.device) -> BatchProjection:
-        batch = self._batch
         if device not in self._batches:
+            batch = self._batches[_CPU]
             images, salience = batch.images.to(device), batch.salience.to(device)
             self._batches[device] = BatchProjection(images, salience, selections=batch.selections)
         return self._batches[device]
 
-    def _is_exempt(self, queries: Tensor) -> bool:
-        if self.exempt is None:
-            return False
-        return torch.equal(queries.detach(), self.exempt.to(queries))
-
 
 class ProjectedEstimator:
-    """The methods by which an attack asks a classifier, each with its queries projected.
+    """The methods by which an attack asks a classifier, each with its queries projected and its gradients masked.
 
     A mixin before the classifier's own class, on an object that shares all of the classifier's attributes.
     """
 
     _sip_projection: EstimatorProjection
 
-    def predict(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """The classifier's own, at the projected queries."""
-        return super().predict(self._sip_projection.project(x)[0], *args, **kwargs)  # type: ignore[misc]
 
-    def compute_loss(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """The classifier's own, at the projected queries."""
-        return super().compute_loss(self._sip_projection.project(x)[0], *args, **kwargs)  # type: ignore[misc]
-
-    def get_activations(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """The classifier's own, at the projected queries."""
-        return super().get_activations(self._sip_projection.project(x)[0], *args, **kwargs)  # type: ignore[misc]
-
-    def loss_gradient(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """The classifier's own, at the projected queries; 0 on salient elements."""
+def _projecting(name: str) -> None:
+    def method(self: ProjectedEstimator, x: Any, *args: Any, **kwargs: Any) -> Any:
         projected, salience = self._sip_projection.project(x)
-        return _masked(super().loss_gradient(projected, *args, **kwargs), salience)  # type: ignore[misc]
+        result = getattr(super(ProjectedEstimator, self), name)(projected, *args, **kwargs)
+        return _masked(result, salience) if name.endswith("gradient") else result
 
-    def class_gradient(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        """The classifier's own, at the projected queries; 0 on salient elements."""
-        projected, salience = self._sip_projection.project(x)
-        return _masked(super().class_gradient(projected, *args, **kwargs), salience)  # type: ignore[misc]
+    setattr(ProjectedEstimator, name, method)
 
 
-def projected_estimator(estimator: Any, projection: EstimatorProjection) -> Any:
-    """An estimator of the same class and attributes, whose queries are projected."""
-    stand_in: Any = object.__new__(_kind(type(estimator)))  # type: ignore[arg-type]
-    vars(stand_in).update(vars(estimator), _sip_projection=projection)
-    return stand_in
+for _name in ("predict", "compute_loss", "get_activations", "loss_gradient", "class_gradient"):
+    _projecting(_name)
 
 
 @functools.lru_cache(maxsize=32)
@@ -165,9 +125,7 @@ def _masked(gradient: Any, salience: Tensor | None) -> Any:
     if salience is None:
         return gradient
     values = gradient if isinstance(gradient, Tensor) else _tensor(gradient)
-    if values.dim() > salience.dim():
-        salience = salience[:, None]
-    masked = values.masked_fill(salience, 0)
+    masked = values.masked_fill(salience[:, None] if values.dim() > salience.dim() else salience, 0)
     return masked if isinstance(gradient, Tensor) else masked.numpy()
 
 
@@ -186,9 +144,10 @@ def estimators_projected(
                 if not isinstance(held, BaseEstimator):
                     continue
                 if id(held) not in made:
-                    made[id(held)] = projected_estimator(held, projection)
+                    stand_in = made[id(held)] = object.__new__(_kind(type(held)))  # type: ignore[arg-type]
+                    vars(stand_in).update(vars(held), _sip_projection=projection)
                     if value_range is not None:
-                        made[id(held)]._clip_values = value_range
+                        stand_in._clip_values = value_range
                 stack.enter_context(patched_attribute(holder, name, made[id(held)]))
         yield
 
@@ -197,12 +156,10 @@ def estimators_projected(
 def starts_projected(attack: EvasionAttack, method: str, projection: EstimatorProjection) -> Iterator[None]:
     """Tell the projection which image a starting point is sought for: its queries are far from any."""
     find = getattr(attack, method)
-    index = -1
+    indices = itertools.count()
 
     def find_start(*args: Any, **kwargs: Any) -> Any:
-        nonlocal index
-        index += 1
-        with projection.only(index):
+        with projection.only(next(indices)):
             return find(*args, **kwargs)
 
     with patched_attribute(attack, method, find_start):
@@ -212,17 +169,10 @@ def starts_projected(attack: EvasionAttack, method: str, projection: EstimatorPr
 @contextmanager
 def preserve_classifier_state(estimator: Any) -> Iterator[None]:
     """Put back what ART changes in a classifier and its network (attacks ask a stand-in, which takes the rest)."""
-    wrapper: Any = getattr(estimator, "_model", None)
-    training = getattr(wrapper, "training", None)
-    optimizer = vars(estimator).get("_optimizer")  # which a parallel AutoAttack takes away
-    with preserve_model_state(estimator.model):
-        try:
-            yield
-        finally:
-            if optimizer is not None:
-                estimator._optimizer = optimizer
-            if training is not None:
-                wrapper.training = training
+    # ART's own module around the network has a mode, too; a parallel AutoAttack takes the optimizer away.
+    optimizer = patched_attribute(estimator, "_optimizer", vars(estimator).get("_optimizer"))
+    with preserve_model_state(estimator.model), preserve_model_state(estimator._model), optimizer:
+        yield
 
 
 @contextmanager
@@ -235,20 +185,6 @@ def budgets_of(attack: EvasionAttack, rows: np.ndarray, count: int) -> Iterator[
                 if isinstance(held, np.ndarray) and held.ndim == 4 and len(held) == count:
                     stack.enter_context(patched_attribute(holder, name, held[rows]))
         yield
-
-
-@contextmanager
-def silent_progress(attack: EvasionAttack) -> Iterator[bool]:
-    """Silence an attack's own progress bars, which know of one part at a time; give whether they were wanted."""
-    verbose = bool(getattr(attack, "verbose", False))
-    if not verbose:
-        yield False
-        return
-    attack.set_params(verbose=False)
-    try:
-        yield True
-    finally:
-        attack.set_params(verbose=True)
 
 
 def inner_attacks(attack: Any) -> list[Any]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import math
+import operator
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -16,13 +18,59 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sip_plugin.adapters.projection import UnknownRowsError
+from sip_plugin.adapters.projection import UnknownRowsError, salience_rows
 from sip_plugin.constraint import SalienceMap, prepare_mask, project
 from sip_plugin.mask_source import MaskSource, check_mask_source, compute_mask
 
 _Result = TypeVar("_Result")
 _OWN = frozenset({"wrapped", "mask_fn", "one_by_one"})
+_PER_IMAGE = ("x_adv_init", "starting_points")  # arguments of an attack that hold one row for each image
 _locks: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What an attack is handed: images and what belongs to each of them.
+
+    Attributes:
+        images: ``(N, ...)``, a tensor or an array.
+        labels: One row for each image, or None.
+        salience: Their binary map, one row for each image or one for all.
+        args, kwargs: The attack's own further arguments.
+    """
+
+    images: Any
+    labels: Any
+    salience: Tensor
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def marked(self) -> bool:
+        """Whether the map marks anything."""
+        return bool(self.salience.any())
+
+    def marking(self, more: Tensor) -> Batch:
+        """The batch, of which ``more`` is salient, too."""
+        return dataclasses.replace(self, salience=self.salience | more)
+
+    def take(self, rows: Any) -> Batch:
+        """Some of the images, by a slice or an index."""
+        per_image = {name: self.kwargs[name][rows] for name in _PER_IMAGE if self.kwargs.get(name) is not None}
+        return dataclasses.replace(
+            self,
+            images=self.images[rows],
+            labels=None if self.labels is None else self.labels[rows],
+            salience=salience_rows(self.salience, rows),
+            kwargs={**self.kwargs, **per_image},
+        )
+
+    def split(self, size: int) -> list[Batch]:
+        """``size`` images at a time; the batch itself where that is all of it."""
+        count = len(self.images)
+        if size >= count:
+            return [self]
+        return [self.take(slice(start, start + size)) for start in range(0, count, size)]
 
 
 class SalienceAttack:
@@ -41,8 +89,6 @@ class SalienceAttack:
         self.mask_fn = mask_fn
         self.one_by_one = one_by_one
         self.__dict__.update(_lock=call_lock(attack), _queries_unknown_rows=False)
-
-    # --- the attack's own attributes ---
 
     def __getattr__(self, name: str) -> Any:
         # Only reached for what this object lacks. Not for dunders, nor before __init__ (copy and pickle build us bare).
@@ -71,21 +117,6 @@ class SalienceAttack:
         alone = self.one_by_one or self._queries_unknown_rows
         return f"SIPWrapper({self.wrapped!r}, mask_fn={shown}{', one_by_one=True' if alone else ''})"
 
-    # --- one call ---
-
-    def _attack(self, images: Tensor, labels: Tensor | None, salience: Tensor, args: Any, kwargs: Any) -> Tensor:
-        """Run the wrapped attack on one batch with its checked map."""
-        raise NotImplementedError  # each library's adapter has its own
-
-    def _attack_rows(self, images: Tensor, labels: Tensor | None, salience: Tensor, args: Any, kwargs: Any) -> Tensor:
-        """Run the wrapped attack on the batch, or on each of its images in turn."""
-
-        def run(alone: bool) -> Tensor:
-            parts = split_batch(images, labels, salience, 1 if alone else len(images))
-            return concat([self._attack(*part, args, kwargs) for part in parts])
-
-        return self._alone_if_need_be(run, salience)
-
     def _alone_if_need_be(self, run: Callable[[bool], _Result], salience: Tensor) -> _Result:
         """What ``run(False)`` gives; or ``run(True)``, image by image, if wanted or if a query's rows cannot be known."""
         if not self.one_by_one and not (self._queries_unknown_rows and bool(salience.any())):
@@ -102,17 +133,23 @@ class SalienceAttack:
         return run(True)
 
     def salience(self, images: Tensor, labels: Tensor | None, mask: SalienceMap | None = None) -> Tensor:
-        """The binary map for a batch: ``mask`` if given, else what ``mask_fn`` says.
+        """The binary map for a batch, broadcastable to ``(N, C, H, W)``: ``mask`` if given, else what ``mask_fn`` says."""
+        source = self.mask_fn if mask is None else mask
+        return one_map_if_empty(prepare_mask(compute_mask(source, images, labels), images))
 
-        Returns:
-            A ``bool`` tensor broadcastable to ``(N, C, H, W)``.
 
-        Raises:
-            TypeError: If the map is not a tensor or array.
-            ValueError: If there is no map, or :func:`sip_plugin.constraint.prepare_mask` refuses it.
-        """
-        return one_map_if_empty(
-            prepare_mask(compute_mask(self.mask_fn if mask is None else mask, images, labels), images)
+def delegate(kind: type, names: Iterable[str]) -> None:
+    """Let attributes of a library's base class be the wrapped attack's, which may override them."""
+    for name in names:
+        setattr(kind, name, property(operator.attrgetter(f"wrapped.{name}")))
+
+
+def check_inner(attack: Any, inner: Any, projectable: bool) -> None:
+    """Refuse an attack of the user's own that is built upon one which a projection of its queries would not reach."""
+    if isinstance(inner, SalienceAttack) or not projectable:
+        raise TypeError(
+            f"{type(attack).__name__} is built upon {type(inner).__name__}, whose steps cannot be projected from outside. "
+            "Wrap that attack instead: SIPWrapper(inner, mask_fn)."
         )
 
 
@@ -147,34 +184,26 @@ def one_map_if_empty(salience: Tensor) -> Tensor:
     return salience if bool(salience.any()) else salience[:1, :1, :1, :1]
 
 
-def split_batch(
-    images: Tensor, labels: Tensor | None, salience: Tensor, size: int
-) -> list[tuple[Tensor, Tensor | None, Tensor]]:
-    """Images, labels and maps of ``size`` images at a time; the batch itself, not copied, where that is all of it."""
-    if size >= len(images):
-        return [(images, labels, salience)]
-    pieces = images.split(size)
-    each = [None] * len(pieces) if labels is None else labels.split(size)
-    maps = [salience] * len(pieces) if len(salience) == 1 else salience.split(size)
-    return list(zip(pieces, each, maps, strict=True))
-
-
-def concat(parts: list[Tensor]) -> Tensor:
+def concat(*parts: Tensor) -> Tensor:
     """The parts of a batch in one tensor."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def project_result(attack: Any, adversarial: Any, images: Tensor, salience: Tensor) -> Tensor:
-    """An attack's result with the clean values on salient elements.
+def map_tensors(function: Callable[..., Any], *results: Any) -> Any:
+    """Apply a function to the tensors at the same place of each result: a tensor, or lists, tuples or a dict of them."""
+    first = results[0]
+    if isinstance(first, dict):
+        return {name: map_tensors(function, *(result[name] for result in results)) for name in first}
+    if isinstance(first, (list, tuple)):
+        return type(first)(map_tensors(function, *parts) for parts in zip(*results, strict=True))
+    return function(*results)
 
-    Raises:
-        RuntimeError: If it is not a batch of images of the clean ones' shape.
-    """
+
+def project_result(attack: Any, adversarial: Any, images: Tensor, salience: Tensor) -> Tensor:
+    """An attack's result with the clean values on salient elements; refuse one of another shape than the images'."""
     if not isinstance(adversarial, Tensor) or adversarial.shape != images.shape:
         got = tuple(adversarial.shape) if isinstance(adversarial, Tensor) else type(adversarial).__name__
-        raise RuntimeError(
-            f"{attack!r} returned {got} where adversarial images of shape {tuple(images.shape)} were expected."
-        )
+        raise RuntimeError(f"{attack!r} returned {got}, not adversarial images of shape {tuple(images.shape)}.")
     result = project(adversarial.detach(), images.detach(), salience)
     broken = ~result.isfinite().flatten(1).all(1) & salience.flatten(1).any(1)
     if bool(broken.any()):
@@ -191,14 +220,10 @@ def project_result(attack: Any, adversarial: Any, images: Tensor, salience: Tens
 
 
 def check_ball(attack: Any, adversarial: Tensor, images: Tensor) -> None:
-    """Refuse a result outside the ball of radius ``attack.eps`` in ``attack.norm``, in which the bare attack stays.
-
-    Raises:
-        RuntimeError: If an image has changed by more than that and rounding.
-    """
-    order = {"Linf": math.inf, "inf": math.inf, "L2": 2.0, "L1": 1.0}.get(attack.norm, attack.norm)
+    """Refuse a result outside the ball of radius ``attack.eps`` in ``attack.norm``, in which the bare attack stays."""
     if not (adversarial.is_floating_point() and images.is_floating_point()):
         return
+    order = {"Linf": math.inf, "inf": math.inf, "L2": 2.0, "L1": 1.0}.get(attack.norm, attack.norm)
     pairs = zip(adversarial.split(32), images.split(32), strict=True)  # never the whole batch once more in memory
     size = max(float(torch.linalg.vector_norm((a - x).flatten(1).float(), order, dim=1).max()) for a, x in pairs)
     precision = max(torch.finfo(tensor.dtype).eps for tensor in (adversarial, images))
@@ -206,5 +231,5 @@ def check_ball(attack: Any, adversarial: Tensor, images: Tensor) -> None:
     if size > attack.eps * (1 + 1e-4) + rounding:
         raise RuntimeError(
             f"{type(attack).__name__} left its ball: it changed an image by {size:g} in {attack.norm}, and eps is "
-            f"{attack.eps:g}. If the bare attack does not, that is an error of sip-plugin; please report it."
+            f"{attack.eps:g}. If the bare attack does not, please report it as an error of sip-plugin."
         )

@@ -5,34 +5,47 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
+from sip_plugin.adapters.base import Batch
+from sip_plugin.adapters.projection import RowSelections, plain_tensor, salience_rows
+
 
 class MemberProxy:
     """Stands in for a member during a call: what it is asked to attack goes to ``run``, everything else to the member.
 
     Args:
-        attack: The member.
-        run: Called as ``run(attack, images, *args, **kwargs)``.
+        member: The member.
+        run: Attacks a batch with the member.
+        salience: The maps of the composite's batch.
+        selections: What the composite selects of its batch; None if each image has the same map.
         method: The name under which the composite calls its members, besides calling them directly.
     """
 
-    def __init__(self, attack: Any, run: Callable[..., Any], method: str = "forward") -> None:
-        self.__dict__.update(attack=attack, run=run, method=method)
+    _own: tuple[Any, Callable[[Any, Batch], Any], Tensor, RowSelections | None, str]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the member would be called with goes to ``run``."""
-        return self.__dict__["run"](self.__dict__["attack"], *args, **kwargs)
+    def __init__(
+        self,
+        member: Any,
+        run: Callable[[Any, Batch], Any],
+        salience: Tensor,
+        selections: RowSelections | None,
+        method: str = "forward",
+    ) -> None:
+        self.__dict__["_own"] = member, run, salience, selections, method
+
+    def __call__(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Attack some images of the composite's batch with their maps."""
+        member, run, salience, selections, _ = self._own
+        maps = salience if selections is None else salience_rows(salience, selections.of(len(x)))
+        x = plain_tensor(x) if isinstance(x, Tensor) else np.asarray(x)
+        return run(member, Batch(x, y, maps, args, kwargs))
 
     def __getattr__(self, name: str) -> Any:
-        if "attack" not in self.__dict__ or (name.startswith("__") and name.endswith("__")):
+        if name == "_own" or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(name)  # copy and pickle ask before there is anything to ask
-        if name == self.__dict__["method"]:
-            return self
-        return getattr(self.__dict__["attack"], name)
+        return self if name == self._own[-1] else getattr(self._own[0], name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self.__dict__["attack"], name, value)
-
-    def release(self) -> Any:
-        """The member itself; the stand-in forgets the batch, whoever still holds it."""
-        self.__dict__["run"] = None
-        return self.__dict__["attack"]
+        setattr(self._own[0], name, value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -25,15 +25,13 @@ try:
 except ImportError as error:
     raise ImportError("Foolbox is not installed: pip install 'sip-plugin[foolbox]'") from error
 
-from sip_plugin.adapters.base import SalienceAttack, patched_attribute, project_result
-from sip_plugin.adapters.projection import BatchProjection, salience_rows, warn_if_not_queried
+from sip_plugin.adapters.base import Batch, SalienceAttack, delegate, map_tensors, patched_attribute, project_result
+from sip_plugin.adapters.projection import BatchProjection, warn_if_not_queried
 from sip_plugin.adapters.specs import FOOLBOX
 from sip_plugin.checks import check_images, check_labels
 from sip_plugin.constraint import SalienceMap, project
 from sip_plugin.mask_source import MaskSource
 from sip_plugin.model_state import preserve_model_state
-
-_PER_IMAGE = ("starting_points",)  # arguments of a call that hold one row for each image
 
 
 class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
@@ -42,7 +40,7 @@ class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
     def __init__(self, attack: Attack, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> None:
         FOOLBOX.check_supported(attack)
         for inner in _inner_attacks(attack):
-            adapter_of(inner)(inner)  # refuses what may not be part of it either
+            FOOLBOX.check_supported(inner)
         super().__init__(attack, mask_fn, one_by_one=one_by_one)
 
     def __call__(
@@ -71,127 +69,124 @@ class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
             raw ones, salience preserved, cut to the budget; success is the network's verdict on them.
 
         Raises:
-            TypeError: If inputs or map are of the wrong type.
-            ValueError: If their shapes or values do not fit.
+            TypeError: If the map is of the wrong type.
+            ValueError: If shapes or values do not fit. Foolbox itself raises an ``AssertionError`` for inputs outside the
+                model's bounds.
         """
+        epsilons = list(epsilons) if isinstance(epsilons, Iterable) else epsilons
 
-        call = functools.partial(self.wrapped, epsilons=epsilons)
-        return self._around(call, model, inputs, criterion, mask, epsilons, kwargs)
+        def call(*args: Any, **options: Any) -> Any:
+            return self.wrapped(*args, epsilons=epsilons, **options)
+
+        def unchanged(batch: Batch, projected: Model) -> Any:
+            success = batch.labels(batch.images, projected(batch.images))
+            if not isinstance(epsilons, list):
+                return batch.images, batch.images, success
+            count = len(epsilons)
+            return [batch.images] * count, [batch.images] * count, success.expand(count, -1)
+
+        return self._around(call, unchanged, model, inputs, criterion, mask, kwargs)
+
+    def run(self, model: Model, inputs: Any, criterion: Any, **kwargs: Any) -> Any:
+        """Foolbox's own, by which one attack finds the starting points of another: images, salience preserved."""
+
+        def call(*args: Any, **options: Any) -> Any:
+            return self.wrapped.run(*args, **options)  # looked up now: it is replaced for the length of the call
+
+        return self._around(call, lambda batch, _: batch.images, model, inputs, criterion, None, kwargs)
 
     def repeat(self, times: int) -> Any:
         """Foolbox's ``repeat``: the best of several runs with the same map."""
         repeated = self.wrapped.repeat(times)
         return adapter_of(repeated)(repeated, self.mask_fn, one_by_one=self.one_by_one)
 
-    def _run(self, model: Model, inputs: Any, criterion: Any, kwargs: dict[str, Any]) -> Any:
-        """What an attack of which this one finds the starting points calls."""
-
-        # Looked up when it is called: it is replaced for the length of the call.
-        return self._around(
-            lambda *args, **options: self.wrapped.run(*args, **options), model, inputs, criterion, None, None, kwargs
-        )
-
     def _around(
         self,
         call: Callable[..., Any],
+        unchanged: Callable[[Batch, Model], Any],
         model: Model,
         inputs: Any,
         criterion: Any,
         mask: SalienceMap | None,
-        epsilons: Any,
         kwargs: dict[str, Any],
     ) -> Any:
-        images, restore = _images(inputs)
-        if not isinstance(model, Model):
-            raise TypeError(f"model must be a Foolbox model (foolbox.PyTorchModel), got {type(model).__name__}.")
+        x, restore = ep.astensor_(inputs)
+        images = x.raw.detach()
+        check_images(images.clamp(0, 1), name="inputs")  # all but the range, which is the model's
+        low, high = model.bounds
+        plain = ((images - low) / (high - low)).clamp(0, 1)
+        criterion = get_criterion(criterion.raw if isinstance(criterion, ep.Tensor) else criterion)
+        labels = check_labels(criterion.labels.raw, images) if isinstance(criterion, Misclassification) else None
         with self._lock, preserve_model_state(_network(model)):
-            _check_bounds(images, model)
-            plain = _in_unit_range(images, model)
-            criterion = get_criterion(criterion.raw if isinstance(criterion, ep.Tensor) else criterion)
-            salience = self.salience(plain, _labels(criterion, plain), mask)
+            batch = Batch(images, criterion, self.salience(plain, labels, mask), kwargs=kwargs)
+            everything = torch.arange(len(images), device=images.device)
+            full = batch.salience.expand(len(images), -1, -1, -1).flatten(1).all(1)
+            innermost = self.wrapped.attack if isinstance(self.wrapped, Repeated) else self.wrapped
+            apart = FOOLBOX.spec_for(innermost).searches_start and bool(full.any())
 
             def run(alone: bool) -> Any:
-                rows = self._rows(images, criterion, salience, alone)
-                if rows is None:
-                    return self._attack_images(call, model, images, criterion, salience, kwargs)
-                outcomes = []
-                for part in rows:
-                    maps = salience_rows(salience, part)
-                    some = _some(criterion, part)
-                    if bool(maps.all()):
-                        outcomes.append(_unchanged(model, images[part], some, epsilons))
-                    else:
-                        own = {name: _rows_of(given, part) for name, given in kwargs.items() if name in _PER_IMAGE}
-                        outcomes.append(self._attack_images(call, model, images[part], some, maps, {**kwargs, **own}))
-                return _in_order(outcomes, torch.cat(rows).argsort())
+                if not alone and not apart:
+                    return self._attack_batch(call, model, batch)
+                rows = everything.split(1) if alone else (everything[full], everything[~full])
+                parts = [_take(batch, some) for some in rows if len(some)]
+                outcomes = [
+                    unchanged(part, model) if bool(part.salience.all()) else self._attack_batch(call, model, part)
+                    for part in parts
+                ]
+                order = torch.cat(rows).argsort()
 
-            return _each(self._alone_if_need_be(run, salience), restore)
+                def in_order(*found: Tensor) -> Tensor:
+                    dim = 0 if found[0].dim() == 4 else -1  # images, or whether they succeed
+                    return torch.cat(found, dim).index_select(dim, order)
 
-    def _rows(self, images: Tensor, criterion: Criterion, salience: Tensor, alone: bool) -> list[Tensor] | None:
-        """The parts in which the batch is attacked, None for all at once."""
-        everything = torch.arange(len(images), device=images.device)
-        if alone:
-            _check_splits(criterion, "one_by_one")
-            return list(everything.split(1))
-        full = salience.expand(len(images), -1, -1, -1).flatten(1).all(1)
-        innermost = self.wrapped
-        while isinstance(innermost, Repeated):
-            innermost = innermost.attack
-        if not FOOLBOX.spec_for(innermost).searches_start or not bool(full.any()):
-            return None
-        _check_splits(criterion, "a map that marks all of an image")
-        return [part for part in (everything[full], everything[~full]) if len(part)]
+                return map_tensors(in_order, *outcomes)
 
-    def _attack_images(
-        self,
-        call: Callable[..., Any],
-        model: Model,
-        images: Tensor,
-        criterion: Criterion,
-        salience: Tensor,
-        kwargs: dict[str, Any],
-    ) -> Any:
+            outcome = self._alone_if_need_be(run, batch.salience)
+        return map_tensors(lambda found: restore(ep.astensor(found)), outcome)
+
+    def _attack_batch(self, call: Callable[..., Any], model: Model, batch: Batch) -> Any:
+        images, salience = batch.images, batch.salience
         projection = BatchProjection(images, salience)
         projected = ProjectedFoolboxModel(model, projection)
+        same = []
+
+        def selected(found: Tensor) -> Tensor:
+            if found.shape != images.shape:
+                return found  # whether the images succeed
+            found = project(found, images, salience)
+            same.append(torch.equal(found, images))
+            return found
+
         with _runs_projected(self.wrapped, projection):
-            outcome = call(projected, images.clone(), criterion, **kwargs)
-        result = _each(outcome, lambda found: _selected(found, images, salience))
+            outcome = call(projected, images.clone(), batch.labels, **batch.kwargs)
+        result = map_tensors(selected, outcome)
         if FOOLBOX.registered_name(self.wrapped) is None and not isinstance(self.wrapped, Repeated):
-            changed = result if isinstance(result, Tensor) else result[0]
-            first = changed if isinstance(changed, Tensor) else changed[0]
-            warn_if_not_queried(self.wrapped, projected, torch.equal(first, images))
+            warn_if_not_queried(self.wrapped, projected.queried, all(same))
         return result
+
+
+delegate(SalienceFoolboxAttack, ["distance"])
 
 
 class SalienceAttackWithDistance(SalienceFoolboxAttack, AttackWithDistance):  # type: ignore[misc]
     """An attack that measures a distance."""
 
-    repeat = SalienceFoolboxAttack.repeat
 
-    @property
-    def distance(self) -> Any:
-        """The wrapped attack's own."""
-        return self.wrapped.distance
-
-
-class SalienceMinimizationAttack(SalienceAttackWithDistance, MinimizationAttack):  # type: ignore[misc]
+class SalienceMinimizationAttack(SalienceFoolboxAttack, MinimizationAttack):  # type: ignore[misc]
     """An attack that looks for the smallest perturbation; it also finds starting points for other attacks."""
 
-    __call__ = SalienceFoolboxAttack.__call__
 
-    def run(self, model: Model, inputs: Any, criterion: Any, **kwargs: Any) -> Any:
-        """Foolbox's own: adversarial images, which equal the clean ones on salient elements."""
-        return self._run(model, inputs, criterion, kwargs)
-
-
-class SalienceFixedEpsilonAttack(SalienceAttackWithDistance, FixedEpsilonAttack):  # type: ignore[misc]
+class SalienceFixedEpsilonAttack(SalienceFoolboxAttack, FixedEpsilonAttack):  # type: ignore[misc]
     """An attack within a budget."""
 
-    __call__ = SalienceFoolboxAttack.__call__
 
-    def run(self, model: Model, inputs: Any, criterion: Any, **kwargs: Any) -> Any:
-        """Foolbox's own: adversarial images, which equal the clean ones on salient elements."""
-        return self._run(model, inputs, criterion, kwargs)
+def adapter_of(attack: Attack) -> type[SalienceFoolboxAttack]:
+    """The wrapper's class for an attack, of the same of Foolbox's kinds."""
+    if isinstance(attack, MinimizationAttack):
+        return SalienceMinimizationAttack
+    if isinstance(attack, FixedEpsilonAttack):
+        return SalienceFixedEpsilonAttack
+    return SalienceAttackWithDistance if isinstance(attack, AttackWithDistance) else SalienceFoolboxAttack
 
 
 class ProjectedFoolboxModel(Model):  # type: ignore[misc]
@@ -210,9 +205,9 @@ class ProjectedFoolboxModel(Model):  # type: ignore[misc]
     def __call__(self, inputs: Any) -> Any:
         """The model's output at the projected queries."""
         self.queried = True
-        queries = inputs.raw if isinstance(inputs, ep.Tensor) else inputs
-        projected = self.projection(queries).to(self.projection.images.dtype)
-        return self.model(ep.astensor(projected) if isinstance(inputs, ep.Tensor) else projected)
+        queries, restore = ep.astensor_(inputs)
+        projected = self.projection(queries.raw).to(self.projection.images.dtype)
+        return self.model(restore(ep.astensor(projected)))
 
     def __getattr__(self, name: str) -> Any:
         if name == "model":
@@ -220,42 +215,24 @@ class ProjectedFoolboxModel(Model):  # type: ignore[misc]
         return getattr(self.model, name)
 
 
-def adapter_of(attack: Attack) -> type[SalienceFoolboxAttack]:
-    """The wrapper's class for an attack, of the same of Foolbox's kinds."""
-    if isinstance(attack, MinimizationAttack):
-        return SalienceMinimizationAttack
-    if isinstance(attack, FixedEpsilonAttack):
-        return SalienceFixedEpsilonAttack
-    return SalienceAttackWithDistance if isinstance(attack, AttackWithDistance) else SalienceFoolboxAttack
-
-
 @contextmanager
 def _runs_projected(attack: Attack, projection: BatchProjection) -> Iterator[None]:
-    """Project random starts and what ``run`` gives, of an attack and those it is built upon, for the length of a block.
+    """Project an attack's random starts, and its results before Foolbox cuts them to a budget; its inner attacks', too."""
 
-    Foolbox cuts what ``run`` gives to the budget afterwards: salient elements must not count there.
-    """
+    def projecting(holder: Attack, function: Callable[..., Any]) -> Callable[..., Any]:
+        def projected(*args: Any, **kwargs: Any) -> Any:
+            result, restore = ep.astensor_(function(*args, **kwargs))
+            return restore(ep.astensor(project_result(holder, result.raw, projection.images, projection.salience)))
+
+        return projected
+
     with ExitStack() as stack:
         for holder in (attack, *_inner_attacks(attack)):
-            if isinstance(holder, SalienceFoolboxAttack):
-                continue  # sees to itself
-            for name in ("run", FOOLBOX.spec_for(holder).start):
+            names = () if isinstance(holder, SalienceFoolboxAttack) else ("run", FOOLBOX.spec_for(holder).start)
+            for name in names:  # a wrapped one sees to itself
                 if hasattr(holder, name):
-                    projected = _with_projected_result(holder, getattr(holder, name), projection)
-                    stack.enter_context(patched_attribute(holder, name, projected))
+                    stack.enter_context(patched_attribute(holder, name, projecting(holder, getattr(holder, name))))
         yield
-
-
-def _with_projected_result(
-    attack: Attack, function: Callable[..., Any], projection: BatchProjection
-) -> Callable[..., Any]:
-    def projected(*args: Any, **kwargs: Any) -> Any:
-        result = function(*args, **kwargs)
-        raw = result.raw if isinstance(result, ep.Tensor) else result
-        raw = project_result(attack, raw, projection.images, projection.salience)
-        return ep.astensor(raw) if isinstance(result, ep.Tensor) else raw
-
-    return projected
 
 
 def _inner_attacks(attack: Attack) -> list[Attack]:
@@ -266,18 +243,6 @@ def _inner_attacks(attack: Attack) -> list[Attack]:
     ]
 
 
-# --- inputs and outputs -------------------------------------------------------------------------------------------------
-
-
-def _images(inputs: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
-    """Inputs as a tensor, and what makes a result of the same type."""
-    if isinstance(inputs, ep.PyTorchTensor):
-        return inputs.raw.detach(), ep.astensor
-    if not isinstance(inputs, Tensor):
-        raise TypeError(f"inputs must be a torch.Tensor of images (N, C, H, W), got {type(inputs).__name__}.")
-    return inputs.detach(), lambda result: result
-
-
 def _network(model: Any) -> nn.Module | None:
     """The network of a Foolbox model, which it keeps in a function's closure."""
     while (held := getattr(model, "_model", None)) is not None:
@@ -286,76 +251,16 @@ def _network(model: Any) -> nn.Module | None:
     return next((held for held in (model, *cells) if isinstance(held, nn.Module)), None)
 
 
-def _in_unit_range(images: Tensor, model: Model) -> Tensor:
-    """Images scaled from the model's bounds to ``[0, 1]``, as maps are made of."""
-    low, high = model.bounds
-    return images if (low, high) == (0, 1) else ((images - low) / (high - low)).clamp(0, 1)
-
-
-def _check_bounds(images: Tensor, model: Model) -> None:
-    low, high = model.bounds
-    check_images(images.clamp(0, 1), name="inputs")  # all but the range, which is the model's (a clamp keeps NaN)
-    smallest, largest = (value.item() for value in images.aminmax())
-    if smallest < low or largest > high:
-        raise ValueError(
-            f"inputs must lie within the model's bounds ({low}, {high}), got values from {smallest:g} to {largest:g}. Scale "
-            "them, or give the model their bounds; normalise by its preprocessing."
-        )
-
-
-def _labels(criterion: Criterion, images: Tensor) -> Tensor | None:
-    """The class indices of the images, where the criterion holds them; checked, as target classes are."""
+def _take(batch: Batch, rows: Tensor) -> Batch:
+    """Some of the images, with the criterion for them."""
+    criterion: Criterion = batch.labels
     if isinstance(criterion, Misclassification):
-        return check_labels(criterion.labels.raw, images, name="the criterion's labels")
-    if isinstance(criterion, TargetedMisclassification):
-        check_labels(criterion.target_classes.raw, images, name="the criterion's target classes")
-    return None
-
-
-def _check_splits(criterion: Criterion, what: str) -> None:
-    if not isinstance(criterion, (Misclassification, TargetedMisclassification)):
+        criterion = Misclassification(criterion.labels.raw[rows])
+    elif isinstance(criterion, TargetedMisclassification):
+        criterion = TargetedMisclassification(criterion.target_classes.raw[rows])
+    else:
         raise TypeError(
-            f"{what} needs the criterion to be cut to some of the images, which only Misclassification (or class "
-            f"indices) and TargetedMisclassification can be, got {type(criterion).__name__}."
+            "With one_by_one, or a map that marks all of an image, the criterion must be Misclassification (or class "
+            f"indices) or TargetedMisclassification, which can be cut to some of the images, got {type(criterion).__name__}."
         )
-
-
-def _some(criterion: Criterion, rows: Tensor) -> Criterion:
-    """The criterion for some of the images."""
-    if isinstance(criterion, Misclassification):
-        return Misclassification(criterion.labels.raw[rows])
-    return TargetedMisclassification(criterion.target_classes.raw[rows])
-
-
-def _rows_of(given: Any, rows: Tensor) -> Any:
-    return None if given is None else ep.astensor(given).raw[rows]
-
-
-def _unchanged(model: Model, images: Tensor, criterion: Criterion, epsilons: Any) -> Any:
-    """What an attack gives for images of which nothing may change."""
-    success = criterion(images, model(images))
-    if not isinstance(epsilons, Iterable):  # Foolbox's own rule
-        return images, images, success
-    epsilons = list(epsilons)
-    return [images] * len(epsilons), [images] * len(epsilons), success.expand(len(epsilons), -1)
-
-
-def _each(outcome: Any, function: Callable[[Any], Any]) -> Any:
-    """Apply a function to each tensor of an outcome."""
-    if isinstance(outcome, (list, tuple)):
-        return type(outcome)(_each(part, function) for part in outcome)
-    return function(outcome)
-
-
-def _in_order(outcomes: list[Any], order: Tensor) -> Any:
-    """The outcomes for parts of the batch as one for all of it."""
-    first = outcomes[0]
-    if isinstance(first, (list, tuple)):
-        return type(first)(_in_order(list(parts), order) for parts in zip(*outcomes, strict=True))
-    joined = torch.cat(outcomes, dim=-1 if first.dim() < 4 else 0)
-    return joined[..., order] if first.dim() < 4 else joined[order]
-
-
-def _selected(found: Tensor, images: Tensor, salience: Tensor) -> Tensor:
-    """Images with the clean values on salient elements; whether they succeed, as it is."""
-    return project(found, images, salience) if found.shape == images.shape else found
+    return dataclasses.replace(dataclasses.replace(batch, labels=None).take(rows), labels=criterion)

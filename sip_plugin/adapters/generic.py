@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sip_plugin.adapters.base import SalienceAttack, project_result
+from sip_plugin.adapters.base import Batch, SalienceAttack, concat, project_result
 from sip_plugin.adapters.projection import BatchProjection, ProjectedModel, model_replaced, warn_if_not_queried
 from sip_plugin.checks import check_images, check_labels
 from sip_plugin.constraint import SalienceMap
@@ -20,7 +20,7 @@ class SalienceCallable(SalienceAttack):
 
     def __init__(self, attack: Any, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> None:
         super().__init__(attack, mask_fn, one_by_one=one_by_one)
-        with model_replaced(attack, ProjectedModel(attack.model, None)):
+        with model_replaced(attack, ProjectedModel(attack.model)):
             pass  # an attack whose model cannot be replaced is refused now and not at its first call
 
     def __call__(
@@ -44,19 +44,23 @@ class SalienceCallable(SalienceAttack):
             TypeError: If ``images``, ``labels`` or the map are of the wrong type.
             ValueError: If their shapes or values do not fit.
         """
-        attack = self.wrapped
-        with self._lock, preserve_model_state(attack.model):
+        with self._lock, preserve_model_state(self.wrapped.model):
             check_images(images)
             images = images.detach()
             labels = None if labels is None else check_labels(labels, images)
-            salience = self.salience(images, labels, mask)
-            return self._attack_rows(images, labels, salience, args, kwargs)
+            batch = Batch(images, labels, self.salience(images, labels, mask), args, kwargs)
 
-    def _attack(self, images: Tensor, labels: Tensor | None, salience: Tensor, args: Any, kwargs: Any) -> Tensor:
-        stand_in = ProjectedModel(self.wrapped.model, BatchProjection(images, salience))
+            def run(alone: bool) -> Tensor:
+                return concat(*map(self._attack, batch.split(1 if alone else len(images))))
+
+            return self._alone_if_need_be(run, batch.salience)
+
+    def _attack(self, batch: Batch) -> Tensor:
+        stand_in = ProjectedModel(self.wrapped.model, BatchProjection(batch.images, batch.salience))
+        given = batch.images.clone()
         with model_replaced(self.wrapped, stand_in):
-            given = (images.clone(),) if labels is None else (images.clone(), labels)
-            adversarial = self.wrapped(*given, *args, **kwargs)
-        result = project_result(self.wrapped, adversarial, images, salience)
-        warn_if_not_queried(self.wrapped, stand_in, torch.equal(result, images))
+            labels = () if batch.labels is None else (batch.labels,)
+            adversarial = self.wrapped(given, *labels, *batch.args, **batch.kwargs)
+        result = project_result(self.wrapped, adversarial, batch.images, batch.salience)
+        warn_if_not_queried(self.wrapped, stand_in.queried, torch.equal(result, batch.images))
         return result

@@ -1,13 +1,9 @@
 """The two mechanisms that project every step of somebody else's attack. This file knows no attack library.
 
-*Query projection* puts a model in place of the attack's own that projects each query before the network sees it: the
-attack then works on ``f∘P_x``, and gradients on salient elements are zero by the chain rule. It needs to know nothing of
-the attack.
-
-*Iterate projection* is for attacks whose optimisation variable is the image itself while the network sees a transform of
-it (DI-, TI-FGSM), or where salient elements would eat a norm budget (PGDL2). Every gradient attack marks its iterate with
-``requires_grad``; that moment is caught, the clean values are selected into the iterate, and its gradient is zeroed on
-salient elements.
+*Query projection* puts a model in place of the attack's own that projects each query before the network sees it: gradients
+on salient elements are zero by the chain rule. *Iterate projection* is for attacks whose variable is the image itself while
+the network sees a transform of it (DI-, TI-FGSM), or where salient elements would eat a norm budget (PGDL2): the moment at
+which the iterate is marked with ``requires_grad`` is caught, and its values and its gradient are projected.
 """
 
 from __future__ import annotations
@@ -15,9 +11,9 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from enum import Enum
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -187,16 +183,8 @@ class BatchProjection:
         self.free = not bool(salience.any())
         self._part: tuple[Tensor | None, Tensor, Tensor] = (None, images, salience)
 
-    def covers(self, tensor: Tensor) -> bool:
-        """Whether ``tensor`` is a batch of such images."""
-        return tensor.dim() == 4 and tensor.is_floating_point() and tensor.shape[1:] == self.images.shape[1:]
-
     def rows(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Clean images and map for each row of ``queries``.
-
-        Raises:
-            UnknownRowsError: If it cannot be known which images they are.
-        """
+        """Clean images and map for each row of ``queries``; an :class:`UnknownRowsError` if they cannot be known."""
         count, total = queries.shape[0], self.images.shape[0]
         if count == total or total == 1:
             return self.images, self.salience
@@ -216,15 +204,9 @@ class BatchProjection:
         return queries if self.free else project(queries, *self.rows(queries))
 
 
-def salience_rows(salience: Tensor, index: Tensor) -> Tensor:
-    """The maps of some images of a batch; one map for all of them stays one."""
+def salience_rows(salience: Tensor, index: Any) -> Tensor:
+    """The maps of some images of a batch, by a slice or an index; one map for all of them stays one."""
     return salience if len(salience) == 1 else salience[index]
-
-
-class Queried(Protocol):
-    """What stands in for a model and knows whether it was asked."""
-
-    queried: bool
 
 
 class ProjectedModel(nn.Module):
@@ -234,8 +216,8 @@ class ProjectedModel(nn.Module):
         model: The network (or a function), shared with the caller and never hooked.
         projection: ``P_x``, or None where the iterate is projected instead.
         mode: The mode that projects iterates, which must not see the network's own operations.
-        training: Whether the attack finds the network in train mode, and puts it back into that itself. Not so for an
-            attack that is called on its own: the caller's modes are restored for it, after the last user's end.
+        training: Whether the attack finds the network in train mode, and puts it back into that itself: only within a
+            composite, since the caller's modes are restored for an attack that is called on its own.
     """
 
     def __init__(
@@ -249,8 +231,7 @@ class ProjectedModel(nn.Module):
         super().__init__()
         self.model = model
         self.training = training
-        self._projection = projection
-        self._mode = mode
+        self._projection, self._mode = projection, mode
         self.queried = False  # whether any query came this way
 
     def forward(self, queries: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -259,9 +240,7 @@ class ProjectedModel(nn.Module):
         queries = plain_tensor(queries)
         if self._projection is not None:
             queries = self._projection(queries)
-        if self._mode is None:
-            return self.model(queries, *args, **kwargs)
-        with self._mode.suspended():
+        with nullcontext() if self._mode is None else self._mode.suspended():
             return self.model(queries, *args, **kwargs)
 
     def train(self, mode: bool = True) -> ProjectedModel:
@@ -275,57 +254,44 @@ class ProjectedModel(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            # A network is among our modules, something else in our __dict__; during unpickling it is in neither.
-            model = self.__dict__.get("model") or self.__dict__.get("_modules", {}).get("model")
-            if model is None:
-                raise
-            return getattr(model, name)
+            if name == "model":
+                raise  # during unpickling there is none yet
+            return getattr(self.model, name)
 
 
 @contextmanager
 def model_replaced(attack: Any, stand_in: ProjectedModel) -> Iterator[None]:
     """Give an attack another model for the length of a block, under whatever names it keeps its own.
 
-    A function in place of a network gets a function in its place.
-
-    Raises:
-        TypeError: If ``attack.model`` cannot be set.
+    A function in place of a network gets a function in its place. A model that cannot be set is refused.
     """
     before = attack.model
     value = stand_in.forward if inspect.isroutine(before) else stand_in
     attributes = getattr(attack, "__dict__", {})
     # Past any __setattr__: torchattacks' would keep the stand-in (and with it the images) alive in a default argument.
     names = [name for name, held in attributes.items() if held is before]
-    for name in names:
-        attributes[name] = value
+    attributes.update(dict.fromkeys(names, value))
     through_setter = attack.model is not value  # a property, or a class with slots
     try:
         if through_setter:
-            _set_model(attack, value)
+            with suppress(AttributeError):
+                attack.model = value
+            if attack.model is not value:
+                raise TypeError(
+                    f"{type(attack).__name__}.model cannot be set, so the attack's steps cannot be projected. Give the "
+                    "class a plain attribute or a setter."
+                )
         yield
     finally:
-        for name in names:
-            attributes[name] = before
+        attributes.update(dict.fromkeys(names, before))
         if through_setter:
-            _set_model(attack, before)
+            with suppress(AttributeError):
+                attack.model = before
 
 
-def _set_model(attack: Any, value: Any) -> None:
-    try:
-        attack.model = value
-        done = attack.model is value
-    except AttributeError:
-        done = False
-    if not done:
-        raise TypeError(
-            f"{type(attack).__name__}.model cannot be set, so the attack's steps cannot be projected. Give the class "
-            "a plain attribute or a setter."
-        )
-
-
-def warn_if_not_queried(attack: Any, stand_in: Queried, unchanged: bool) -> None:
+def warn_if_not_queried(attack: Any, queried: bool, unchanged: bool) -> None:
     """Say so if an attack found something without asking ``.model``: its steps were not projected then."""
-    if not stand_in.queried and not unchanged:
+    if not queried and not unchanged:
         warnings.warn(
             f"{type(attack).__name__} changed the images without one query to its network (.model; ART's .estimator), "
             "so only its result was projected, not its steps. If it asks the network under another name or through another "
@@ -336,29 +302,19 @@ def warn_if_not_queried(attack: Any, stand_in: Queried, unchanged: bool) -> None
 
 
 class IterateProjection(TorchFunctionMode):
-    """While active, projects every tensor that is marked with ``requires_grad`` and is a batch of the images' shape.
+    """While active in a thread, projects tensors of the images' shape in place as they are marked with ``requires_grad``.
 
-    Active for the current thread only. The tensor is written in place, before it becomes a leaf of the graph, and its
-    gradient is 0 on salient elements.
-
-    Args:
-        projection: ``P_x`` in the space of the attack's iterate.
+    Their gradient is 0 on salient elements. ``projection`` is ``P_x`` in the space of the attack's iterate.
     """
 
     def __init__(self, projection: BatchProjection) -> None:
         super().__init__()
         self.projection = projection
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        """Project first where ``func`` marks an iterate; then run ``func`` as it is."""
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not (func in _MARKS and all(args[1:]) and all(kwargs.values()) and self.projection.covers(args[0])):
+        marks = func in _MARKS and all(args[1:]) and all(kwargs.values())
+        if not (marks and args[0].dim() == 4 and args[0].shape[1:] == self.projection.images.shape[1:]):
             return func(*args, **kwargs)
         iterate: Tensor = args[0]
         images, salience = self.projection.rows(iterate)

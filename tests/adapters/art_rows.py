@@ -182,7 +182,7 @@ TABLE = [
         norm="L2",
         eps=1.0,
         around=Probabilities,
-        images=3,
+        images=2,
     ),
     ArtRow("SaliencyMapMethod", {"theta": 0.5, "gamma": 0.02, "batch_size": 4, **QUIET}, y=the_next_class, **SEARCHING),
     ArtRow("SquareAttack", {"eps": 0.2, "max_iter": 15, "batch_size": 4, **QUIET}, eps=0.2, fixed_steps=False),
@@ -192,6 +192,7 @@ TABLE = [
         {"attack": "px", "max_iter": 30, "epsilon": 0.4, **QUIET},
         around=Probabilities,
         grouped=False,
+        images=3,
         **SEARCHING,
     ),
     ArtRow(
@@ -208,7 +209,7 @@ TABLE = [
             **QUIET,
         },
         grouped=False,
-        images=4,
+        images=2,
         **SEARCHING,
     ),
     ArtRow(
@@ -228,8 +229,9 @@ TABLE = [
     ),
     ArtRow(
         "SignOPTAttack",
-        {"targeted": False, "max_iter": 2, "k": 5, "num_trial": 20, "query_limit": 300, **QUIET},
+        {"targeted": False, "max_iter": 1, "k": 3, "num_trial": 10, "query_limit": 100, **QUIET},
         grouped=False,
+        images=3,
         **SEARCHING,
     ),
     ArtRow(
@@ -239,7 +241,7 @@ TABLE = [
         options=lambda x: {"x_adv_init": 1 - x},
         **SEARCHING,
     ),
-    ArtRow("PixelAttack", {"th": 6, "es": 1, "max_iter": 1, **QUIET}, images=3, grouped=False, **SEARCHING),
+    ArtRow("PixelAttack", {"th": 6, "es": 1, "max_iter": 1, **QUIET}, images=2, grouped=False, **SEARCHING),
     ArtRow("ThresholdAttack", {"th": 60, "es": 1, "max_iter": 1, **QUIET}, images=2, grouped=False, **SEARCHING),
     ArtRow(
         "Wasserstein",

@@ -467,14 +467,13 @@ def test_integer_images_are_attacked_as_the_bare_attack_does(network, x, y, sali
 @pytest.mark.parametrize(
     "name", ["ProjectedGradientDescent", "DeepFool", "AutoProjectedGradientDescent", "HopSkipJump"]
 )
-@pytest.mark.parametrize("form", ["bool", "float", "weights", "row of the batch", "each image"])
+@pytest.mark.parametrize("form", ["bool", "float", "row of the batch", "each image"])
 def test_arts_mask_is_intersected_with_the_map_for_any_attack(name, form, network, x, y, salient):
     allowed = np.zeros((16, 16), dtype=bool)
     allowed[:, 4:12] = True
     masks = {
         "bool": allowed,
         "float": allowed.astype(np.float64),
-        "weights": allowed * np.float32(0.5),
         "row of the batch": allowed[None, None].astype(np.float32),
         "each image": np.broadcast_to(allowed, x.shape).copy(),
     }
@@ -483,8 +482,7 @@ def test_arts_mask_is_intersected_with_the_map_for_any_attack(name, form, networ
     adversarial = SIPWrapper(attack, salient).generate(x, y, mask=masks[form])
     untouched = salient | ~np.broadcast_to(allowed, x.shape)
     assert np.array_equal(adversarial[untouched], x[untouched])
-    # HopSkipJump begins at noise, of which half the weight on a quarter of the elements may fool the network for no image.
-    assert (adversarial != x).any() or (name, form) == ("HopSkipJump", "weights")
+    assert (adversarial != x).any()
 
 
 def test_a_mask_that_is_given_to_carlini_l0_is_kept(network, x, y, salient):
@@ -500,20 +498,16 @@ def test_a_mask_that_is_given_to_carlini_l0_is_kept(network, x, y, salient):
 
 
 @pytest.mark.parametrize(
-    ("mask", "kind", "says"),
+    ("mask", "says"),
     [
-        (np.ones((3, 3)), ValueError, "broadcast"),
-        (np.full((16, 16), -1.0), ValueError, "negative"),
-        (np.full((16, 16), np.nan), ValueError, "NaN"),
-        (np.ones((1, 6, 3, 16, 16)), ValueError, "broadcast"),
-        (np.full((16, 16), -1), ValueError, "negative"),
-        (torch.ones(16, 16), TypeError, "salience="),
-        ("mask", TypeError, "NumPy"),
-        (np.array([["a"]]), TypeError, "numbers"),
+        (np.ones((3, 3)), "broadcast"),  # NumPy's own
+        (np.full((16, 16), 0.5), "0 and 1"),
+        (np.full((16, 16), np.nan), "0 and 1"),
+        (torch.ones(16, 16), "salience="),
     ],
 )
-def test_a_bad_mask_is_a_clear_error(mask, kind, says, network, x, y, salient):
-    with pytest.raises(kind, match=says):
+def test_a_bad_mask_is_a_clear_error(mask, says, network, x, y, salient):
+    with pytest.raises(ValueError, match=says):
         pgd(network, salient).generate(x, y, mask=mask)
 
 
@@ -560,13 +554,13 @@ def test_a_wrapped_attack_may_be_a_member_of_autoattack(network, x, y, salient):
 
 
 def test_members_travel_to_the_processes_of_a_parallel_autoattack(network, x, y, salient):
-    from sip_plugin.adapters.art import _Run
+    from sip_plugin.adapters.art import attack_batch
     from sip_plugin.adapters.composite import MemberProxy
     from sip_plugin.adapters.projection import RowSelections, watched_array
 
     attack = evasion.DeepFool(classifier(network), max_iter=3, **QUIET)
     selections = RowSelections(torch.from_numpy(x))
-    member = MemberProxy(attack, _Run(torch.from_numpy(salient), selections), method="generate")
+    member = MemberProxy(attack, attack_batch, torch.from_numpy(salient), selections, method="generate")
     sent = copy.deepcopy(watched_array(x, selections)), copy.deepcopy(member)
     images, travelled = pickle.loads(pickle.dumps(sent))
     adversarial = travelled.generate(x=images[2:5], y=y[2:5])
@@ -636,26 +630,20 @@ def test_a_derived_attack_is_projected_as_its_parent(network):
 
 
 @pytest.mark.parametrize(
-    ("change", "kind", "says"),
+    ("change", "says"),
     [
-        (lambda x, y: (torch.from_numpy(x), y), TypeError, "numpy"),
-        (lambda x, y: (x.tolist(), y), TypeError, "NumPy array"),
-        (lambda x, y: (x.astype(object), y), TypeError, "real numbers"),
-        (lambda x, y: (x[0], y), ValueError, "four dimensions"),
-        (lambda x, y: (x[:0], y[:0]), ValueError, "at least one"),
-        (lambda x, y: (x * 2, y), ValueError, "clip_values"),
-        (lambda x, y: (np.where(x > 0.5, np.nan, x), y), ValueError, "finite"),
-        (lambda x, y: (x, y[:3]), ValueError, "one row for each of the 6"),
-        (lambda x, y: (x, y[:, :9]), ValueError, r"one-hot rows \(6, 10\)"),
-        (lambda x, y: (x, y.argmax(1) + 5), ValueError, "from 0 to 9"),
-        (lambda x, y: (x, y.argmax(1) - 5), ValueError, "from 0 to 9"),
+        (lambda x, y: (x[0], y), r"images \(N, C, H, W\)"),
+        (lambda x, y: (x * 2, y), "clip_values"),
+        (lambda x, y: (np.where(x > 0.5, np.nan, x), y), "finite"),
+        (lambda x, y: (x, y[:3]), "one row for each of the 6"),
+        (lambda x, y: (x, y[:, :9]), r"one-hot rows \(6, 10\)"),
+        (lambda x, y: (x, y.argmax(1) + 5), "below 10"),
+        (lambda x, y: (x, y.argmax(1) - 5), "below 10"),
     ],
 )
-def test_bad_images_and_labels_are_a_clear_error_and_leave_the_attack_usable(
-    change, kind, says, network, x, y, salient
-):
+def test_bad_images_and_labels_are_a_clear_error_and_leave_the_attack_usable(change, says, network, x, y, salient):
     wrapper = pgd(network, salient)
-    with pytest.raises(kind, match=says):
+    with pytest.raises(ValueError, match=says):
         wrapper.generate(*change(x, y))
     assert (wrapper.generate(x, y) != x).any()
 
