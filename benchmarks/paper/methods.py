@@ -81,6 +81,7 @@ class LeastGradient:
     def __call__(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """The maps of a batch ``(N, C, H, W)``: ``bool``, of the images' shape."""
         magnitude = self.source.magnitude(images, labels).flatten(1)
+        assert self.source.mass is not None  # a share of the gradient's magnitude always is
         count = top_mass_mask(magnitude, self.source.mass).sum(1, keepdim=True)
         rank = torch.empty_like(magnitude, dtype=torch.int64)
         places = torch.arange(magnitude.shape[1], device=images.device).expand_as(rank)
