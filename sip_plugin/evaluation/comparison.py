@@ -48,7 +48,11 @@ class RobustnessReport(Report):
 
     @staticmethod
     def compare(
-        reports: Rows, names: Sequence[str] = (), *, references: Sequence[str] = (), allow_differences: bool = False
+        reports: Rows,
+        names: Sequence[str] | None = None,
+        *,
+        references: Sequence[str] = (),
+        allow_differences: bool = False,
     ) -> RobustnessComparison:
         """Several reports in one table: a row for each method, mean ± standard deviation over its runs.
 
@@ -245,7 +249,7 @@ class RobustnessComparison(Tabular):
             yield f"Warning ({', '.join(names)}): {warning}"
 
 
-def _named(reports: Rows, names: Sequence[str]) -> list[tuple[str, str, tuple[Report, ...]]]:
+def _named(reports: Rows, names: Sequence[str] | None) -> list[tuple[str, str, tuple[Report, ...]]]:
     """Group, name and runs of each row."""
     if not isinstance(reports, Mapping):
         listed, merged = list(reports), dict[str, list[Report]]()
