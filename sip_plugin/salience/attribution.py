@@ -94,9 +94,9 @@ class AttributionSalience(ScoreSalience):
             method = copy.deepcopy(self.method, {id(value): value for value in shared})
             for network in networks:
                 stack.enter_context(preserve_model_state(network))
+                network.eval()
                 for module in network.modules():
                     stack.callback(object.__setattr__, module, "__dict__", dict(vars(module)))
-                network.eval()
             if self.seed is not None:
                 stack.enter_context(isolated_rng(images.device))
                 random.seed(self.seed)

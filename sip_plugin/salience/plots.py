@@ -194,15 +194,10 @@ def _draw(panels: list[_Panel], names: list[str], images_as_rows: bool, legend: 
         mixed = torch.tensor([[name in text or text == "all three" for name in texts[:3]] for text in texts])
         colours = (mixed.float() @ CHANNEL_COLOURS).clamp(max=1).tolist()
         swatches = [Patch(fc=tuple(colour), ec="0.6", lw=0.5) for colour in colours]
-        style: dict[str, Any] = {
-            "fontsize": _CAPTION,
-            "title_fontsize": _CAPTION,
-            "handlelength": 0.8,
-            "frameon": False,
-        }
-        style |= {"ncols": min(7, max(3, right // 140)), "alignment": "left", "borderpad": 0, "borderaxespad": 0}
+        look: dict[str, Any] = {"fontsize": _CAPTION, "title_fontsize": _CAPTION, "handlelength": 0.8, "frameon": False}
+        look |= {"ncols": min(7, max(3, right // 140)), "alignment": "left", "borderpad": 0, "borderaxespad": 0}
         place = (0, -_MARGIN / bottom)
-        axes.legend(swatches, texts, title="salient in:", loc="upper left", bbox_to_anchor=place, **style)
+        axes.legend(swatches, texts, title="salient in:", loc="upper left", bbox_to_anchor=place, **look)
     # The size of all texts is known now: the figure takes it, and the axes keeps its own.
     figure.set_size_inches(right / _DPI, bottom / _DPI)
     x0, y0, x1, y1 = (_DPI * side for side in figure.get_tightbbox().extents)

@@ -60,7 +60,7 @@ class ScoreSalience(ABC):
     def __init__(self, mass: float | None, target: Any) -> None:
         if mass is not None and not 0 < mass <= 1:
             raise ValueError(f"mass must be the share of the summed scores that a map holds, in (0, 1], got {mass!r}.")
-        self.mass = None if mass is None else float(mass)
+        self.mass: Any = None if mass is None else float(mass)  # None only beside a threshold
         self.target = target
 
     def __call__(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
