@@ -169,5 +169,5 @@ def test_what_gives_no_map_is_a_clear_error(network, images):
 
 def test_the_repr_says_what_made_the_maps(network):
     assert repr(CAMSalience(network, "layercam", threshold=0.2, layer="4", target="true")) == (
-        "CAMSalience(Sequential, cam='layercam', threshold=0.2, mass=None, layer='4', target='true')"
+        "CAMSalience(Sequential, cam='layercam', threshold=0.2, mass=None, target='true', layer='4')"
     )
