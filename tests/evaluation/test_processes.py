@@ -88,7 +88,7 @@ def ranks(tmp_path_factory, trained, digits):
     folder = tmp_path_factory.mktemp("ranks")
     x, y = digits[0][1500:1520].clone(), digits[1][1500:1520].clone()
     torch.save([trained.state_dict(), x, y], folder / "data.pt")
-    with pytest.MonkeyPatch.context() as patch, Counter(trained, stop=300):
+    with pytest.MonkeyPatch.context() as patch, Counter(trained, stop=500):
         patch.setattr(sip_plugin.evaluation.autoattack, "autoattack_package", lambda: QuickPackage)
         with pytest.raises(Interrupt):
             evaluate(trained, (x, y), checkpoint=folder / "begun", **OPTIONS)
