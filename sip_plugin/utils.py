@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, random generators that are left as they were, progress bars."""
+"""Files that are written whole or not at all, random generators that are left as they were, optional packages."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import random
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,14 @@ def isolated_rng(device: torch.device | None = None) -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+def import_extra(module: str, extra: str) -> Any:
+    """A module of an optional package; an ImportError names the extra."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{module} is not installed: pip install 'sip-plugin[{extra}]'") from error
 
 
 def progress_bar(show: bool, **options: Any) -> Any:

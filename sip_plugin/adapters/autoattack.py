@@ -77,19 +77,9 @@ class SalienceAutoAttack(SalienceAttack):
     ) -> Any:
         """AutoAttack's own call; what it returns equals the clean images on salient elements.
 
-        Args:
-            x_orig: ``(N, C, H, W)`` in ``[0, 1]``.
-            y_orig: Class indices ``(N,)``.
-            *args: The package's own further arguments.
-            mask: The map for this call, in place of ``mask_fn``, which is asked for a batch at a time.
-            **kwargs: The package's own further arguments (``batch_size`` or ``bs``, ``state_path``, ...).
-
-        Returns:
-            What the package returns.
-
-        Raises:
-            TypeError: If images, labels or the map are of the wrong type.
-            ValueError: If their shapes or values do not fit.
+        ``x_orig`` are ``(N, C, H, W)`` in ``[0, 1]``, ``y_orig`` class indices ``(N,)``. ``mask`` is the map for this call, in
+        place of ``mask_fn``, which is asked for a batch at a time; further arguments are the package's own (``batch_size`` or
+        ``bs``, ``state_path``, ...). Raises a ``TypeError`` or ``ValueError`` if images, labels or map do not fit.
         """
         return self._evaluate("run_standard_evaluation", x_orig, y_orig, mask, args, kwargs)
 

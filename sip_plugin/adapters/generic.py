@@ -33,16 +33,9 @@ class SalienceCallable(SalienceAttack):
     ) -> Tensor:
         """Adversarial images ``(N, C, H, W)`` that equal the clean ones on salient elements.
 
-        Args:
-            images: ``(N, C, H, W)`` in ``[0, 1]``.
-            labels: Class indices ``(N,)``, or None where the attack needs none.
-            *args: The attack's own further arguments.
-            mask: The map for this call, in place of ``mask_fn``.
-            **kwargs: The attack's own further arguments.
-
-        Raises:
-            TypeError: If ``images``, ``labels`` or the map are of the wrong type.
-            ValueError: If their shapes or values do not fit.
+        ``images`` are ``(N, C, H, W)`` in ``[0, 1]``, ``labels`` class indices ``(N,)``, or None where the attack needs none.
+        ``mask`` is the map for this call, in place of ``mask_fn``; further arguments are the attack's own. Raises a
+        ``TypeError`` or ``ValueError`` if images, labels or map do not fit.
         """
         with self._lock, preserve_model_state(self.wrapped.model):
             check_images(images)

@@ -66,19 +66,10 @@ class SalienceTorchAttack(SalienceAttack, Attack):  # type: ignore[misc]
     ) -> Tensor:
         """Adversarial images that equal the clean ones on salient elements.
 
-        Args:
-            inputs: ``(N, C, H, W)`` in ``[0, 1]``, or normalised after ``set_normalization_used``.
-            labels: Class indices ``(N,)``.
-            *args: The attack's own further arguments.
-            mask: The map for this call, in place of ``mask_fn``.
-            **kwargs: The attack's own further arguments.
-
-        Returns:
-            ``(N, C, H, W)``, on the attack's device, in the space of ``inputs``.
-
-        Raises:
-            TypeError: If ``inputs``, ``labels`` or the map are of the wrong type.
-            ValueError: If their shapes or values do not fit.
+        ``inputs`` are ``(N, C, H, W)`` in ``[0, 1]``, or normalised after ``set_normalization_used``; ``labels`` class indices
+        ``(N,)``. ``mask`` is the map for this call, in place of ``mask_fn``; further arguments are the attack's own. The
+        result is on the attack's device, in the space of ``inputs``. Raises a ``TypeError`` or ``ValueError`` if inputs,
+        labels or map do not fit.
         """
         attack = self.wrapped
         with self._lock:

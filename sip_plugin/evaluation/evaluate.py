@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from typing import Any, get_args
 
 import torch
@@ -114,7 +113,7 @@ def evaluate_robustness(
         network, images, labels, settings = group.call(prepare)
         identity = settings | {"return_adversarial": bool(return_adversarial)}
         group.require_equal("Give all of them the whole data in the same order, or pass distributed=False.", **identity)
-        show = progress and group.rank == 0 and find_spec("tqdm") is not None
+        show = progress and group.rank == 0
         store = None if checkpoint is None else Checkpoint(checkpoint)
         device = model_device(network)
         # AutoAttack seeds the generator of the current CUDA device, whichever the network is on.

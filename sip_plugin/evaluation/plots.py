@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sip_plugin.evaluation.eps import NORMS, eps_unit
-from sip_plugin.utils import atomic_write
+from sip_plugin.utils import atomic_write, import_extra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,15 +39,15 @@ def draw(
     path: File | None,
 ) -> Figure:
     """Draw curves in panels with a title each, ``notes`` above and a legend beside them; ``what`` names the heights."""
-    try:
-        from matplotlib.figure import Figure  # not pyplot, which keeps every figure and picks a screen
-    except ImportError as error:
-        raise ImportError("Plots need matplotlib: pip install 'sip-plugin[plots]'") from error
     unit = eps_unit(eps)
     labels = {curve.label for panel in panels.values() for curve in panel}
     width = 4.8 + 4.2 * (len(panels) - 1) + 0.075 * max(map(len, labels))
     text = [line for note in notes for line in textwrap.wrap(note, int(13.5 * width))]
-    figure = Figure((width, max(2.7, 0.18 * len(labels)) + 0.7 + len(text) * 1.25 * _FONT / 72), layout="constrained")
+    # Not pyplot, which keeps every figure and picks a screen.
+    plotting = import_extra("matplotlib.figure", "plots")
+    figure: Figure = plotting.Figure(
+        (width, max(2.7, 0.18 * len(labels)) + 0.7 + len(text) * 1.25 * _FONT / 72), layout="constrained"
+    )
     figure.suptitle("\n".join(text), fontsize=_FONT, color="0.35", x=0.01, ha="left", parse_math=False)
     side_by_side = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     lines = {}

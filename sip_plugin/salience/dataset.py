@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from sip_plugin.constraint import prepare_mask
 from sip_plugin.salience.images import as_tensor, to_float
 from sip_plugin.salience.store import MaskStore
-from sip_plugin.utils import isolated_rng
+from sip_plugin.utils import import_extra, isolated_rng
 
 Item = tuple[Tensor, Any, Tensor]  # image, label, map
 
@@ -41,8 +41,7 @@ class JointTransform:
 
     def __call__(self, image: Tensor, salience: Tensor) -> tuple[Tensor, Tensor]:
         """The transformed image, and its map; a ValueError if they do not fit each other any more."""
-        from torchvision import tv_tensors
-
+        tv_tensors = import_extra("torchvision.tv_tensors", "vision")
         if len(salience) > 1 and self._mixes_channels:
             raise ValueError(f"{', '.join(_MIXES_CHANNELS)} move values between channels: use per-pixel maps.")
         # As many channels as the image has, for fills of one value per channel.

@@ -17,7 +17,7 @@ from sip_plugin.constraint import prepare_mask, project
 from sip_plugin.mask_source import MaskSource, compute_mask
 from sip_plugin.salience.compare import compare_salience
 from sip_plugin.salience.selection import check_choice
-from sip_plugin.utils import atomic_write
+from sip_plugin.utils import atomic_write, import_extra
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -151,11 +151,7 @@ def _first(name: str, batch: Tensor, count: int) -> Tensor:
 
 def _draw(panels: list[_Panel], names: list[str], images_as_rows: bool, legend: bool) -> Figure:
     """Panels as columns and images as rows, or the other way round, in one axes."""
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch, Rectangle
-    except ImportError as error:
-        raise ImportError("Pictures need matplotlib: pip install 'sip-plugin[plots]'.") from error
+    patches = import_extra("matplotlib.patches", "plots")
     cells = [list(zip(pictures, captions, strict=True)) for _, pictures, captions in panels]
     beside, above = [title for title, *_ in panels], names
     if images_as_rows:
@@ -166,7 +162,7 @@ def _draw(panels: list[_Panel], names: list[str], images_as_rows: bool, legend: 
     scale = int(scale) if scale >= 1 else scale
     width, height = max(1, round(scale * width)), max(1, round(scale * height))
     pitch = max(width, _COLUMN) + _GAP
-    figure = Figure(dpi=_DPI)
+    figure: Figure = import_extra("matplotlib.figure", "plots").Figure(dpi=_DPI)
     figure.set_layout_engine("none")  # whatever the user's style says
     axes = figure.add_axes((0, 0, 1, 1), frame_on=False)
 
@@ -177,7 +173,7 @@ def _draw(panels: list[_Panel], names: list[str], images_as_rows: bool, legend: 
             pixels = (255 * picture).round().byte().permute(1, 2, 0).numpy()
             extent = (left, left + width, top + height, top)
             axes.imshow(pixels, interpolation="antialiased", extent=extent, aspect="auto")
-            axes.add_patch(Rectangle((left, top), width, height, ec="0.6", fc="none", lw=0.5, clip_on=False))
+            axes.add_patch(patches.Rectangle((left, top), width, height, ec="0.6", fc="none", lw=0.5, clip_on=False))
             axes.text(left + width / 2, top + height + 5, caption, ha="center", va="top", size=_CAPTION)
         middles.append(top + height / 2)
         lines = max(len(caption.splitlines()) for _, caption in row)
@@ -193,7 +189,7 @@ def _draw(panels: list[_Panel], names: list[str], images_as_rows: bool, legend: 
         texts = ["red", "green", "blue", "red+green", "red+blue", "green+blue", "all three"]
         mixed = torch.tensor([[name in text or text == "all three" for name in texts[:3]] for text in texts])
         colours = (mixed.float() @ CHANNEL_COLOURS).clamp(max=1).tolist()
-        swatches = [Patch(fc=tuple(colour), ec="0.6", lw=0.5) for colour in colours]
+        swatches = [patches.Patch(fc=tuple(colour), ec="0.6", lw=0.5) for colour in colours]
         look: dict[str, Any] = {"fontsize": _CAPTION, "title_fontsize": _CAPTION, "handlelength": 0.8, "frameon": False}
         look |= {"ncols": min(7, max(3, right // 140)), "alignment": "left", "borderpad": 0, "borderaxespad": 0}
         place = (0, -_MARGIN / bottom)

@@ -70,6 +70,8 @@ def _describe(value: Any) -> Any:
     if isinstance(value, (Tensor, np.ndarray)):
         content = hashlib.sha256(np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value).tobytes())
         return {"dtype": str(value.dtype), "shape": list(value.shape), "sha256": content.hexdigest()}
+    if isinstance(value, (set, frozenset)):
+        return sorted(value, key=repr)
     if isinstance(value, (functools.partial, types.MethodType)):
         return _parts(value)
     if isinstance(value, types.FunctionType):

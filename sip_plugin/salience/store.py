@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
@@ -159,8 +158,9 @@ class MaskStore:
             with preserve_model_state(model):  # a function may use its network in ways that leave traces
                 begun = group.on_rank_zero(begin)
                 records = group.call(lambda: _open_records(folder, begun))
-                shown = progress and group.rank == 0 and importlib.util.find_spec("tqdm") is not None
-                with progress_bar(shown, total=len(dataset), desc="salience maps", unit="image") as bar:
+                with progress_bar(
+                    progress and group.rank == 0, total=len(dataset), desc="salience maps", unit="image"
+                ) as bar:
                     # All go from batch to batch together, so that a failure of one is known to all at once.
                     for batch in [*mine, []][: -(-len(batches) // group.size)]:
                         bar.update(sum(group.gather_call(partial(step, batch, records, begun["channels"]))))

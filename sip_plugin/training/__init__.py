@@ -1,8 +1,7 @@
 """Adversarial training methods that take the place of the criterion in a training loop."""
 
-from sip_plugin.training.method import Method
+from sip_plugin.training.method import Method, TrainingProgress
 from sip_plugin.training.methods import FAT, MART, PART, SIPAT, TRADES, Madry, Standard
-from sip_plugin.training.schedule import TrainingProgress
 from sip_plugin.training.trainer import AdversarialTrainer
 
 __all__ = [

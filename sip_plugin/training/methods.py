@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from sip_plugin.cam import CAM, KINDS, class_activation_maps
 from sip_plugin.checks import check_eps, check_int, check_logits
 from sip_plugin.constraint import FeasibleSet
-from sip_plugin.training.method import Method
-from sip_plugin.training.schedule import TrainingProgress
+from sip_plugin.training.method import Method, TrainingProgress
 
 
 class Standard(Method):

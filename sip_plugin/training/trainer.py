@@ -16,10 +16,9 @@ from sip_plugin.mask_source import MaskSource, check_mask_source, compute_mask
 from sip_plugin.model_state import eval_mode, preserve_model_state
 from sip_plugin.model_utils import FabricForward, unwrap_ddp, unwrap_model
 from sip_plugin.training.external_attack import ExternalAttack
-from sip_plugin.training.method import Method
+from sip_plugin.training.method import Method, TrainingProgress
 from sip_plugin.training.methods import as_method
 from sip_plugin.training.metrics import ForwardRecorder
-from sip_plugin.training.schedule import TrainingProgress
 from sip_plugin.training.search import EarlyStop, Step, compiled_step, projected_ascent
 
 _SEARCH = {"eps": 8 / 255, "alpha": 2 / 255, "steps": 10, "norm": "Linf", "random_start": True, "compile": False}

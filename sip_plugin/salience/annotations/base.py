@@ -7,7 +7,6 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from sip_plugin.utils import import_extra
 
 Missing = Literal["error", "empty"]
 Images = Dataset[Any] | Sequence[str | os.PathLike[str]]
@@ -140,11 +141,3 @@ def image_paths(images: Any) -> tuple[Path, ...]:
             "images must be a data set with .samples (path, label), as ImageFolder and CUB200 are, or a list of paths, got "
             f"{type(images).__name__}. For part of a data set: torch.utils.data.Subset(maps, subset.indices)."
         ) from error
-
-
-def import_extra(module: str, extra: str) -> Any:
-    """A module of an optional package; an ImportError names the extra."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{module} is not installed: pip install 'sip-plugin[{extra}]'") from error

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sip_plugin.salience.annotations import base
 from sip_plugin.salience.annotations.base import HumanMasks, Images, Missing
+from sip_plugin.utils import import_extra
 
 
 class COCOMasks(HumanMasks):
@@ -54,7 +55,7 @@ class COCOMasks(HumanMasks):
         missing: Missing = "error",
     ) -> None:
         self.file = Path(annotations)
-        self._coco = coco = base.import_extra("pycocotools.coco", "annotations").COCO()
+        self._coco = coco = import_extra("pycocotools.coco", "annotations").COCO()
         coco.dataset = json.loads(self.file.read_bytes())  # COCO(file) reads it in the encoding of the system
         with contextlib.redirect_stdout(io.StringIO()):
             coco.createIndex()
@@ -98,7 +99,7 @@ class COCOMasks(HumanMasks):
         rle = self._coco.annToRLE(instance)
         shorter = {"size": [rle["size"][0] * rle["size"][1] - 1, 1], "counts": rle["counts"]}
         with contextlib.suppress(ValueError):  # too long for one pixel less
-            base.import_extra("pycocotools.mask", "annotations").decode(shorter)
+            import_extra("pycocotools.mask", "annotations").decode(shorter)
             return False
         return True
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from sip_plugin.salience.annotations.base import Missing, import_extra
+from sip_plugin.salience.annotations.base import Missing
 from sip_plugin.salience.annotations.folder import FolderMasks
+from sip_plugin.utils import import_extra
 
 
 class CUB200(Dataset[tuple[Any, int]]):

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sip_plugin.salience.annotations.base import HumanMasks, Images, Missing, check_threshold, image_paths, import_extra
+from sip_plugin.salience.annotations.base import HumanMasks, Images, Missing, check_threshold, image_paths
+from sip_plugin.utils import import_extra
 
 # Pillow's grey modes, and the level that is white in each. A 16-bit PNG is "I" in an older Pillow.
 _WHITE = {"1": 1, "L": 255, "I;16": 65535, "I;16B": 65535, "I": 65535}

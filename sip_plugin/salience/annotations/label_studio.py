@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sip_plugin.salience.annotations import base
 from sip_plugin.salience.annotations.base import HumanMasks, Images, Missing
+from sip_plugin.utils import import_extra
 
 _Region = dict[str, Any]  # a result of the export, with all its labels in "labels"
 _SHAPES = {"rle", "points", "vertices", "x", "imageDataURL"}  # the value of a region holds one of these
@@ -62,7 +63,7 @@ class LabelStudioMasks(HumanMasks):
         image: str | Callable[[Mapping[str, Any]], str] = "image",
         missing: Missing = "error",
     ) -> None:
-        self._decode = base.import_extra("label_studio_sdk.converter.brush", "labelstudio").decode_rle
+        self._decode = import_extra("label_studio_sdk.converter.brush", "labelstudio").decode_rle
         self.file = Path(export)
         self.threshold = base.check_threshold(threshold)
         self.labels = None if labels is None else frozenset([labels] if isinstance(labels, str) else labels)
