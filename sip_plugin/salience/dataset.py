@@ -46,8 +46,7 @@ class JointTransform:
             raise ValueError(f"{', '.join(_MIXES_CHANNELS)} move values between channels: use per-pixel maps.")
         # As many channels as the image has, for fills of one value per channel.
         coded = salience.to(torch.float32).add_(_NOT_SALIENT).expand(len(image), -1, -1).contiguous()
-        image, moved = self.transform(tv_tensors.Image(image.clone()), tv_tensors.Mask(coded))
-        image, moved = as_tensor(image), as_tensor(moved)
+        image, moved = map(as_tensor, self.transform(tv_tensors.Image(image.clone()), tv_tensors.Mask(coded)))
         is_coded = bool(((moved == _SALIENT) | (moved == _NOT_SALIENT)).any())
         if not is_coded or moved.shape != (len(image) if len(salience) > 1 else len(moved), *image.shape[1:]):
             raise ValueError(
@@ -143,8 +142,8 @@ class SalientDataset(Dataset[Item]):
     def __getitems__(self, indices: Sequence[int]) -> list[Item]:
         """Several items at once, for which torch's ``DataLoader`` asks; the store is read once."""
         positions = [range(len(self))[index] for index in indices]
-        pairs = [self.dataset[position] for position in positions]
-        images, labels = [as_tensor(image) for image, _ in pairs], [label for _, label in pairs]
+        images, labels = zip(*(self.dataset[position] for position in positions), strict=True)
+        images = tuple(map(as_tensor, images))
         if isinstance(self.maps, MaskStore):
             maps = list(self.maps.maps_of(positions, images, labels))
         else:
@@ -156,5 +155,5 @@ class SalientDataset(Dataset[Item]):
 
 
 def _map(given: Any, image: Tensor) -> Tensor:
-    salience = prepare_mask(given[None] if given.ndim == 3 else given, image[None])
-    return salience[0].cpu().expand(-1, *image.shape[1:])
+    given = given[None] if given.ndim == 3 else given
+    return prepare_mask(given, image[None])[0].cpu().expand(-1, *image.shape[1:])

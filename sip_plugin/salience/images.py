@@ -23,10 +23,7 @@ def as_tensor(image: Any) -> Tensor:
         return image.detach().as_subclass(Tensor)  # past a subclass (tv_tensors.Image)
     pixels, mode = np.array(image), getattr(image, "mode", None)  # a copy: a tensor must be writable
     if mode in (None, "P") or pixels.dtype != np.uint8:
-        raise TypeError(
-            "An image must be a tensor (C, H, W) or a PIL image of 8 bits a channel, got "
-            f'{type(image).__name__} of mode {mode}; image.convert("RGB") makes one.'
-        )
+        raise TypeError(f"Images must be tensors or 8-bit PIL images (RGB, L), got {type(image).__name__} {mode}.")
     return torch.from_numpy(pixels).view(*pixels.shape[:2], -1).permute(2, 0, 1).contiguous()
 
 

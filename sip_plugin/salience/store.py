@@ -217,6 +217,10 @@ class MaskStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        source = self.provenance.get("class") or self.provenance.get("function")
+        return f"MaskStore({str(self.path)!r}, shape={tuple(self.shape)}, made by {source})"
+
     def __reduce__(self) -> tuple[type[MaskStore], tuple[Path]]:
         return MaskStore, (self.path,)
 
@@ -234,8 +238,8 @@ class MaskStore:
     def _unpack(self, records: np.ndarray) -> Tensor:
         shape = (self._info["channels"], *self.shape[2:])
         bits = np.unpackbits(records.reshape(-1)["map"], axis=1, count=math.prod(shape))
-        maps = torch.from_numpy(bits).view(torch.bool).view(-1, *shape).expand(-1, *self.shape[1:])
-        return maps.view(*records.shape, *self.shape[1:])
+        maps = torch.from_numpy(bits).view(torch.bool).view(*records.shape, *shape)
+        return maps.expand(*records.shape, *self.shape[1:])
 
     def _check_images(self, indices: Sequence[int], records: np.ndarray, checksums: Sequence[int]) -> None:
         other = np.asarray(indices)[records["image"] != np.array(checksums, dtype=np.int64)]
