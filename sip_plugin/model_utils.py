@@ -46,11 +46,6 @@ def unwrap_model(model: nn.Module) -> nn.Module:
     return unwrap_model(compiled) if isinstance(compiled, nn.Module) else model
 
 
-def own_attributes(module: nn.Module) -> dict[str, Any]:
-    """A module's public attributes, without its mode."""
-    return {name: value for name, value in vars(module).items() if name[0] != "_" and name != "training"}
-
-
 def model_hash(model: nn.Module) -> str:
     """A SHA-256 of a network's parameters and buffers: names (without wrappers), types, shapes and values."""
     digest = hashlib.sha256()

@@ -28,7 +28,6 @@ from sip_plugin.adapters.art_estimator import (
     preserve_classifier_state,
     starts_projected,
 )
-from sip_plugin.adapters.art_inputs import as_indices, check_inputs, check_labels, forbidden, to_map_source
 from sip_plugin.adapters.base import (
     Batch,
     SalienceAttack,
@@ -103,12 +102,13 @@ class SalienceArtAttack(SalienceAttack, EvasionAttack):  # type: ignore[misc]
         """
         attack = self.wrapped
         with self._lock, preserve_classifier_state(attack.estimator):
-            check_inputs(x, attack.estimator.clip_values)
-            guides = ART.spec_for(attack).y == "guides"
-            y = check_labels(y, x, None if guides else attack.estimator.nb_classes)
+            _check_inputs(x, attack.estimator.clip_values)
+            y = None if y is None else np.asarray(y)
+            if y is not None and len(y) != len(x):
+                raise ValueError(f"y must hold one row for each of the {len(x)} images, got shape {y.shape}.")
             batch = Batch(x, y, self._map(x, y, salience), kwargs=kwargs)
             if mask is not None:
-                batch = batch.marking(forbidden(mask, x))
+                batch = batch.marking(_forbidden(mask, x))
             return self._alone_if_need_be(lambda alone: attack_batch(attack, batch, alone=alone), batch.salience)
 
     def _map(self, x: np.ndarray, y: np.ndarray | None, given: SalienceMap | None = None) -> Tensor:
@@ -116,9 +116,9 @@ class SalienceArtAttack(SalienceAttack, EvasionAttack):  # type: ignore[misc]
         source = self.mask_fn if given is None else given
         estimator = self.wrapped.estimator
         if callable(source):
-            images = to_map_source(x, estimator)
+            images = _to_map_source(x, estimator)
             targets = self.wrapped.targeted or ART.spec_for(self.wrapped).y != "labels"
-            labels = None if y is None or targets else as_indices(y).to(images.device)
+            labels = None if y is None or targets else _as_indices(y).to(images.device)
             map_ = prepare_mask(compute_mask(source, images, labels), images).cpu()
             return map_ if estimator.channels_first else map_.permute(0, 2, 3, 1)
         if source is not None and source.ndim == 2 and not estimator.channels_first:
@@ -143,7 +143,7 @@ def attack_batch(attack: EvasionAttack, batch: Batch, *, alone: bool = False) ->
         attack = attack.wrapped
     spec = ART.spec_for(attack)
     if spec.native == "attribute" and attack.mask is not None:
-        batch = batch.marking(forbidden(attack.mask, x))
+        batch = batch.marking(_forbidden(attack.mask, x))
     salience = one_map_if_empty(batch.salience)
     if spec.universal:
         if bool((salience != salience[:1]).any()):
@@ -265,5 +265,41 @@ def _check_attack(attack: Any) -> None:
     for inner in inner_attacks(attack) if known is None else ():
         _check_attack(inner)
         spec = ART.spec_for(inner)
-        projectable = spec.mechanism is not MEMBERS and spec.at_once == "all"
-        check_inner(attack, inner, projectable)
+        check_inner(attack, inner, spec.mechanism is not MEMBERS and spec.at_once == "all")
+
+
+def _check_inputs(x: np.ndarray, clip_values: tuple[Any, Any] | None) -> None:
+    """Refuse anything but images of finite values within the classifier's range."""
+    low, high = (-np.inf, np.inf) if clip_values is None else clip_values
+    if x.ndim != 4 or not np.isfinite(x).all() or (x < low).any() or (x > high).any():
+        raise ValueError(
+            f"x must be images (N, C, H, W) of finite values within the classifier's clip_values {clip_values}, got shape "
+            f"{x.shape} and values from {x.min():g} to {x.max():g}. Scale the images, or give the classifier their range."
+        )
+
+
+def _as_indices(y: np.ndarray) -> Tensor:
+    """Class indices ``(N,)`` of labels in either of ART's forms."""
+    indices = y.argmax(1) if y.ndim > 1 and y.shape[1] > 1 else y.reshape(len(y))
+    return torch.from_numpy(np.asarray(indices)).long()
+
+
+def _forbidden(mask: np.ndarray, x: np.ndarray) -> Tensor:
+    """Where ART's own mask (1 = may change), which broadcasts to ``x``, lets nothing change."""
+    if not isinstance(mask, np.ndarray) or not np.isin(mask, (0, 1)).all():
+        raise ValueError(
+            "mask must be a NumPy array of 0 and 1 (ART's own: 1 = may change). A salience map for one call is "
+            "salience=..., where 1 marks what may not change."
+        )
+    return torch.from_numpy(np.broadcast_to(mask == 0, x.shape).copy())
+
+
+def _to_map_source(x: np.ndarray, estimator: Any) -> Tensor:
+    """The images as functions that make maps expect them: ``(N, C, H, W)`` in ``[0, 1]``, on the classifier's device."""
+    images = torch.from_numpy(np.asarray(x, dtype=x.dtype if x.dtype == np.float64 else np.float32))
+    if estimator.clip_values is not None:
+        low, high = (torch.as_tensor(np.asarray(bound), dtype=images.dtype) for bound in estimator.clip_values)
+        images = ((images - low) / (high - low)).clamp(0, 1)
+    if not estimator.channels_first:
+        images = images.permute(0, 3, 1, 2).contiguous()
+    return images.to(estimator.device)

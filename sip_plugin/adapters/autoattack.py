@@ -77,9 +77,10 @@ class SalienceAutoAttack(SalienceAttack):
     ) -> Any:
         """AutoAttack's own call; what it returns equals the clean images on salient elements.
 
-        ``x_orig`` are ``(N, C, H, W)`` in ``[0, 1]``, ``y_orig`` class indices ``(N,)``. ``mask`` is the map for this call, in
-        place of ``mask_fn``, which is asked for a batch at a time; further arguments are the package's own (``batch_size`` or
-        ``bs``, ``state_path``, ...). Raises a ``TypeError`` or ``ValueError`` if images, labels or map do not fit.
+        ``x_orig`` are ``(N, C, H, W)`` in ``[0, 1]``, ``y_orig`` class indices ``(N,)``. ``mask`` is the map for this call,
+        in place of ``mask_fn``, which is asked for a batch at a time; further arguments are the package's own
+        (``batch_size`` or ``bs``, ``state_path``, ...). Raises a ``TypeError`` or ``ValueError`` if images, labels or map do
+        not fit.
         """
         return self._evaluate("run_standard_evaluation", x_orig, y_orig, mask, args, kwargs)
 

@@ -33,9 +33,9 @@ class SalienceCallable(SalienceAttack):
     ) -> Tensor:
         """Adversarial images ``(N, C, H, W)`` that equal the clean ones on salient elements.
 
-        ``images`` are ``(N, C, H, W)`` in ``[0, 1]``, ``labels`` class indices ``(N,)``, or None where the attack needs none.
-        ``mask`` is the map for this call, in place of ``mask_fn``; further arguments are the attack's own. Raises a
-        ``TypeError`` or ``ValueError`` if images, labels or map do not fit.
+        ``images`` are in ``[0, 1]``, ``labels`` class indices ``(N,)``, or None where the attack needs none. ``mask`` is the
+        map for this call, in place of ``mask_fn``; further arguments are the attack's own. Raises a ``TypeError`` or
+        ``ValueError`` if images, labels or map do not fit.
         """
         with self._lock, preserve_model_state(self.wrapped.model):
             check_images(images)

@@ -66,9 +66,9 @@ class SalienceTorchAttack(SalienceAttack, Attack):  # type: ignore[misc]
     ) -> Tensor:
         """Adversarial images that equal the clean ones on salient elements.
 
-        ``inputs`` are ``(N, C, H, W)`` in ``[0, 1]``, or normalised after ``set_normalization_used``; ``labels`` class indices
-        ``(N,)``. ``mask`` is the map for this call, in place of ``mask_fn``; further arguments are the attack's own. The
-        result is on the attack's device, in the space of ``inputs``. Raises a ``TypeError`` or ``ValueError`` if inputs,
+        ``inputs`` are ``(N, C, H, W)`` in ``[0, 1]``, or normalised after ``set_normalization_used``, ``labels`` class
+        indices ``(N,)``. ``mask`` is the map for this call, in place of ``mask_fn``; further arguments are the attack's own.
+        The result is on the attack's device, in the space of ``inputs``. Raises a ``TypeError`` or ``ValueError`` if inputs,
         labels or map do not fit.
         """
         attack = self.wrapped

@@ -43,11 +43,9 @@ def draw(
     labels = {curve.label for panel in panels.values() for curve in panel}
     width = 4.8 + 4.2 * (len(panels) - 1) + 0.075 * max(map(len, labels))
     text = [line for note in notes for line in textwrap.wrap(note, int(13.5 * width))]
+    size = width, max(2.7, 0.18 * len(labels)) + 0.7 + len(text) * 1.25 * _FONT / 72
     # Not pyplot, which keeps every figure and picks a screen.
-    plotting = import_extra("matplotlib.figure", "plots")
-    figure: Figure = plotting.Figure(
-        (width, max(2.7, 0.18 * len(labels)) + 0.7 + len(text) * 1.25 * _FONT / 72), layout="constrained"
-    )
+    figure: Figure = import_extra("matplotlib.figure", "plots").Figure(size, layout="constrained")
     figure.suptitle("\n".join(text), fontsize=_FONT, color="0.35", x=0.01, ha="left", parse_math=False)
     side_by_side = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     lines = {}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from sip_plugin.model_utils import model_hash, own_attributes, unwrap_model
+from sip_plugin.model_utils import model_hash, unwrap_model
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
@@ -65,7 +65,8 @@ def _describe(value: Any) -> Any:
         return {"class": _name(type(value)), **value.provenance()}
     if isinstance(value, nn.Module):
         architecture = hashlib.sha256(_ADDRESS.sub("", repr(value)).encode()).hexdigest()
-        plain = {name: part for name, part in own_attributes(value).items() if isinstance(part, _PLAIN)}
+        public = {name: part for name, part in vars(value).items() if name[0] != "_" and name != "training"}
+        plain = {name: part for name, part in public.items() if isinstance(part, _PLAIN)}
         return {"class": _name(type(value)), "model_hash": model_hash(value), "architecture": architecture, **plain}
     if isinstance(value, (Tensor, np.ndarray)):
         content = hashlib.sha256(np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value).tobytes())

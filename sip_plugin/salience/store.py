@@ -158,9 +158,8 @@ class MaskStore:
             with preserve_model_state(model):  # a function may use its network in ways that leave traces
                 begun = group.on_rank_zero(begin)
                 records = group.call(lambda: _open_records(folder, begun))
-                with progress_bar(
-                    progress and group.rank == 0, total=len(dataset), desc="salience maps", unit="image"
-                ) as bar:
+                show = progress and group.rank == 0
+                with progress_bar(show, total=len(dataset), desc="salience maps", unit="image") as bar:
                     # All go from batch to batch together, so that a failure of one is known to all at once.
                     for batch in [*mine, []][: -(-len(batches) // group.size)]:
                         bar.update(sum(group.gather_call(partial(step, batch, records, begun["channels"]))))
