@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sip_plugin.checks import check_classes, check_logits
+from sip_plugin.checks import check_classes, check_logits, output_gradient
 from sip_plugin.model_utils import unwrap_model
 
 CAM = Literal["gradcam", "xgradcam", "layercam"]
 KINDS: tuple[CAM, ...] = get_args(CAM)
+Reshape = Callable[[Tensor], Tensor]
 
 
 def class_activation_maps(
@@ -21,6 +24,7 @@ def class_activation_maps(
     kind: CAM = "gradcam",
     layer: str | None = None,
     classes: Tensor | None = None,
+    reshape: Reshape | None = None,
 ) -> Tensor:
     """Returns class activation maps: how much each pixel contributes to the logit of a class.
 
@@ -33,31 +37,35 @@ def class_activation_maps(
         network: The network, used in its current mode. Nothing is left behind in it.
         images: ``(N, C, H, W)``.
         kind: ``"gradcam"``, ``"xgradcam"`` or ``"layercam"``.
-        layer: The name of a module (as ``named_modules`` has it); None for the last module that contains convolutions and
-            whose output has more than one position.
+        layer: The name of a module (as ``named_modules`` has it); None for the last module that contains convolutions or
+            linear layers and whose output is four-dimensional with more than one position. The operations that made an
+            output say whether it is ``(N, K, h, w)`` or ``(N, h, w, K)``; either is taken.
         classes: Class indices ``(N,)``; None for the predicted ones.
+        reshape: From the output of the named layer, which may have any shape, to ``(N, K, h, w)``: for the tokens of a ViT
+            ``lambda t: t[:, 1:].unflatten(1, (14, 14)).movedim(3, 1)``. Its gradient is reshaped in the same way.
 
     Returns:
         ``(N, 1, H, W)`` in ``[0, 1]``, at least float32; 0 everywhere for an image whose map is constant, NaN for one whose
         activations or gradients are not finite.
 
     Raises:
-        ValueError: If there is no such layer, its output is not ``(N, K, h, w)``, or the network has no such class.
+        ValueError: If there is no such layer, its output needs ``reshape`` or has no gradient, or the network has no such
+            class.
     """
     network = unwrap_model(network)
     with torch.enable_grad():
         # The images ask for a gradient so that the activations are in a graph even where all weights are frozen; a copy in
         # the graph, because a network that writes into its input may not write into a leaf, nor into the caller's images.
-        output, activation = _forward(network, images.detach().requires_grad_().clone(), layer)
+        output, activation, to_map = _forward(network, images.detach().requires_grad_().clone(), layer, reshape)
         logits = check_logits(output, len(images))
         if classes is None:
             score = logits.max(1).values.sum()
         else:
             check_classes(classes, logits)
             score = logits.gather(1, classes[:, None]).sum()
-        (gradient,) = torch.autograd.grad(score, activation)
+        gradient = output_gradient(score, activation, f"the output of {layer or 'its last stage'}")
     dtype = torch.promote_types(activation.dtype, torch.float32)
-    sums = _weighted_sum(kind, activation.detach().to(dtype), gradient.to(dtype))
+    sums = _weighted_sum(kind, to_map(activation.detach()).to(dtype), to_map(gradient).to(dtype))
     maps = torch.where(sums.isfinite(), sums.relu(), torch.nan)  # of −∞ the ReLU alone would make an ordinary 0
     low, high = maps.amin((2, 3), keepdim=True), maps.amax((2, 3), keepdim=True)
     maps = (maps - low) / (high - low).clamp(min=torch.finfo(dtype).tiny)
@@ -76,34 +84,101 @@ def _weighted_sum(kind: CAM, activation: Tensor, gradient: Tensor) -> Tensor:
     return (weight * activation).sum(1, keepdim=True)
 
 
-def _forward(network: nn.Module, images: Tensor, layer: str | None) -> tuple[Tensor, Tensor]:
-    """The network's output, and the activations of the layer, in one pass."""
-    seen: list[Tensor] = []
+def _forward(
+    network: nn.Module, images: Tensor, layer: str | None, reshape: Reshape | None
+) -> tuple[Tensor, Tensor, Reshape]:
+    """The network's output, the activations of the layer in the same pass, and what makes them ``(N, K, h, w)``."""
+    if reshape is not None and layer is None:
+        raise ValueError("reshape= is for the output of a named layer: give layer=..., too.")
+    found: list[tuple[Tensor, Reshape]] = []
+    tokens = False  # whether the network went on without positions, as a ViT does
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> Any:
         # Modules end in the order of the pass, a stage after the last of its blocks: the last one to end is the stage.
-        if isinstance(output, Tensor) and output.dim() == 4 and output.shape[2:].numel() > 1:
-            seen[:] = [output]
-            return output.clone()  # for the rest of the network, which may write into it
-        return output
+        nonlocal tokens
+        to_map = reshape or _to_map(output)
+        tokens = (isinstance(output, Tensor) and output.dim() == 3) or (tokens and to_map is None)
+        if to_map is None:
+            return output
+        found[:] = [(output, to_map)]
+        return output.clone()  # for the rest of the network, which may write into it
 
     if layer is not None:
         watched = [named_layer(network, layer)]
     else:
-        convolutions = (nn.Conv2d, nn.ConvTranspose2d)
-        watched = [m for m in network.modules() if any(isinstance(part, convolutions) for part in m.modules())]
+        kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+        watched = [m for m in network.modules() if any(isinstance(part, kinds) for part in m.modules())]
     handles = [module.register_forward_hook(keep) for module in watched]
     try:
         output = network(images)
     finally:
         for handle in handles:
             handle.remove()
-    if not seen:
-        what = "No convolution stage" if layer is None else f"No output (N, K, h, w) of the layer {layer!r}"
+    if not found or (tokens and reshape is None):
+        what = "No stage" if layer is None else f"No output of the layer {layer!r}"
         raise ValueError(
-            f"{what} with more than one position was seen in {type(network).__name__}: name another layer (layer=...)."
+            f"{what} that is known to be (N, K, h, w) or (N, h, w, K), with more than one position, was seen in "
+            f"{type(network).__name__}{', which ends in layers of tokens' * tokens}. Name a layer, layer=..., and a "
+            "function from its output to (N, K, h, w), reshape=..."
         )
-    return output, seen[0]
+    return output, *found[0]
+
+
+def _to_map(output: Any) -> Reshape | None:
+    """What makes a layer's output ``(N, K, h, w)``; None if it has no positions, or its operations do not say which."""
+    axis = channel_axis(output) if isinstance(output, Tensor) and output.dim() == 4 else None
+    if axis is None or output.shape.numel() == len(output) * output.shape[axis]:
+        return None
+    return lambda values: values.movedim(axis, 1)
+
+
+_CHANNELS_FIRST = ".*Convolution|.*BatchNorm|NativeGroupNorm|.*Pool2D|Upsample"
+_ELEMENTWISE = (
+    ".*(Relu|PreluKernel|Elu|Gelu|Silu|Mish|Hardtanh|Hardswish|Sigmoid|Tanh|Softplus|Threshold|Clamp|Dropout|Clone|Copy|Add|Sub|Mul|Div)|"
+    "Cat|Slice|Roll|ConstantPadNd"
+)
+
+
+def channel_axis(output: Tensor) -> int | None:
+    """Which axis of a layer's output ``(N, ?, ?, ?)`` holds its channels, by the operations that made it.
+
+    Followed back through permutations and elementwise operations: what a convolution, a BatchNorm or a pooling gave is
+    ``(N, K, h, w)``, what a linear layer or a LayerNorm gave ``(N, h, w, K)``. None if they do not say.
+    """
+    # Operations, and which axis of its result each axis of the output is.
+    waiting: list[tuple[Any, tuple[int, ...]]] = [(output.grad_fn, (0, 1, 2, 3))]
+    for _ in range(1000):
+        if not waiting:
+            break
+        node, axes = waiting.pop()
+        name = type(node).__name__.rstrip("0123456789").removesuffix("Backward")
+        before = [function for function, _ in node.next_functions if function is not None] if node else []
+        if re.fullmatch(f"({_CHANNELS_FIRST}).*", name):
+            return axes.index(1)
+        last = axes.index(3)
+        if name == "Linear" or (name.endswith("LayerNorm") and len(node._saved_normalized_shape) == 1):
+            return last
+        if name in ("View", "UnsafeView") and before:
+            inside, features = type(before[0]).__name__, node._saved_self_sym_sizes[-1]
+            if inside.startswith(("Mm", "Addmm")) and features == output.shape[last]:
+                return last  # a linear layer, which multiplies rows
+            if inside.startswith("NativeBatchNorm"):
+                return axes.index(1)  # InstanceNorm
+        elif name == "Permute":
+            order = [_signed(axis) for axis in node._saved_dims]
+            waiting += [(function, tuple(order[axis] for axis in axes)) for function in before]
+        elif name == "Transpose":
+            pair = [_signed(node._saved_dim0), _signed(node._saved_dim1)]
+            swap = dict(zip(pair, pair[::-1], strict=True))
+            waiting += [(function, tuple(swap.get(axis, axis) for axis in axes)) for function in before]
+        elif re.fullmatch(_ELEMENTWISE, name):
+            waiting += [(function, axes) for function in reversed(before)]
+    return None
+
+
+def _signed(axis: int) -> int:
+    """An axis of four as autograd keeps it: a negative one as an unsigned number."""
+    return axis % 2**64 % 4
 
 
 def named_layer(network: nn.Module, layer: str) -> nn.Module:

@@ -75,6 +75,17 @@ def check_classes(labels: Tensor, logits: Tensor) -> None:
         )
 
 
+def output_gradient(score: Tensor, inputs: Tensor, what: str = "the image") -> Tensor:
+    """The gradient of what a network's output says; raises a ValueError where there is none, which is not one of zero."""
+    gradient = torch.autograd.grad(score, inputs, allow_unused=True)[0] if score.requires_grad else None
+    if gradient is None:
+        raise ValueError(
+            f"The network's output has no gradient with respect to {what}. Is its forward under torch.no_grad(), does it "
+            "round, or is it quantised? Take the network as it was trained."
+        )
+    return gradient
+
+
 def check_eps(eps: Any, norm: Norm = "Linf", *, name: str = "eps") -> float:
     """Refuse a radius that is negative, not finite, or given in units of 1/255.
 

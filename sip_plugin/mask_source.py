@@ -21,7 +21,8 @@ def check_mask_source(source: MaskSource, name: str = "mask_fn") -> MaskSource:
     """The source itself; raises a TypeError if it is neither None, a callable, a tensor nor an array."""
     if source is not None and not callable(source) and not isinstance(source, (Tensor, np.ndarray)):
         raise TypeError(
-            f"{name} must be a callable (images, labels) -> map or (images) -> map, or a map itself, got {source!r}."
+            f"{name} must be a callable (images, labels) -> map or (images) -> map, or a map itself (tensor or array), got "
+            f"{type(source).__name__}."
         )
     return source
 
@@ -33,6 +34,7 @@ def compute_mask(source: MaskSource, images: Tensor, labels: Tensor | None, *, k
     """
     if source is None:
         raise ValueError(f"No salience map: give mask_fn (a callable or a map), or {keyword}=... with the call.")
+    check_mask_source(source, keyword)
     if isinstance(source, (Tensor, np.ndarray)):
         return source
     # A copy: what a function does to its images (marks them for a gradient, normalises them in place) is its own affair.

@@ -49,7 +49,8 @@ class SalienceCallable(SalienceAttack):
             return self._alone_if_need_be(run, batch.salience)
 
     def _attack(self, batch: Batch) -> Tensor:
-        stand_in = ProjectedModel(self.wrapped.model, BatchProjection(batch.images, batch.salience))
+        projection = BatchProjection(batch.images, batch.salience)
+        stand_in = ProjectedModel(self.wrapped.model, projection, labels=batch.labels)
         given = batch.images.clone()
         with model_replaced(self.wrapped, stand_in):
             labels = () if batch.labels is None else (batch.labels,)

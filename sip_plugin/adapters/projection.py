@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
+from sip_plugin.checks import check_classes
 from sip_plugin.constraint import project
 
 # To be compared with == and not `is`: the setter's slot wrapper is a new object each time it is looked up.
@@ -218,6 +219,7 @@ class ProjectedModel(nn.Module):
         mode: The mode that projects iterates, which must not see the network's own operations.
         training: Whether the attack finds the network in train mode, and puts it back into that itself: only within a
             composite, since the caller's modes are restored for an attack that is called on its own.
+        labels: Class indices, for which the network must have logits.
     """
 
     def __init__(
@@ -227,11 +229,12 @@ class ProjectedModel(nn.Module):
         mode: IterateProjection | None = None,
         *,
         training: bool = False,
+        labels: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.training = training
-        self._projection, self._mode = projection, mode
+        self._projection, self._mode, self._labels = projection, mode, labels
         self.queried = False  # whether any query came this way
 
     def forward(self, queries: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -241,7 +244,11 @@ class ProjectedModel(nn.Module):
         if self._projection is not None:
             queries = self._projection(queries)
         with nullcontext() if self._mode is None else self._mode.suspended():
-            return self.model(queries, *args, **kwargs)
+            output = self.model(queries, *args, **kwargs)
+        if self._labels is not None and isinstance(output, Tensor) and output.dim() == 2:
+            check_classes(self._labels, output)
+            self._labels = None  # once is enough
+        return output
 
     def train(self, mode: bool = True) -> ProjectedModel:
         """The network's own ``train``, also where the network is no module."""

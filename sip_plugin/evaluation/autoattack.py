@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from importlib.util import find_spec
@@ -50,16 +50,45 @@ def attack_names(version: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def make_attacks(
-    attack: Attacks, version: str | Sequence[str], model: nn.Module, norm: Norm, classes: int, eps: float
+    attack: Attacks,
+    version: str | Sequence[str],
+    model: nn.Module,
+    norm: Norm,
+    clean: Mapping[str, Tensor],
+    image: Tensor,
+    eps: float,
 ) -> list[Attack]:
-    """The attacks of an evaluation; ``eps`` is a radius that they will be run at."""
+    """The attacks of an evaluation, for what :func:`clean_statistics` says and images like this; ``eps`` is of its radii.
+
+    Raises:
+        ValueError: If AutoAttack cannot attack this network, or images of this size.
+    """
     made: list[Attack] = []
     for name, factory in parse_attacks(attack).items():
         if isinstance(factory, str):
-            made += autoattack_members(model, version, norm, classes)
+            names = attack_names(version)
+            if not clean["differentiable"].all() and set(names) != {"square"}:
+                raise ValueError(
+                    "The network's output has no gradient with respect to the image, which AutoAttack needs. Is its "
+                    "forward under torch.no_grad(), does it round, or is it quantised? The black-box attack alone: "
+                    'version=["square"].'
+                )
+            if norm == "L2" and "square" in names and not _square_fits(*image.shape[1:]):
+                raise ValueError(
+                    f"AutoAttack's Square fails in L2 on images of {image.shape[1]}×{image.shape[2]} pixels, where its "
+                    f"first squares do not fit. Without it: version={[each for each in names if each != 'square']}."
+                )
+            made += autoattack_members(model, version, norm, int(clean["classes"][0]))
         else:
             made.append(callable_attack(name, model, factory, eps))
     return made
+
+
+def _square_fits(height: int, width: int) -> bool:
+    """Whether the squares by which Square begins in L2, in rows from a margin on, end within the image."""
+    size, margin = height // 5, (height - height // 5 * 5) // 2
+    ends = (margin + length // max(size, 1) * size <= length for length in (height, width))
+    return size == 1 or (size > 1 and all(ends))  # of one pixel, those outside are empty
 
 
 def attack_settings(attack: Attacks, version: str | Sequence[str]) -> dict[str, Any]:

@@ -35,13 +35,17 @@ def clean_statistics(model: nn.Module, images: Tensor, labels: Tensor) -> dict[s
         true = F.one_hot(labels, logits.shape[1]).bool()
         margin = logits[true] - logits.masked_fill(true, -torch.inf).amax(1)
         cross_entropy = F.cross_entropy(logits, labels, reduction="sum")
+        gradients = [
+            torch.autograd.grad(value, images, retain_graph=True, allow_unused=True)[0] if value.requires_grad else None
+            for value in (margin.sum(), cross_entropy)
+        ]
     rows, count = logits.detach(), len(images)
     return {
         "correct": (rows.argmax(1) == labels).cpu(),
         "classes": torch.full((count,), logits.shape[1]),
-        "differentiable": torch.full((count,), logits.requires_grad),
-        "zero_margin": _zero_gradient(margin.sum(), images),
-        "zero_cross_entropy": _zero_gradient(cross_entropy, images),
+        "differentiable": torch.full((count,), gradients[0] is not None),
+        "zero_margin": _zero_gradient(gradients[0], count),
+        "zero_cross_entropy": _zero_gradient(gradients[1], count),
         "probabilities": _are_probabilities(rows).cpu(),
     }
 
@@ -49,7 +53,7 @@ def clean_statistics(model: nn.Module, images: Tensor, labels: Tensor) -> dict[s
 def stable_logits(model: nn.Module, images: Tensor) -> Tensor | None:
     """The logits of some images, ``(N, classes)`` on the CPU; None if the network is randomised."""
     with torch.no_grad():
-        first, second = (check_logits(model(images), len(images)).double().cpu() for _ in range(2))
+        first, second = (check_logits(model(images.clone()), len(images)).double().cpu() for _ in range(2))
     return None if _differ(first, second) else first
 
 
@@ -110,10 +114,9 @@ def clean_warnings(clean: Mapping[str, Tensor]) -> list[str]:
     return [sign for sign, found in signs.items() if found]
 
 
-def _zero_gradient(value: Tensor, images: Tensor) -> Tensor:
-    if not value.requires_grad:
-        return torch.ones(len(images), dtype=torch.bool)
-    (gradient,) = torch.autograd.grad(value, images, retain_graph=True, materialize_grads=True)
+def _zero_gradient(gradient: Tensor | None, count: int) -> Tensor:
+    if gradient is None:
+        return torch.ones(count, dtype=torch.bool)
     return (gradient.flatten(1) == 0).all(1).cpu()
 
 

@@ -124,13 +124,17 @@ def evaluate_robustness(
                 known = group.on_rank_zero(lambda: store.open(identity, diagnostics.stable_logits(network, some)))
                 if known is not None:
                     return RobustnessReport(**known)
-            dynamic = group.on_rank_zero(lambda: diagnostics.is_dynamic(network, some))
+            given = some.clone()
+            dynamic, written = group.on_rank_zero(lambda: (diagnostics.is_dynamic(network, given), given._version > 0))
             if not dynamic:  # attacks need the image's gradient alone, but some compute the others', too
                 network.requires_grad_(False)
+            if written:
+                network = _CopiedInput(network).eval()
             state = _Evaluation(network, images, labels, settings, store, group, device, show, return_adversarial)
             clean = state.classify()
-            classes, largest = int(clean["classes"][0]), state.radii[-1]
-            attacks = group.call(lambda: make_attacks(attack, version, network, norm, classes, largest))
+            attacks = group.call(
+                lambda: make_attacks(attack, version, network, norm, clean, images[0], state.radii[-1])
+            )
             state.run(attacks, clean["correct"])
             warnings = [note for each in attacks for note in each.notes]
             if sanity_checks:
@@ -154,6 +158,17 @@ def evaluate_robustness(
         if store is not None:
             group.on_rank_zero(lambda: store.finish(vars(report)))
     return report
+
+
+class _CopiedInput(nn.Module):
+    """A network that writes into its input, which attacks need again."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Any:
+        return self.network(images.clone())
 
 
 @dataclass
@@ -314,8 +329,9 @@ def collect(data: tuple[Tensor, Tensor] | Iterable[Sequence[Any]], max_images: i
         of_batch = "" if pair else f" of batch {number}"
         check_images(images, name=f"images{of_batch}")
         labels = check_labels(labels, images, name=f"labels{of_batch}")
-        # Copies: what the caller made in inference mode cannot take part in a gradient.
-        parts.append((images.detach().to("cpu", torch.float32, copy=True), labels.to("cpu", copy=True)))
+        # Copies: what the caller made in inference mode cannot take part in a gradient. Attacks need contiguous ones.
+        images = images.detach().to("cpu", torch.float32).clone(memory_format=torch.contiguous_format)
+        parts.append((images, labels.to("cpu", copy=True)))
         if max_images is not None and sum(len(labels) for _, labels in parts) >= max_images:
             break
     images, labels = (torch.cat(part)[:max_images] for part in zip(*parts, strict=True))

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sip_plugin.cam import channel_axis
 from sip_plugin.checks import check_classes, check_logits
 from sip_plugin.model_state import preserve_model_state
 from sip_plugin.salience.selection import ScoreSalience, check_choice
@@ -92,6 +93,9 @@ class AttributionSalience(ScoreSalience):
             # Captum leaves hook handles and fitted models in its methods and, if one raises, attributes in the network.
             shared = (*networks, *(m.forward_func for m in methods))
             method = copy.deepcopy(self.method, {id(value): value for value in shared})
+            for layer in (getattr(part, "layer", None) for part in methods):
+                if isinstance(layer, nn.Module):
+                    stack.callback(layer.register_forward_hook(_check_axes).remove)
             for network in networks:
                 stack.enter_context(preserve_model_state(network))
                 network.eval()
@@ -131,6 +135,19 @@ class AttributionSalience(ScoreSalience):
         if getattr(found, "ndim", 0) != 4 or len(found) != len(images):
             raise ValueError(f"The method must give (N, K, h, w), got {getattr(found, 'shape', type(found))}.")
         return torch.as_tensor(found).detach()
+
+
+def _check_axes(layer: nn.Module, inputs: Any, output: Any) -> None:
+    """Refuse a layer whose output Captum would take for what it is not."""
+    if isinstance(output, Tensor) and output.dim() == 4:
+        if output.grad_fn is None:  # methods that take no gradient
+            with torch.enable_grad():
+                output = layer.forward(*(t.detach().requires_grad_() if isinstance(t, Tensor) else t for t in inputs))
+        if channel_axis(output) == 3:
+            raise ValueError(
+                f"The output of {type(layer).__name__} is (N, h, w, K), and Captum takes it for (N, K, h, w). Use "
+                "CAMSalience, which takes both, or a layer behind a permutation."
+            )
 
 
 def _signature(method: Any) -> inspect.Signature:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,11 @@ class JointTransform:
 
     def __init__(self, transform: Callable[..., Any]) -> None:
         self.transform = transform
+        if any(type(part).__name__ == "RandomErasing" for part in _parts(transform)):
+            self.transform = copy.deepcopy(transform)
+            for part in _parts(self.transform):
+                if type(part).__name__ == "RandomErasing":
+                    part._call_kernel = partial(_erase, part)
         kinds = [type(part) for part in _parts(transform)]
         self._mixes_channels = any(kind.__name__ in _MIXES_CHANNELS for kind in kinds)
         self._trusted = all(
@@ -80,6 +87,15 @@ class JointTransform:
         random.seed(seed)
         np.random.seed(seed)
         return self(torch.full_like(image, white / 2).masked_fill_(salience, white), salience)
+
+
+def _erase(part: Any, kernel: Callable[..., Any], value: Any, i: int, j: int, h: int, w: int, **options: Any) -> Any:
+    """What RandomErasing, which leaves maps alone, does to image and map: what it overwrites is not the image any more."""
+    if not isinstance(value, import_extra("torchvision.tv_tensors", "vision").Mask):
+        return type(part)._call_kernel(part, kernel, value, i=i, j=j, h=h, w=w, **options)
+    value = value.clone()
+    value[..., i : i + h, j : j + w] = 0
+    return value
 
 
 def _parts(transform: Any) -> list[Any]:

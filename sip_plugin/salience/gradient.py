@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sip_plugin.checks import check_classes
+from sip_plugin.checks import check_classes, output_gradient
 from sip_plugin.model_state import eval_mode
 from sip_plugin.salience.selection import ScoreSalience, check_choice
 
@@ -51,4 +50,4 @@ class GradientSalience(ScoreSalience):
             score = logits.gather(1, classes[:, None]).sum()
             if self.target == "loss":
                 score = F.cross_entropy(logits, classes, reduction="sum")
-            return torch.autograd.grad(score, inputs)[0].abs()
+            return output_gradient(score, inputs).abs()

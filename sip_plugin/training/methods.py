@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sip_plugin.cam import CAM, KINDS, class_activation_maps
+from sip_plugin.cam import CAM, KINDS, Reshape, class_activation_maps
 from sip_plugin.checks import check_eps, check_int, check_logits
 from sip_plugin.constraint import FeasibleSet
 from sip_plugin.training.method import Method, TrainingProgress
@@ -180,7 +180,8 @@ class PART(Method):
         eps_low: Budget of unimportant pixels, in the trainer's norm; ε if that is smaller.
         warmup: Share of the epochs, from the first, that are trained as Madry; unless it is 0, it needs
             ``trainer.set_epoch(epoch, epochs)``.
-        layer: Name of the module whose output the maps are made from; None for the last convolution stage.
+        layer: Name of the module whose output the maps are made from; None for the last stage.
+        reshape: From that module's output to ``(N, K, h, w)``; as in :class:`~sip_plugin.salience.CAMSalience`.
 
     Raises:
         ValueError: If ``cam`` is unknown or a number is out of range.
@@ -190,7 +191,12 @@ class PART(Method):
     takes_attack = False
 
     def __init__(
-        self, cam: CAM = "gradcam", eps_low: float = 7 / 255, warmup: float = 0.25, layer: str | None = None
+        self,
+        cam: CAM = "gradcam",
+        eps_low: float = 7 / 255,
+        warmup: float = 0.25,
+        layer: str | None = None,
+        reshape: Reshape | None = None,
     ) -> None:
         if cam not in KINDS:
             raise ValueError(f"cam must be one of {', '.join(map(repr, KINDS))}, got {cam!r}.")
@@ -200,12 +206,13 @@ class PART(Method):
             raise ValueError(f"warmup is a share of the epochs, from 0 to 1, got {warmup!r}.")
         self.warmup = float(warmup)
         self.layer = layer
+        self.reshape = reshape
 
     def budget(self, network: nn.Module, images: Tensor, eps: float, progress: TrainingProgress) -> Tensor | None:
         """ε on important pixels and ``eps_low`` on the others, ``(N, 1, H, W)``."""
         if self.warmup and progress.fraction(self) < self.warmup:
             return None
-        maps = class_activation_maps(network, images, self.cam, self.layer)
+        maps = class_activation_maps(network, images, self.cam, self.layer, reshape=self.reshape)
         # (map − mean) / std > 1 without the division: a constant map has no important pixel.
         std, mean = torch.std_mean(maps, (1, 2, 3), correction=0, keepdim=True)
         return torch.where(maps - mean > std, images.new_full((), eps), images.new_full((), self.eps_low))

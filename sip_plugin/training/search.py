@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sip_plugin.checks import check_logits
+from sip_plugin.checks import check_classes, check_logits, output_gradient
 from sip_plugin.constraint import FeasibleSet
 
 Objective = Callable[[Any], Tensor]
@@ -52,7 +52,7 @@ def ascent_step(
     noise: float,
 ) -> Tensor:
     """One step of :func:`projected_ascent` as a pure function, which ``torch.compile`` takes as one graph."""
-    gradient = torch.func.grad(lambda candidate: objective(target)(network(candidate)))(point)
+    gradient = torch.func.grad(lambda candidate: objective(target)(network(candidate.clone())))(point)
     return feasible.ascend(point, gradient, alpha, noise)
 
 
@@ -116,7 +116,9 @@ def projected_ascent(
     for _ in range(steps):
         point.requires_grad_()
         with torch.enable_grad():
-            output = network(point)
+            output = network(point.clone())  # which may write into its input
+        if not passes and isinstance(output, Tensor) and not target.is_floating_point():
+            check_classes(target, output)
         passes += len(point)
         running = None if stop is None else stop.running(output)
         if running is not None:
@@ -126,7 +128,7 @@ def projected_ascent(
                 return result, passes
         with torch.enable_grad():
             value = objective(target)(output)
-        (gradient,) = torch.autograd.grad(value, point)
+        gradient = output_gradient(value, point)
         point = point.detach()
         if running is not None:
             point, gradient, target = point[running], gradient[running], target[running]

@@ -122,9 +122,9 @@ class AdversarialTrainer:
         check_images(images)
         labels = check_labels(labels, images)
         adversarial, found = self._search(images, labels, mask)
-        network = ForwardRecorder(self.model, images, adversarial)
+        network = ForwardRecorder(self.model, images, adversarial, labels)
         loss = self.method.loss(network, images, adversarial, labels)
-        self.metrics = {"loss": loss.detach(), **network.metrics(labels), **found}
+        self.metrics = {"loss": loss.detach(), **network.metrics(), **found}
         return loss
 
     def perturb(self, images: Tensor, labels: Tensor, mask: SalienceMap | None = None) -> Tensor:
@@ -265,7 +265,7 @@ class AdversarialTrainer:
         return projected_ascent(
             network,
             method.objective,
-            method.target(network, images, labels),
+            method.target(network, images.clone(), labels),  # the network may write into its input
             method.start(feasible) if self.random_start else images,
             feasible,
             alpha=check_eps(alpha, self.norm, name="alpha"),

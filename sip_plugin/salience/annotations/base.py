@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -59,7 +60,7 @@ class HumanMasks(Dataset[Tensor], ABC):
                 others = f"the {self._name(index)} is one of {len(each)}, or also of {owners.get(each[0])}"
                 raise ValueError(f"The names of images must tell them apart (folders count): {others}.")
             if not each:
-                failures[index] = MissingAnnotationError(f"There is no {self._name(index)}.")
+                failures[index] = MissingAnnotationError(f"There is no {self._name(index)}. {self._why_missing(index)}")
             elif missing == "empty":  # read all, so that one warning can count those that fail
                 try:
                     self[index]
@@ -108,6 +109,10 @@ class HumanMasks(Dataset[Tensor], ABC):
     def _name(self, index: int) -> str:
         return f"annotation of {self.images[index]} in {self._files[index]}"
 
+    def _why_missing(self, index: int) -> str:
+        """What helps to find out why an image has no annotation."""
+        return ""
+
     def _image_size(self, image: Path | int) -> tuple[tuple[int, int], bool]:
         """The size of an image, and whether its EXIF data turn or mirror it: it may have been annotated either way."""
         with import_extra("PIL.Image", "annotations").open(image) as file:
@@ -127,9 +132,15 @@ def check_chosen(chosen: Iterable[Any], known: Iterable[Any], file: Path) -> Non
         raise ValueError(f"Choose of {file} ({', '.join(map(str, known))}), or None for all; got {list(chosen)}.")
 
 
-def longest_end(image: Path, ends: Mapping[tuple[str, ...], Iterable[Any]]) -> list[Any]:
-    """What belongs to the longest end of an image's path that there is."""
-    return next((list(ends[end]) for i in range(len(image.parts)) if (end := image.parts[i:]) in ends), [])
+def longest_end(image: Path, *places: Mapping[tuple[str, ...], Iterable[Any]]) -> list[Any]:
+    """What belongs to the longest end of an image's path that there is, in the first of several places."""
+    ends = [image.parts[i:] for i in range(len(image.parts))]
+    return next((list(found[end]) for found in places for end in ends if end in found), [])
+
+
+def without_upload_prefix(name: str) -> str:
+    """A file name without the eight characters that Label Studio puts before that of an upload."""
+    return re.sub("^[0-9a-f]{8}-", "", name)
 
 
 def image_paths(images: Any) -> tuple[Path, ...]:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,12 +22,15 @@ from sip_plugin.utils import import_extra
 class COCOMasks(HumanMasks):
     """The union of an image's instances in a COCO file, whether polygons or RLE, compressed or not.
 
+    An entry belongs to the image whose path ends as its ``file_name`` does; where tools wrote other folders, to the image of
+    its name, with or without the prefix of an upload, if no other image or entry has that name.
+
     Crowd regions belong to the map. The format does not tell an image in which nothing was found from one that nobody looked
     at: both count as missing.
 
     Args:
-        images: A data set with ``.samples`` (torchvision's ``ImageFolder``), a list of image paths, which must end as the
-            file's ``file_name`` does, or a list of image ids (``CocoDetection.ids``).
+        images: A data set with ``.samples`` (torchvision's ``ImageFolder``), a list of image paths, or a list of image ids
+            (``CocoDetection.ids``).
         annotations: The JSON file (``instances_train2017.json``).
         categories: The names or ids of the categories whose instances are salient; None for all.
         missing: ``"error"``, or ``"empty"`` for an empty map in place of the first errors below, counted by one warning.
@@ -57,6 +60,9 @@ class COCOMasks(HumanMasks):
         self.file = Path(annotations)
         self._coco = coco = import_extra("pycocotools.coco", "annotations").COCO()
         coco.dataset = json.loads(self.file.read_bytes())  # COCO(file) reads it in the encoding of the system
+        numbers = {str(entry["id"]): entry["id"] for entry in coco.dataset["images"]}
+        for instance in coco.dataset["annotations"]:  # some tools write the number as a text
+            instance["image_id"] = numbers.get(str(instance["image_id"]), instance["image_id"])
         with contextlib.redirect_stdout(io.StringIO()):
             coco.createIndex()
         self._chosen = None
@@ -64,21 +70,33 @@ class COCOMasks(HumanMasks):
             wanted = {categories} if isinstance(categories, (str, int)) else set(categories)
             base.check_chosen(wanted, [*coco.cats, *(category["name"] for category in coco.cats.values())], self.file)
             self._chosen = {number for number, category in coco.cats.items() if {number, category["name"]} & wanted}
-        by_name = defaultdict(list)
+        by_path, by_name = defaultdict(set), defaultdict(set)
         for number, entry in coco.imgs.items():
-            by_name[PurePosixPath(entry["file_name"]).parts].append(number)
+            parts = PurePosixPath(entry["file_name"].replace("\\", "/")).parts
+            by_path[parts].add(number)
+            for name in (parts[-1], base.without_upload_prefix(parts[-1])):
+                by_name[name,].add(number)
         ids = isinstance(images, Sequence) and all(isinstance(image, int) for image in images)
         listed: Any = images if ids else base.image_paths(images)
-        found = [[image] if ids else base.longest_end(image, by_name) for image in listed]
+        # Tools write other folders than those of the images: then the name decides, if it is unique on both sides.
+        count = Counter(() if ids else ((image.name,) for image in listed))
+        unique = {name: numbers for name, numbers in by_name.items() if count[name] == len(numbers) == 1}
+        found = [[image] if ids else base.longest_end(image, by_path, unique) for image in listed]
+        self._names = f"It names, for instance, {', '.join(entry['file_name'] for entry in [*coco.imgs.values()][:2])}."
         found = [[number for number in each if self._instances(number)] for each in found]
         super().__init__(listed, found, [self.file] * len(listed), missing)
+
+    def _why_missing(self, index: int) -> str:
+        return self._names
 
     def _instances(self, image: int) -> list[dict[str, Any]]:
         found = self._coco.imgToAnns.get(image, [])
         return [each for each in found if self._chosen is None or each["category_id"] in self._chosen]
 
     def _read(self, annotation: int, size: tuple[int, int]) -> tuple[NDArray[np.bool_], str]:
-        instances = self._instances(annotation)
+        entry, instances = self._coco.imgs[annotation], self._instances(annotation)
+        if not entry.get("height") or not entry.get("width"):
+            entry["height"], entry["width"] = size
         if broken := [each["id"] for each in instances if not self._is_sound(each)]:
             raise ValueError(
                 f"{broken} must be polygons of three corners or more, inside the image, or an RLE of all of it."
@@ -89,13 +107,20 @@ class COCOMasks(HumanMasks):
 
     def _is_sound(self, instance: dict[str, Any]) -> bool:
         """Whether pycocotools reads an instance for what it is: not two corners as a box, nor an RLE with missing pixels."""
+        if not instance.get("segmentation"):
+            return False
         if isinstance(instance["segmentation"], list):
             entry = self._coco.imgs[instance["image_id"]]
+            # Tools leave remnants of one or two corners beside polygons, and pycocotools takes two for a box.
+            instance["segmentation"] = [polygon for polygon in instance["segmentation"] if len(polygon) >= 6]
             polygons = [np.reshape(polygon, (-1, 2)) for polygon in instance["segmentation"]]
             size = entry["width"], entry["height"]
             inside = any((p.max(0) > 0).all() and (p.min(0) < size).all() for p in polygons)
             # pycocotools takes memory for every pixel along an edge
-            return inside and all(len(p) >= 3 and np.abs(p).max() <= 1e6 for p in polygons)
+            return inside and all(np.abs(p).max() <= 1e6 for p in polygons)
+        counts = instance["segmentation"]["counts"]
+        if isinstance(counts, list) and all(count == int(count) for count in counts):
+            instance["segmentation"]["counts"] = [int(count) for count in counts]
         rle = self._coco.annToRLE(instance)
         shorter = {"size": [rle["size"][0] * rle["size"][1] - 1, 1], "counts": rle["counts"]}
         with contextlib.suppress(ValueError):  # too long for one pixel less
