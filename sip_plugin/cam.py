@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, Literal, get_args
@@ -133,52 +134,61 @@ def _to_map(output: Any) -> Reshape | None:
 
 
 _CHANNELS_FIRST = ".*Convolution|.*BatchNorm|NativeGroupNorm|.*Pool2D|Upsample"
+_CHANNELS_LAST = "Linear|Mm|Addmm|.*LayerNorm"
 _ELEMENTWISE = (
-    ".*(Relu|PreluKernel|Elu|Gelu|Silu|Mish|Hardtanh|Hardswish|Sigmoid|Tanh|Softplus|Threshold|Clamp|Dropout|Clone|Copy|Add|Sub|Mul|Div)|"
-    "Cat|Slice|Roll|ConstantPadNd"
+    ".*(Relu|PreluKernel|Elu|Gelu|Silu|Mish|Hardtanh|Hardswish|Sigmoid|Tanh|Softplus|Threshold|Clamp|Dropout|Clone|Copy|Add|"
+    "Sub|Mul|Div)|Cat|Slice|Roll|ConstantPadNd"
 )
 
 
 def channel_axis(output: Tensor) -> int | None:
     """Which axis of a layer's output ``(N, ?, ?, ?)`` holds its channels, by the operations that made it.
 
-    Followed back through permutations and elementwise operations: what a convolution, a BatchNorm or a pooling gave is
-    ``(N, K, h, w)``, what a linear layer or a LayerNorm gave ``(N, h, w, K)``. None if they do not say.
+    Followed back through permutations, views and elementwise operations: what a convolution, a BatchNorm or a pooling gave
+    is ``(N, K, h, w)``, what a linear layer or a LayerNorm gave ``(N, h, w, K)``. None if they do not say.
     """
-    # Operations, and which axis of its result each axis of the output is.
-    waiting: list[tuple[Any, tuple[int, ...]]] = [(output.grad_fn, (0, 1, 2, 3))]
+    # Operations, the shape of their results, and which axis of it each axis of the output is (None: several, or a part).
+    waiting: list[tuple[Any, list[int], list[int | None]]] = [(output.grad_fn, list(output.shape), [0, 1, 2, 3])]
     for _ in range(1000):
         if not waiting:
             break
-        node, axes = waiting.pop()
+        node, shape, axes = waiting.pop()
         name = type(node).__name__.rstrip("0123456789").removesuffix("Backward")
-        before = [function for function, _ in node.next_functions if function is not None] if node else []
         if re.fullmatch(f"({_CHANNELS_FIRST}).*", name):
-            return axes.index(1)
-        last = axes.index(3)
-        if name == "Linear" or (name.endswith("LayerNorm") and len(node._saved_normalized_shape) == 1):
-            return last
-        if name in ("View", "UnsafeView") and before:
-            inside, features = type(before[0]).__name__, node._saved_self_sym_sizes[-1]
-            if inside.startswith(("Mm", "Addmm")) and features == output.shape[last]:
-                return last  # a linear layer, which multiplies rows
-            if inside.startswith("NativeBatchNorm"):
-                return axes.index(1)  # InstanceNorm
-        elif name == "Permute":
-            order = [_signed(axis) for axis in node._saved_dims]
-            waiting += [(function, tuple(order[axis] for axis in axes)) for function in before]
-        elif name == "Transpose":
-            pair = [_signed(node._saved_dim0), _signed(node._saved_dim1)]
-            swap = dict(zip(pair, pair[::-1], strict=True))
-            waiting += [(function, tuple(swap.get(axis, axis) for axis in axes)) for function in before]
-        elif re.fullmatch(_ELEMENTWISE, name):
-            waiting += [(function, axes) for function in reversed(before)]
+            return axes.index(1) if 1 in axes else None
+        if re.fullmatch(_CHANNELS_LAST, name) and len(getattr(node, "_saved_normalized_shape", [1])) == 1:
+            last = len(shape) - 1
+            return axes.index(last) if last in axes else None
+        if name in ("View", "UnsafeView", "ReshapeAlias"):
+            given = list(node._saved_self_sym_sizes)
+            if math.prod(given) != math.prod(shape):
+                continue  # something that was broadcast
+            instance_norm = type(node.next_functions[0][0]).__name__.startswith("NativeBatchNorm")
+            axes = axes if instance_norm else [_same_axis(shape, axis, given) for axis in axes]
+            shape = given
+        elif name in ("Permute", "Transpose"):
+            order = list(range(len(shape)))
+            if name == "Permute":
+                order = [axis % 2**64 % len(shape) for axis in node._saved_dims]  # negative ones are kept unsigned
+            else:
+                one, other = (d % 2**64 % len(shape) for d in (node._saved_dim0, node._saved_dim1))
+                order[one], order[other] = other, one
+            axes = [None if axis is None else order[axis] for axis in axes]
+            shape = [shape[order.index(axis)] for axis in range(len(shape))]
+        elif not re.fullmatch(_ELEMENTWISE, name):
+            continue
+        waiting += [(before, shape, axes) for before, _ in reversed(node.next_functions) if before is not None]
     return None
 
 
-def _signed(axis: int) -> int:
-    """An axis of four as autograd keeps it: a negative one as an unsigned number."""
-    return axis % 2**64 % 4
+def _same_axis(shape: list[int], axis: int | None, given: list[int]) -> int | None:
+    """The axis of a tensor that a view shows whole as its ``axis``."""
+    if axis is None:
+        return None
+    matches = (
+        i for i, size in enumerate(given) if size == shape[axis] and math.prod(given[:i]) == math.prod(shape[:axis])
+    )
+    return next(matches, None)
 
 
 def named_layer(network: nn.Module, layer: str) -> nn.Module:

@@ -231,7 +231,7 @@ def _attack_part(
             given = x.copy(order="K") if selections is None else watched_array(x, selections)
             adversarial = attack.generate(given, y, **kwargs)
         except AssertionError as error:
-            if not spec.starts:
+            if not (spec.starts and batch.marked):
                 raise
             raise ValueError(
                 f"{type(attack).__name__} found no adversarial starting point for one of the {len(x)} images. Give "

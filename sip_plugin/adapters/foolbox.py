@@ -28,7 +28,7 @@ except ImportError as error:
 from sip_plugin.adapters.base import Batch, SalienceAttack, delegate, map_tensors, patched_attribute, project_result
 from sip_plugin.adapters.projection import BatchProjection, warn_if_not_queried
 from sip_plugin.adapters.specs import FOOLBOX
-from sip_plugin.checks import check_images, check_labels
+from sip_plugin.checks import check_images
 from sip_plugin.constraint import SalienceMap, project
 from sip_plugin.mask_source import MaskSource
 from sip_plugin.model_state import preserve_model_state
@@ -116,7 +116,9 @@ class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
         low, high = model.bounds
         plain = ((images - low) / (high - low)).clamp(0, 1)
         criterion = get_criterion(criterion.raw if isinstance(criterion, ep.Tensor) else criterion)
-        labels = check_labels(criterion.labels.raw, images) if isinstance(criterion, Misclassification) else None
+        labels = criterion.labels.raw if isinstance(criterion, Misclassification) else None
+        if labels is not None:
+            labels = labels.long() if labels.shape == images.shape[:1] else None  # of others Foolbox says what is wrong
         with self._lock, preserve_model_state(_network(model)):
             batch = Batch(images, criterion, self.salience(plain, labels, mask), kwargs=kwargs)
             everything = torch.arange(len(images), device=images.device)
@@ -157,8 +159,16 @@ class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
             same.append(torch.equal(found, images))
             return found
 
-        with _runs_projected(self.wrapped, projection):
-            outcome = call(projected, images.clone(), batch.labels, **batch.kwargs)
+        try:
+            with _runs_projected(self.wrapped, projection):
+                outcome = call(projected, images.clone(), batch.labels, **batch.kwargs)
+        except AssertionError as error:
+            if error.args or not batch.marked or batch.kwargs.get("starting_points") is None:
+                raise
+            raise ValueError(
+                f"{type(self.wrapped).__name__} needs starting points that are adversarial also with the clean values on "
+                "salient elements, and some are not: find them with the same map (init_attack=SIPWrapper(..., mask_fn))."
+            ) from error
         result = map_tensors(selected, outcome)
         if FOOLBOX.registered_name(self.wrapped) is None and not isinstance(self.wrapped, Repeated):
             warn_if_not_queried(self.wrapped, projected.queried, all(same))

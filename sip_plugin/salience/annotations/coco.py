@@ -80,7 +80,9 @@ class COCOMasks(HumanMasks):
         listed: Any = images if ids else base.image_paths(images)
         # Tools write other folders than those of the images: then the name decides, if it is unique on both sides.
         count = Counter(() if ids else ((image.name,) for image in listed))
-        unique = {name: numbers for name, numbers in by_name.items() if count[name] == len(numbers) == 1}
+        unique: dict[tuple[str, ...], set[Any]] = {
+            name: numbers for name, numbers in by_name.items() if count[name] == len(numbers) == 1
+        }
         found = [[image] if ids else base.longest_end(image, by_path, unique) for image in listed]
         self._names = f"It names, for instance, {', '.join(entry['file_name'] for entry in [*coco.imgs.values()][:2])}."
         found = [[number for number in each if self._instances(number)] for each in found]

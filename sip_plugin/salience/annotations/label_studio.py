@@ -19,15 +19,8 @@ from sip_plugin.salience.annotations.base import HumanMasks, Images, Missing
 from sip_plugin.utils import import_extra
 
 _Region = dict[str, Any]  # a result of the export, with all its labels in "labels"
-_SHAPES = {
-    "rle",
-    "points",
-    "vertices",
-    "width",
-    "radiusX",
-    "imageDataURL",
-}  # one is in a region's value, not a keypoint's
-_DRAWN = {"rle", "points", "width", "radiusX"}  # those that a map is made of
+_DRAWN = {"rle", "points", "height", "radiusX"}  # the value of a region holds one of these, that of a keypoint none
+_SHAPES = _DRAWN | {"vertices", "imageDataURL"}  # or one of those, of which no map is made
 
 
 class LabelStudioMasks(HumanMasks):
@@ -143,7 +136,8 @@ def _inside(value: Mapping[str, Any], size: tuple[int, int]) -> NDArray[np.bool_
     if "radiusX" in value:
         centre, radii = (np.array([value[a], value[b]]) * per_cent for a, b in (("x", "y"), ("radiusX", "radiusY")))
         along = (np.stack([x, y], axis=-1) - centre) @ turn.T / radii
-        return (along**2).sum(-1) <= 1
+        found: NDArray[np.bool_] = (along**2).sum(-1) <= 1
+        return found
     if "points" in value:
         corners = np.array(value["points"]) * per_cent
     else:  # a rectangle turns about its first corner
