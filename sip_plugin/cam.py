@@ -98,7 +98,8 @@ def _forward(
         # Modules end in the order of the pass, a stage after the last of its blocks: the last one to end is the stage.
         nonlocal tokens
         to_map = reshape or _to_map(output)
-        tokens = (isinstance(output, Tensor) and output.dim() == 3) or (tokens and to_map is None)
+        if module is not network:
+            tokens = (isinstance(output, Tensor) and output.dim() == 3) or (tokens and to_map is None)
         if to_map is None:
             return output
         found[:] = [(output, to_map)]
@@ -137,7 +138,7 @@ _CHANNELS_FIRST = ".*Convolution|.*BatchNorm|NativeGroupNorm|.*Pool2D|Upsample"
 _CHANNELS_LAST = "Linear|Mm|Addmm|.*LayerNorm"
 _ELEMENTWISE = (
     ".*(Relu|PreluKernel|Elu|Gelu|Silu|Mish|Hardtanh|Hardswish|Sigmoid|Tanh|Softplus|Threshold|Clamp|Dropout|Clone|Copy|Add|"
-    "Sub|Mul|Div)|Cat|Slice|Roll|ConstantPadNd"
+    "Sub|Mul|Div|Where|MaskedFill|IndexPut)|Cat|Slice|CopySlices|Roll|ConstantPadNd"
 )
 
 

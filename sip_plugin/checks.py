@@ -67,9 +67,12 @@ def check_logits(output: Any, rows: int) -> Tensor:
     return output
 
 
-def check_classes(labels: Tensor, logits: Tensor) -> None:
+def check_classes(labels: Tensor, logits: Any) -> None:
     """Raise a ValueError for labels that the network has no logit for (on CUDA, picking one would end the process)."""
-    if int(labels.max()) >= logits.shape[1]:
+    is_table = (
+        isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[1] > 1
+    )  # anything else is refused elsewhere
+    if is_table and int(labels.max()) >= logits.shape[1]:
         raise ValueError(
             f"labels must be below {logits.shape[1]}, the number of the network's classes, got {int(labels.max())}."
         )

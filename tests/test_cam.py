@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sip_plugin.cam import class_activation_maps
+from sip_plugin.cam import channel_axis, class_activation_maps
+from sip_plugin.salience import CAMSalience, GradientSalience
 from tests.adapters.test_contract import everything, same
 
 KINDS = ("gradcam", "xgradcam", "layercam")
@@ -102,7 +103,7 @@ def test_a_dead_channel_has_no_part_in_xgradcam(network, batch):
 @pytest.mark.parametrize(
     ("network", "layer", "says"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(768, 10)), None, "No convolution stage"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(768, 10)), None, "No stage"),
         (nn.Sequential(nn.Conv2d(3, 2, 16), nn.Flatten(), nn.Linear(2, 10)), None, "layer="),
         (nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(392, 10)), "1", "more than one position"),
         (nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(392, 10)), "layer4", "It has: 0, 1, 2"),
@@ -167,3 +168,138 @@ def test_a_network_may_write_into_its_input_and_not_into_the_callers_images(kind
     expected = class_activation_maps(Normalises(False), images, kind)
     assert torch.equal(class_activation_maps(Normalises(True), given, kind), expected)
     assert torch.equal(given, images)
+
+
+class Stages(nn.Module):
+    """Two stages and a head; the last stage's output is (N, h, w, K) if ``last`` says so."""
+
+    def __init__(self, last):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.stage = ChannelsLast() if last else nn.Sequential()
+        self.stage.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 10)
+        self.last = last
+
+    def forward(self, x):
+        return self.head(self.stage(self.stem(x)).mean((1, 2) if self.last else (2, 3)))
+
+
+class ChannelsLast(nn.Module):
+    def forward(self, x):
+        return self.conv(x).permute(0, 2, 3, 1)
+
+
+@pytest.fixture
+def twins():
+    first, last = Stages(False).eval(), Stages(True).eval()
+    last.load_state_dict(first.state_dict())
+    return first, last
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "choice", [{}, {"layer": "stage"}, {"layer": "stage", "reshape": lambda output: output.movedim(3, 1)}]
+)
+def test_channels_last_give_the_maps_of_channels_first(kind, choice, twins):
+    x = torch.rand(
+        5, 3, 8, 8, generator=torch.Generator().manual_seed(0)
+    )  # as many channels as rows: shapes do not tell
+    first, last = (
+        class_activation_maps(network, x, kind, **choice) for network, choice in zip(twins, ({}, choice), strict=True)
+    )
+    assert torch.allclose(first, last, atol=1e-6)
+    assert first.amax((1, 2, 3)).min() > 0.1
+    masks = [CAMSalience(network, kind, **choice)(x) for network, choice in zip(twins, ({}, choice), strict=True)]
+    assert torch.equal(*masks)
+
+
+def test_swin_gives_the_map_made_by_hand():
+    torch.manual_seed(0)
+    network = pytest.importorskip("torchvision").models.swin_t().eval()
+    x = torch.rand(1, 3, 64, 64, requires_grad=True)
+    seen = []
+    handle = network.features.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    logits = network(x)
+    handle.remove()
+    gradient = torch.autograd.grad(logits.max(), seen[0])[0].permute(0, 3, 1, 2)
+    activation = seen[0].detach().permute(0, 3, 1, 2)
+    expected = (gradient.mean((2, 3), keepdim=True) * activation).sum(1, keepdim=True).relu()
+    expected = (expected - expected.min()) / (expected.max() - expected.min())
+    expected = F.interpolate(expected, size=(64, 64), mode="bilinear", align_corners=False)
+    assert torch.equal(class_activation_maps(network, x.detach()), expected)
+
+
+class Tokens(nn.Module):
+    """Patches of 4×4 as tokens, and a class token."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches, self.mix, self.head = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = self.mix(torch.cat([tokens.mean(1, keepdim=True), tokens], 1))
+        return self.head(tokens.relu().mean(1))
+
+
+def test_tokens_need_a_reshape():
+    network, x = Tokens().eval(), torch.rand(2, 3, 16, 16)
+    network.head.weight.data.abs_()  # so that tokens speak for a class
+    for choice in ({}, {"layer": "mix"}):
+        with pytest.raises(ValueError, match="reshape="):
+            class_activation_maps(network, x, **choice)
+    with pytest.raises(ValueError, match="layer="):
+        class_activation_maps(network, x, reshape=lambda output: output)
+    maps = class_activation_maps(
+        network, x, layer="mix", reshape=lambda output: output[:, 1:].unflatten(1, (4, 4)).movedim(3, 1)
+    )
+    assert maps.shape == (2, 1, 16, 16)
+    assert maps.amax((1, 2, 3)).min() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("shape", "make", "axis"),
+    [
+        ((2, 8, 4, 4), nn.Conv2d(8, 8, 1), 1),
+        ((2, 8, 4, 4), nn.Sequential(nn.InstanceNorm2d(8), nn.ReLU()), 1),
+        ((2, 8, 4, 4), nn.MaxPool2d(2), 1),
+        ((2, 4, 4, 8), nn.Linear(8, 8), 3),
+        ((2, 4, 4, 8), nn.Sequential(nn.LayerNorm(8), nn.GELU()), 3),
+        ((2, 8, 4, 4), nn.LayerNorm([8, 4, 4]), None),
+        ((2, 8, 4, 4), nn.Sequential(nn.Conv2d(8, 8, 1), nn.LayerNorm([8, 4, 4])), None),
+    ],
+    ids=str,
+)
+def test_the_operations_tell_where_the_channels_are(shape, make, axis):
+    output = make(torch.rand(shape, requires_grad=True))
+    assert channel_axis(output) == axis
+    if axis:
+        assert channel_axis(2 * output.transpose(-1, 1) + 1) == {1: 3, 3: 1}[axis]
+        assert channel_axis(output.permute(0, 2, -1, 1).contiguous()) == {1: 3, 3: 2}[axis]
+
+
+def test_a_gate_that_is_broadcast_over_the_positions_does_not_mislead():
+    x = torch.rand(2, 8, 8, 8, requires_grad=True)
+    features = nn.Conv2d(8, 8, 1)(x)
+    gate = nn.Linear(8, 8)(features.mean((2, 3)))
+    assert channel_axis(gate.view(2, 8, 1, 1) * features) == 1
+
+
+@pytest.mark.parametrize("cam", [False, True])
+def test_a_teacher_without_a_gradient_is_an_error(cam, network, images):
+    class Blind(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x):
+            with torch.no_grad():
+                return self.network(x)
+
+    quantised = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Flatten(), nn.Linear(768, 10)), {nn.Linear})
+    for teacher in [Blind()] if cam else [Blind(), quantised]:
+        with pytest.raises(ValueError, match=r"gradient|stage"):
+            (CAMSalience if cam else GradientSalience)(teacher)(images)

@@ -360,3 +360,25 @@ def test_a_network_that_is_no_module_is_put_into_eval_mode_as_the_bare_attack_do
     attack = torchattacks.PGD(duck, steps=2)
     SIPWrapper(attack, torch.zeros(16, 16))(images, labels)
     assert duck.calls[0] is False
+
+
+def test_labels_that_the_network_has_no_logit_for_are_named(network, images, labels, salience):
+    class Own:
+        def __init__(self):
+            self.model = network
+
+        def __call__(self, x, y):
+            return (x + 0.1 * torch.autograd.functional.jacobian(lambda z: self.model(z).sum(), x)).clamp(0, 1)
+
+    for attack in (torchattacks.PGD(network, steps=2), Own()):
+        with pytest.raises(ValueError, match=r"below 10.*got 10"):
+            SIPWrapper(attack, salience)(images, labels.clamp(min=10))
+
+
+def test_a_map_of_a_wrong_type_is_refused_with_a_call_as_before_it(network, images, labels):
+    attack = torchattacks.PGD(network, steps=1)
+    for wrong in ([[0, 1]], "map"):
+        with pytest.raises(TypeError, match=r"callable .* or a map itself"):
+            SIPWrapper(attack, wrong)
+        with pytest.raises(TypeError, match=r"callable .* or a map itself"):
+            SIPWrapper(attack)(images, labels, mask=wrong)

@@ -245,7 +245,7 @@ class ProjectedModel(nn.Module):
             queries = self._projection(queries)
         with nullcontext() if self._mode is None else self._mode.suspended():
             output = self.model(queries, *args, **kwargs)
-        if self._labels is not None and isinstance(output, Tensor) and output.dim() == 2:
+        if self._labels is not None:
             check_classes(self._labels, output)
             self._labels = None  # once is enough
         return output

@@ -117,7 +117,7 @@ def projected_ascent(
         point.requires_grad_()
         with torch.enable_grad():
             output = network(point.clone())  # which may write into its input
-        if not passes and isinstance(output, Tensor) and not target.is_floating_point():
+        if not passes and not target.is_floating_point():
             check_classes(target, output)
         passes += len(point)
         running = None if stop is None else stop.running(output)

@@ -720,3 +720,13 @@ class Backwards(evasion.SquareAttack):
 def test_an_attack_that_turns_its_batch_round_works(network, x, y):
     attack = Backwards(classifier(network), eps=0.2, max_iter=5, **QUIET)
     assert SIPWrapper(attack, np.zeros((16, 16))).generate(x, y).shape == x.shape
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_targets_of_any_width_that_the_bare_attack_takes_are_taken(classes, network, x, salient):
+    targets = np.eye(classes, dtype=np.float32)[[1] * len(x)]
+    bare = evasion.SaliencyMapMethod(classifier(network), theta=0.5, gamma=0.05, batch_size=len(x), verbose=False)
+    expected = bare.generate(x, targets)
+    assert np.array_equal(SIPWrapper(bare, np.zeros_like(salient)).generate(x, targets), expected)
+    adversarial = SIPWrapper(bare, salient).generate(x, targets)
+    assert np.array_equal(adversarial[salient], x[salient])

@@ -394,7 +394,7 @@ def test_maps_of_a_teacher(model, network, images, labels):
         (lambda x, y: (x * 2, y), AssertionError, None),  # Foolbox's own: outside the model's bounds
         (lambda x, y: (x[0], y), ValueError, "four dimensions"),
         (lambda x, y: (x.where(x < 0.5, torch.nan), y), ValueError, "NaN"),
-        (lambda x, y: (x, y[:3]), ValueError, "one class index per image|shape"),
+        (lambda x, y: (x, y[:3]), ValueError, "labels"),
     ],
 )
 def test_bad_arguments_are_a_clear_error_and_leave_the_attack_usable(
@@ -406,3 +406,25 @@ def test_bad_arguments_are_a_clear_error_and_leave_the_attack_usable(
     assert not torch.equal(wrapper(model, images, labels, epsilons=0.1)[1], images)
     with pytest.raises(ValueError, match=r"3-D|three|ambiguous"):
         SIPWrapper(pgd(), np.zeros((6, 16, 16)))(model, images, labels, epsilons=0.1)
+
+
+def test_labels_of_another_number_are_foolboxs_to_refuse(model, images, labels, salience):
+    def refused(attack):
+        with pytest.raises(Exception) as caught:  # noqa: PT011  (whatever Foolbox raises)
+            attack(model, images, labels[:3], epsilons=0.1)
+        return caught.type, str(caught.value)
+
+    assert refused(SIPWrapper(pgd(), salience)) == refused(pgd())
+    assert refused(SIPWrapper(pgd(), lambda x, y: x < 0.5)) == refused(pgd())
+
+
+@pytest.mark.parametrize("kind", ["LInfFMNAttack", "PointwiseAttack"])
+def test_starting_points_that_the_map_makes_harmless_are_named(kind, model, images, labels, salience):
+    everything = torch.ones_like(salience)
+    everything[..., 0, 0] = False  # one pixel is left
+    wrapper = SIPWrapper(getattr(attacks, kind)(), everything)
+    starts = attacks.LinearSearchBlendedUniformNoiseAttack(steps=50).run(
+        model, images, foolbox.criteria.Misclassification(labels)
+    )
+    with pytest.raises(ValueError, match="starting points"):
+        wrapper(model, images, labels, epsilons=None, starting_points=starts)

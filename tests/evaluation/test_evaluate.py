@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchattacks
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -293,3 +294,64 @@ def test_illegal_networks_are_errors(quick, network, evaluated):
 
     with pytest.raises(ValueError, match="NaN"):
         evaluate(NaN(), evaluated)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_images_may_be_of_any_memory_layout(norm, quick, network, evaluated):
+    x, y = evaluated[0][:6], evaluated[1][:6]
+    other = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    for version in ("standard", ["apgd-dlr"]):
+        found = [evaluate(network, (each, y), eps=0.05, norm=norm, version=version) for each in (x, other)]
+        assert torch.equal(found[0].norms, found[1].norms)
+
+
+class WritesIntoItsInput(nn.Module):
+    def __init__(self, network, writes):
+        super().__init__()
+        self.network, self.writes = network, writes
+
+    def forward(self, x):
+        if self.writes:
+            x -= 0.1
+        return self.network(x if self.writes else x - 0.1)
+
+
+def test_a_network_may_write_into_its_input(quick, network, evaluated):
+    x, y = evaluated[0][:6].clone(), evaluated[1][:6]
+    attacks = {"autoattack": "autoattack", "pgd": lambda model, eps: torchattacks.PGD(model, eps=eps, steps=2)}
+    found = [
+        evaluate(WritesIntoItsInput(network, writes), (x, y), eps=0.05, attack=attacks, return_adversarial=True)
+        for writes in (True, False)
+    ]
+    assert torch.equal(x, evaluated[0][:6])
+    assert torch.equal(found[0].norms, found[1].norms)
+    assert torch.equal(found[0].adversarial[0.05], found[1].adversarial[0.05])
+
+
+def test_a_network_without_a_gradient_is_an_error_before_the_work(quick, evaluated):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(768, 10))
+    blind = torch.ao.quantization.quantize_dynamic(network, {nn.Linear})
+    with pytest.raises(ValueError, match="no gradient with respect to the image"):
+        evaluate(blind, evaluated, eps=0.05)
+    assert len(evaluate(blind, evaluated, eps=0.05, version=["square"])) == 20
+
+
+@pytest.mark.parametrize(
+    "size", [(7, 7), (8, 8), (12, 12), (14, 14), (19, 19), (24, 24), (28, 28), (32, 32), (24, 32), (32, 24)]
+)
+def test_square_in_l2_is_refused_before_the_work_where_it_would_fail(size, quick):
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48, 10))
+    square = quick(network, norm="L2", eps=0.5, seed=0, device="cpu").square
+    x, y = torch.rand(2, 3, *size), torch.zeros(2, dtype=torch.int64)
+    y = network(x).argmax(1)
+    try:
+        square.perturb(x, y)
+        fails = False
+    except RuntimeError:
+        fails = True
+    if fails:
+        with pytest.raises(ValueError, match="Square fails in L2"):
+            evaluate(network, (x, y), eps=0.5, norm="L2")
+        evaluate(network, (x, y), eps=0.5, norm="L2", version=["apgd-ce"])
+    else:
+        evaluate(network, (x, y), eps=0.5, norm="L2", version=["square"])

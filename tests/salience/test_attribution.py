@@ -587,3 +587,28 @@ def test_a_network_that_writes_into_its_input_is_an_error_and_no_wrong_map(targe
         AttributionSalience(ablation, target=target, feature_mask=mask)(images)
     with pytest.raises(RuntimeError, match="in-place"):
         AttributionSalience(captum.Saliency(Normalises()), target=target)(images)
+
+
+class EndsChannelsLast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stage = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), Permute())
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.head(self.stage(x).mean((1, 2)))
+
+
+class Permute(nn.Module):
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("method", ["LayerGradCam", "LayerActivation", "LayerGradientXActivation"])
+def test_a_layer_that_ends_in_its_channels_is_refused(method, images):
+    network = EndsChannelsLast().eval()
+    make = getattr(captum, method)
+    target = {} if method != "LayerActivation" else {"target": None}
+    with pytest.raises(ValueError, match=r"\(N, h, w, K\)"):
+        AttributionSalience(make(network, network.stage), **target)(images)
+    assert AttributionSalience(make(network, network.stage[1]), **target)(images).any()

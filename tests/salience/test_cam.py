@@ -159,7 +159,7 @@ def test_bad_arguments_are_refused_at_once(arguments, says, network):
 def test_what_gives_no_map_is_a_clear_error(network, images):
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         CAMSalience(network)(images * 255)
-    with pytest.raises(ValueError, match="No convolution stage"):
+    with pytest.raises(ValueError, match="No stage"):
         CAMSalience(nn.Sequential(nn.Flatten(), nn.Linear(768, 10)))(images)
     with pytest.raises(ValueError, match=r"has no layer 'layer4'\. It has: 0, 1"):
         CAMSalience(network, layer="layer4")(images)
@@ -169,5 +169,5 @@ def test_what_gives_no_map_is_a_clear_error(network, images):
 
 def test_the_repr_says_what_made_the_maps(network):
     assert repr(CAMSalience(network, "layercam", threshold=0.2, layer="4", target="true")) == (
-        "CAMSalience(Sequential, cam='layercam', threshold=0.2, mass=None, target='true', layer='4')"
+        "CAMSalience(Sequential, cam='layercam', threshold=0.2, mass=None, target='true', layer='4', reshape=None)"
     )

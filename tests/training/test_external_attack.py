@@ -171,3 +171,8 @@ def test_a_targeted_attack_and_images_out_of_range_are_refused(network, images, 
             AdversarialTrainer(network, "madry", attack=wrong)(images, labels)
     with pytest.raises(ValueError, match="logits"):
         AdversarialTrainer(network, "madry", attack=lambda x, y: x[:3])(images, labels)
+
+
+def test_the_images_of_a_pair_are_taken(network, images, labels):
+    pair = AdversarialTrainer(network, "madry", attack=lambda x, y: (1 - x, y)).perturb(images, labels)
+    assert torch.equal(pair, 1 - images)

@@ -321,3 +321,56 @@ def test_an_epoch_is_an_integer_below_their_number(arguments, network):
     with pytest.raises(ValueError, match="epoch"):
         trainer.set_epoch(*arguments)
     assert trainer.epoch == 1
+
+
+class WritesIntoItsInput(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        x -= 0.1
+        return self.network(x)
+
+
+class Subtracts(WritesIntoItsInput):
+    def forward(self, x):
+        return self.network(x - 0.1)
+
+
+@pytest.mark.parametrize("method", ["standard", "madry", "trades", "fat", PART(warmup=0), "mart", "sip-at"], ids=str)
+def test_a_network_that_writes_into_its_input_changes_nobodys_images(method, network, images, labels, salience):
+    before, losses = images.clone(), []
+    for kind in (WritesIntoItsInput, Subtracts):
+        torch.manual_seed(0)
+        trainer = AdversarialTrainer(kind(network), method, salience=salience, **SHORT)
+        trainer.set_epoch(0, 1)
+        losses.append(trainer(images, labels))
+        assert torch.equal(images, before)
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("method", ["standard", "madry", "trades", "fat", PART(warmup=0), "mart"], ids=str)
+def test_images_may_be_of_any_memory_layout(method, network, images, labels):
+    other = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    trainer = AdversarialTrainer(network, method, random_start=method == "trades", **SHORT)
+    trainer.set_epoch(0, 1)
+    losses = [trainer(x, labels) for x in (images, other)]
+    if method in ("standard", "madry"):  # the others draw random numbers, in the order of memory
+        assert torch.allclose(*losses, rtol=1e-4)
+    assert all(loss.isfinite() for loss in losses)
+
+
+@pytest.mark.parametrize("method", ["standard", "madry", "trades", "fat", "mart"])
+def test_labels_that_the_network_has_no_logit_for_are_named(method, network, images, labels):
+    trainer = AdversarialTrainer(network, method, **SHORT)
+    trainer.set_epoch(0, 1)
+    with pytest.raises(ValueError, match=r"below 10.*got 10"):
+        trainer(images, labels.clamp(min=10))
+
+
+def test_a_network_without_a_gradient_is_an_error(images, labels):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(768, 10))
+    blind = torch.ao.quantization.quantize_dynamic(network, {nn.Linear})
+    with pytest.raises(ValueError, match="no gradient with respect to the image"):
+        AdversarialTrainer(blind, "madry", **SHORT)(images, labels)

@@ -272,3 +272,53 @@ def test_polygons_that_cover_no_pixel_at_all_are_an_error_but_not_beside_others(
         assert not annotated.masks(missing="empty")[0].any()
     annotated.add(number, polygon(0, 0, 2, 2))
     assert annotated.masks()[0].sum() == 4
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        "robin\\0001.jpg",
+        "../../label-studio/data/media/upload/4/0001.jpg",
+        "../../label-studio/data/media/upload/4/1a2b3c4d-0001.jpg",
+        "images/1/0001.jpg",
+        "/absolute/elsewhere/0001.jpg",
+    ],
+)
+def test_names_as_tools_write_them_are_found(stored, annotated):
+    annotated.image("robin/0001.jpg")
+    annotated.image("robin/0002.jpg")
+    for number, corners in ((10, (1, 2, 4, 6)), (11, (0, 0, 2, 2))):
+        annotated.add(number, polygon(*corners))
+    annotated.content["images"][0]["file_name"] = stored
+    masks = annotated.masks()
+    assert np.array_equal(masks[0][0], box(1, 2, 4, 6))
+    assert np.array_equal(masks[1][0], box(0, 0, 2, 2))
+
+
+def test_a_name_that_is_not_unique_does_not_decide(annotated):
+    for name in ("robin/0001.jpg", "wren/0001.jpg", "wren/0002.jpg"):
+        annotated.image(name)
+    for number in (10, 11, 12):
+        annotated.add(number, polygon(1, 1, 3, 3))
+    annotated.content["images"][0]["file_name"] = "elsewhere/0001.jpg"  # two images have that name
+    annotated.content["images"][2]["file_name"] = "elsewhere/9999.jpg"
+    with pytest.raises(MissingAnnotationError, match=r"2 of 3 .* for instance, elsewhere/0001\.jpg, wren/0001\.jpg"):
+        annotated.masks()
+
+
+def test_what_other_images_lack_is_no_matter(annotated):
+    for name in ("robin/0001.jpg", "robin/0002.jpg", "robin/0003.jpg"):
+        annotated.image(name)
+    runs = uncompressed(box(1, 2, 4, 6))
+    runs["counts"] = [float(count) for count in runs["counts"]]
+    annotated.add("10", runs)
+    annotated.add(11, [[1, 1, 2, 2], *polygon(0, 0, 2, 2), [3.0, 3.0]])
+    annotated.add(12, polygon(0, 0, 2, 2))
+    del annotated.content["annotations"][2]["segmentation"]
+    del annotated.content["images"][0]["height"]
+    annotated.content["images"][1]["width"] = None
+    masks = annotated.masks()
+    assert np.array_equal(masks[0][0], box(1, 2, 4, 6))
+    assert np.array_equal(masks[1][0], box(0, 0, 2, 2))
+    with pytest.raises(UnreadableAnnotationError):
+        masks[2]

@@ -154,7 +154,7 @@ def test_labels_choose_strokes(project):
         [
             stroke(box(0, 0, 2, 2), "Beak"),
             stroke(box(3, 3, 5, 5), "Wing", "r2"),
-            region({"points": [[1, 1], [50, 1], [50, 50]], "polygonlabels": ["Shadow"]}, "polygonlabels", "r3"),
+            region({"vertices": [[1, 1], [50, 1], [50, 50]], "vectorlabels": ["Shadow"]}, "vectorlabels", "r3"),
         ],
     )
     assert torch.equal(project.masks(labels=["Wing"])[0][0], torch.from_numpy(box(3, 3, 5, 5)))
@@ -163,7 +163,7 @@ def test_labels_choose_strokes(project):
         project.masks(labels=["Tail"])
     with pytest.raises(ValueError, match="None for all"):
         project.masks(labels=[])
-    with pytest.raises(ValueError, match=r"project\.json has a region of the type 'polygonlabels'.*COCO"):
+    with pytest.raises(ValueError, match=r"project\.json has a region of the type 'vectorlabels'.*labels="):
         project.masks()[0]
 
 
@@ -190,16 +190,14 @@ def test_a_brush_whose_labels_are_a_result_of_their_own_is_one_region(project):
 @pytest.mark.parametrize(
     ("kind", "value"),
     [
-        ("rectanglelabels", {"x": 1, "y": 1, "width": 10, "height": 10, "rotation": 0, "rectanglelabels": ["Bird"]}),
-        ("ellipselabels", {"x": 50, "y": 50, "radiusX": 10, "radiusY": 10, "ellipselabels": ["Bird"]}),
-        ("polygon", {"points": [[1, 1], [50, 1], [50, 50]], "closed": True}),
+        ("vectorlabels", {"vertices": [[1, 1], [50, 1], [50, 50]], "vectorlabels": ["Bird"]}),
         ("bitmasklabels", {"imageDataURL": "data:image/png;base64,", "bitmasklabels": ["Bird"]}),
     ],
 )
-def test_other_shapes_are_an_error_that_says_how_to_export_them(kind, value, project):
+def test_other_shapes_are_an_error_that_says_how_to_leave_them_out(kind, value, project):
     project.photo("a/1.jpg")
     project.task("1.jpg", [region(value, kind)])
-    with pytest.raises(ValueError, match=rf"type '{kind}'.*format COCO"):
+    with pytest.raises(ValueError, match=rf"type '{kind}'.*labels="):
         project.masks()[0]
     with pytest.raises(ValueError, match=kind):  # nor is it a missing annotation
         project.masks(missing="empty")
@@ -340,3 +338,67 @@ def test_without_the_sdk_the_error_names_the_extra(project, monkeypatch):
     monkeypatch.setitem(sys.modules, "label_studio_sdk.converter.brush", None)
     with pytest.raises(ImportError, match=r"sip-plugin\[labelstudio\]"):
         project.masks([path])
+
+
+def shape(kind, **value):
+    return region(value | {kind: ["Bird"]}, kind)
+
+
+@pytest.mark.parametrize(
+    ("result", "expected"),
+    [
+        (shape("rectanglelabels", x=25, y=100 / 6, width=50, height=50, rotation=0), box(1, 2, 4, 6)),
+        (shape("rectanglelabels", x=75, y=100 / 6, width=37.5, height=400 / 6, rotation=90), box(1, 2, 4, 6)),
+        (shape("polygonlabels", points=[[25, 100 / 6], [75, 100 / 6], [75, 400 / 6], [25, 400 / 6]]), box(1, 2, 4, 6)),
+        (shape("ellipselabels", x=50, y=50, radiusX=50, radiusY=50, rotation=0), None),
+        (shape("ellipselabels", x=50, y=50, radiusX=37.5, radiusY=400 / 6, rotation=90), None),
+    ],
+)
+def test_shapes_mark_the_pixels_whose_centres_they_hold(result, expected, project):
+    project.photo("robin/a.jpg")
+    project.task("a.jpg", [result])
+    if expected is None:
+        rows, columns = np.mgrid[:HEIGHT, :WIDTH] + 0.5
+        expected = ((rows - 3) / 3) ** 2 + ((columns - 4) / 4) ** 2 <= 1
+    assert np.array_equal(project.masks()[0][0], expected)
+
+
+def test_a_keypoint_beside_strokes_is_left_out(project):
+    project.photo("robin/a.jpg")
+    prompt = region({"x": 10, "y": 10, "width": 0.5, "keypointlabels": ["Bird"]}, "keypointlabels", "p")
+    project.task("a.jpg", [prompt, stroke(box(1, 2, 4, 6))])
+    assert np.array_equal(project.masks()[0][0], box(1, 2, 4, 6))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/data/local-files/?d=robin%5Ca.jpg",
+        "/data/local-files/?d=photos\\robin\\a.jpg",
+        "/storage-data/uploaded/?filepath=upload/1/a.jpg",
+        "/storage-data/uploaded/?filepath=upload/1/1a2b3c4d-a.jpg",
+        ["/data/upload/1/1a2b3c4d-a.jpg"],
+    ],
+)
+def test_addresses_of_other_versions_and_systems_are_found(address, project):
+    project.photo("robin/a.jpg")
+    project.task(address, [stroke(box(1, 2, 4, 6))])
+    assert np.array_equal(project.masks()[0][0], box(1, 2, 4, 6))
+
+
+def test_a_task_without_annotations_is_told_from_none(project):
+    for name in ("robin/a.jpg", "robin/b.jpg", "robin/c.jpg"):
+        project.photo(name)
+    project.task("a.jpg", [stroke(box(1, 2, 4, 6))])
+    project.task("b.jpg")
+    with pytest.raises(MissingAnnotationError, match="no submitted annotation"):
+        project.masks(missing="error", images=[project.root / "photos/robin/b.jpg"])
+    with pytest.raises(MissingAnnotationError, match="no task of its name"):
+        project.masks(missing="error", images=[project.root / "photos/robin/c.jpg"])
+
+
+def test_an_export_with_the_numbers_of_annotations_is_an_error_that_says_so(project):
+    project.photo("robin/a.jpg")
+    project.task("a.jpg", annotations=[17, 18])
+    with pytest.raises(ValueError, match="numbers of annotations"):
+        project.masks()
