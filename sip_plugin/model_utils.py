@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.utils._pytree import tree_leaves
 
 
 class FabricForward(nn.Module):
@@ -51,9 +52,13 @@ def model_hash(model: nn.Module) -> str:
     digest = hashlib.sha256()
     state = unwrap_model(model).state_dict()
     for name, value in sorted((key.replace("_orig_mod.", ""), value) for key, value in state.items()):
-        value = value.detach().cpu().contiguous()
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().tobytes())
+        for part in tree_leaves(value):  # quantised layers keep tuples and types
+            if isinstance(part, Tensor):
+                part = (part.dequantize() if part.is_quantized else part.detach()).cpu().contiguous()
+                digest.update(f"{name} {part.dtype} {tuple(part.shape)}".encode())
+                digest.update(part.flatten().view(torch.uint8).numpy().tobytes())
+            else:
+                digest.update(f"{name} {part!r}".encode())
     return digest.hexdigest()
 
 

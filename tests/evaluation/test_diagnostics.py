@@ -98,7 +98,7 @@ def test_no_gradient_at_all_for_some_images(quick, network, evaluated):
 
 def test_a_network_without_gradient_is_only_attacked_by_black_boxes(quick, network, evaluated):
     rounding = Around(network, before=lambda x: (x.detach() * 255).round() / 255)
-    with pytest.raises(RuntimeError, match="does not require grad"):
+    with pytest.raises(ValueError, match="no gradient with respect to the image"):
         evaluate(rounding, evaluated)
     report = evaluate(rounding, evaluated, version=["square"])
     assert warned(report, "only black-box attacks")
