@@ -94,7 +94,7 @@ class SalienceAutoAttack(SalienceAttack):
         check_images(images, name="x_orig")
         check_labels(labels, images, name="y_orig")
         labels = labels.long()
-        images = images.detach()
+        images = images.detach().contiguous()  # on others most of its attacks fail
 
         def evaluate(batch: Batch) -> Any:
             def clean_selected(found: Tensor) -> Tensor:

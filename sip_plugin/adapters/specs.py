@@ -68,6 +68,7 @@ class AttackSpec:
         selects: Whether it goes on with part of its batch, which it selects by an index.
         tiled: Whether it queries the whole batch several times in one query.
         offset: Whether its variable is the perturbation and not the image.
+        contiguous: The norm in which it fails on images that are not contiguous, or "any": it gets contiguous copies.
     """
 
     mechanism: Mechanism = QUERY
@@ -76,6 +77,7 @@ class AttackSpec:
     selects: bool = False
     tiled: bool = False
     offset: bool = False
+    contiguous: str = ""
 
 
 _EATS = "a random start on salient elements would eat the norm budget"
@@ -92,10 +94,12 @@ TORCHATTACKS = Registry(
             AttackSpec(reason="makes no query: its noise is projected"): "GN",
             AttackSpec(reason="its variable lives in tanh space and is no image"): "CW",
             AttackSpec(tiled=True): "SPSA",
-            AttackSpec(alone=True): "JSMA DeepFool SparseFool OnePixel Pixle",
-            AttackSpec(selects=True): "FAB Square",
+            AttackSpec(alone=True): "DeepFool OnePixel Pixle",
+            AttackSpec(alone=True, contiguous="any"): "JSMA SparseFool",
+            AttackSpec(selects=True, contiguous="any"): "FAB",
+            AttackSpec(selects=True, contiguous="L2"): "Square",
             AttackSpec(ITERATE, _EATS, selects=True): "APGD APGDT",
-            AttackSpec(ITERATE, _EATS): "PGDL2",
+            AttackSpec(ITERATE, _EATS, contiguous="any"): "PGDL2",
             AttackSpec(ITERATE, "the network sees a transform of the iterate"): "DIFGSM TIFGSM SINIFGSM",
             AttackSpec(ITERATE, "its loss measures the perturbation"): "Jitter",
             AttackSpec(ITERATE, _SMOOTHED, offset=True): "PGDRS PGDRSL2",

@@ -168,6 +168,15 @@ def test_so_it_does_for_images_that_are_not_contiguous(row, network, images, lab
     assert same_values(run(row, SIPWrapper(row.build(network), torch.zeros(16, 16)), permuted, labels, seed=3), bare)
 
 
+@over([row for row in ATTACKS if str(row) in ("JSMA", "SparseFool", "PGDL2", "FAB-Linf", "Square-L2", "AutoAttack")])
+def test_attacks_that_fail_on_images_that_are_not_contiguous_work(row, network, images, labels, salience):
+    permuted = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    found = [run(row, SIPWrapper(row.build(network), salience), x, labels, seed=3) for x in (images, permuted)]
+    if row.name != "AutoAttack":  # of its attacks APGD takes the images as they are
+        assert same_values(*found)
+    assert torch.equal(found[1][salience], images[salience])
+
+
 @every_attack
 def test_a_map_of_ones_gives_the_clean_images(row, network, images, labels):
     assert torch.equal(run(row, SIPWrapper(row.build(network), torch.ones(16, 16)), images, labels), images)
