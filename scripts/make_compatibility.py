@@ -115,12 +115,17 @@ result is weaker while it looks the same.
 
 - torchattacks 3.5.1, EADL1 and EADEN: the variable shares its memory with the images, so that the first step moves the
   images themselves and results can leave [0, 1], bare and wrapped alike.
-- torchattacks 3.5.1, PGDL2, SparseFool, FAB, Square (L2): fail on channels-last images (`view` of a strided tensor).
+- torchattacks 3.5.1, JSMA, PGDL2, SparseFool, FAB, Square (L2): fail on images that are not contiguous (`view` of a
+  strided tensor); not so through the wrapper, which hands them contiguous copies.
 - torchattacks 3.5.1, APGDT and Square: fail under autocast to bfloat16.
 - torchattacks 3.5.1, APGD and FAB with `norm="L1"`: fail (`AssertionError`, `UnboundLocalError`).
 - torchattacks 3.5.1 clamps inputs outside [0, 1] silently; the wrapper raises a `ValueError`.
 - pyautoattack 0.2.0 takes float32 images only, and its individual evaluation leaves only the last attack to run (not so
   through the wrapper).
+- pyautoattack 0.2.0: APGD-T, APGD-DLR, and in L2 APGD-CE and Square, fail on images that are not contiguous; not so through
+  the wrapper or `evaluate_robustness`.
+- pyautoattack 0.2.0 and autoattack: Square in L2 fails on images of some sizes (12, 14, 18, 19, 24 pixels a side; 24×32), in
+  the last attack after all the work. `evaluate_robustness` says so before it.
 - pyautoattack 0.2.0 writes a state file but cannot resume from it (it compares a set with its own text); the file is
   written through the wrapper as without it.
 

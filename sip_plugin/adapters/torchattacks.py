@@ -119,7 +119,7 @@ def attack_batch(attack: Attack, batch: Batch, *, training: bool = False, alone:
         attack = attack.wrapped
     spec = TORCHATTACKS.spec_for(attack)
     if spec.contiguous in ("any", getattr(attack, "norm", "none")):
-        batch = dataclasses.replace(batch, images=batch.images.contiguous())
+        batch = dataclasses.replace(batch, images=batch.images.contiguous(), salience=batch.salience.contiguous())
     size = 1 if alone or (spec.alone and batch.marked) else _images_at_once(attack, len(batch.images))
     parts = batch.split(size)
     with call_lock(attack), preserve_model_state(attack.model), ExitStack() as stack:
