@@ -143,14 +143,13 @@ def digits_setting() -> str:
 
 
 def maps_setting() -> str:
-    """Of which images and network the maps are, and what they take."""
+    """Of which images and network the maps are."""
     result = record("salience_maps/result.json")
-    network, maps = result["networks"]["madry"], result["maps"]
+    network = result["networks"]["madry"]
     clean, robust = (f"{100 * network['test_accuracy'][name]:.1f} %" for name in ("clean", "pgd20"))
     return _paragraph(
         f"""Maps of {result["images"]:,} pixel-exact training images of CIFAR-10, from the gradient of a Madry-trained
         network ({network["training"]["epochs"]} epochs; {clean} of the test images right, {robust} under PGD-20 at 8/255).
-        In a `MaskStore` they take {maps["file_bytes"] / 1e6:.1f} MB, {maps["file_bytes_per_image"]:.0f} bytes an image.
         Mean ± standard deviation over the images, in per cent but for the IoU:"""
     )
 
