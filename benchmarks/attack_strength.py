@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from benchmarks.record import run_record, write_json, write_text
 from benchmarks.strength.setting import Setting, compared, setting

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from benchmarks.paper.data import Source, load_splits
 from sip_plugin import AdversarialTrainer

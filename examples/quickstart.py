@@ -22,7 +22,7 @@ import torchattacks
 from sklearn.datasets import load_digits as sklearn_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from benchmarks.record import run_record, write_json, write_text
 from sip_plugin import AdversarialTrainer, SIPWrapper

@@ -192,6 +192,16 @@ def _same_axis(shape: list[int], axis: int | None, given: list[int]) -> int | No
     return next(matches, None)
 
 
+def layer_name(network: nn.Module, layer: str | nn.Module | None) -> str | None:
+    """The name of a layer that is given by its name, or as the module itself, as for Captum."""
+    if not isinstance(layer, nn.Module):
+        return layer
+    for name, module in unwrap_model(network).named_modules():
+        if module is layer:
+            return str(name)
+    raise ValueError(f"The layer {type(layer).__name__} is no part of {type(network).__name__}.")
+
+
 def named_layer(network: nn.Module, layer: str) -> nn.Module:
     """The module of that name; raises a ValueError if there is none."""
     network = unwrap_model(network)

@@ -59,11 +59,14 @@ def check_labels(labels: Tensor, images: Tensor, *, name: str = "labels") -> Ten
     return labels
 
 
-def check_logits(output: Any, rows: int) -> Tensor:
-    """Logits ``(rows, classes)`` of two classes or more; raises a ValueError for any other output of a network."""
-    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != rows or output.shape[1] < 2:
+def check_logits(output: Any, rows: int, classes: int = 2) -> Tensor:
+    """Logits ``(rows, at least so many classes)``; raises a ValueError for any other output of a network."""
+    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != rows or output.shape[1] < classes:
         given = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"The network must give logits ({rows}, classes) alone, of two classes or more, got {given}.")
+        raise ValueError(
+            f"The network must give logits ({rows}, {classes} classes or more) alone, got {given}. Wrap it in a module whose "
+            "forward returns them (of transformers: output.logits)."
+        )
     return output
 
 

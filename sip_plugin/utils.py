@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import io
 import os
 import random
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+
+_T = TypeVar("_T")
 
 
 @contextmanager
@@ -57,8 +62,22 @@ def import_extra(module: str, extra: str) -> Any:
         raise ImportError(f"{module} is not installed: pip install 'sip-plugin[{extra}]'") from error
 
 
+def show_in_notebooks(figure: _T) -> _T:
+    """The figure, which shows as the last line of a cell although it is not registered with ``matplotlib.pyplot``."""
+    vars(figure)["_repr_png_"] = functools.partial(_png, figure)
+    return figure
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
 def progress_bar(show: bool, **options: Any) -> Any:
-    """A bar of ``tqdm``, silent if ``show`` is False or tqdm is not installed."""
+    """A bar of ``tqdm``; none if ``show`` is False, or tqdm is not installed, which a warning says."""
+    if show and find_spec("tqdm") is None:
+        warnings.warn("Progress bars need tqdm: pip install 'sip-plugin[progress]'", stacklevel=2)
     if not show or find_spec("tqdm") is None:
         return _NoBar()
     from tqdm.auto import tqdm

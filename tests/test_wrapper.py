@@ -382,3 +382,20 @@ def test_a_map_of_a_wrong_type_is_refused_with_a_call_as_before_it(network, imag
             SIPWrapper(attack, wrong)
         with pytest.raises(TypeError, match=r"callable .* or a map itself"):
             SIPWrapper(attack)(images, labels, mask=wrong)
+
+
+def test_a_network_that_gives_no_tensor_is_named_with_what_to_do(network, images, labels, salience):
+    class Output(dict):
+        pass
+
+    class Transformer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x):
+            return Output(logits=self.network(x))
+
+    for attack in (torchattacks.PGD(Transformer(), steps=1), torchattacks.Square(Transformer(), n_queries=2)):
+        with pytest.raises(ValueError, match=r"must give logits .* got Output\. .*output\.logits"):
+            SIPWrapper(attack, salience)(images, labels)

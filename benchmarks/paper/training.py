@@ -11,7 +11,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from benchmarks.paper.data import Maps, Splits
 from benchmarks.paper.files import load, save

@@ -137,7 +137,7 @@ def _members_projected(attack: Any, batch: Batch) -> Iterator[Tensor]:
     selections = RowSelections(batch.images) if batch.marked else None
     with ExitStack() as stack:
         # Its own queries are about clean or projected images.
-        stack.enter_context(model_replaced(attack, ProjectedModel(attack.model, labels=batch.labels)))
+        stack.enter_context(model_replaced(attack, ProjectedModel(attack.model, labels=batch.labels, logits=True)))
         for name, mechanism in MEMBERS.items():
             run = functools.partial(_attack_member, mechanism)
             proxy = MemberProxy(getattr(attack, name), run, batch.salience, selections, method="perturb")

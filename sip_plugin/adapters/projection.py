@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
-from sip_plugin.checks import check_classes
+from sip_plugin.checks import check_classes, check_logits
 from sip_plugin.constraint import project
 
 # To be compared with == and not `is`: the setter's slot wrapper is a new object each time it is looked up.
@@ -220,6 +220,7 @@ class ProjectedModel(nn.Module):
         training: Whether the attack finds the network in train mode, and puts it back into that itself: only within a
             composite, since the caller's modes are restored for an attack that is called on its own.
         labels: Class indices, for which the network must have logits.
+        logits: Whether the attack works on logits alone, and not on what else a network may give (a transformers output).
     """
 
     def __init__(
@@ -230,10 +231,12 @@ class ProjectedModel(nn.Module):
         *,
         training: bool = False,
         labels: Tensor | None = None,
+        logits: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.training = training
+        self._logits = logits
         self._projection, self._mode, self._labels = projection, mode, labels
         self.queried = False  # whether any query came this way
 
@@ -245,6 +248,8 @@ class ProjectedModel(nn.Module):
             queries = self._projection(queries)
         with nullcontext() if self._mode is None else self._mode.suspended():
             output = self.model(queries, *args, **kwargs)
+        if self._logits and not isinstance(output, Tensor):
+            check_logits(output, len(queries))  # says what is wrong
         if self._labels is not None:
             check_classes(self._labels, output)
             self._labels = None  # once is enough

@@ -145,7 +145,7 @@ def _attack_part(attack: Attack, spec: AttackSpec, batch: Batch, training: bool)
         clean = plain.new_zeros(()).expand_as(plain) if spec.offset else plain
         mode = IterateProjection(BatchProjection(clean, salience, selections=selections))
     # A composite's own model only hands queries through: what it asks about is clean or projected already.
-    model = ProjectedModel(attack.model, projection, mode, training=training, labels=batch.labels)
+    model = ProjectedModel(attack.model, projection, mode, training=training, labels=batch.labels, logits=True)
 
     def attack_member(member: Attack, some: Batch) -> Tensor:
         return attack_batch(member, some, training=model.training)

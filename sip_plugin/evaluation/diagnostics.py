@@ -59,7 +59,8 @@ def stable_logits(model: nn.Module, images: Tensor) -> Tensor | None:
 
 def network_warnings(model: nn.Module, images: Tensor, dynamic: bool, randomness_expected: bool) -> list[str]:
     """What is suspicious about a network in eval mode, from some images ``(N, C, H, W)`` on its device."""
-    training = sorted({type(module).__name__ for module in model.modules() if module.training})
+    # Before torch 2.6 what torch.compile puts around a network has a mode of its own.
+    training = sorted({type(m).__name__ for m in model.modules() if m.training and not hasattr(m, "_orig_mod")})
     with torch.no_grad():
         first, second = model(images), model(images)
         pair = torch.cat([images[:1], 1 - images[:1]])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sip_plugin.evaluation.eps import NORMS, eps_unit
-from sip_plugin.utils import atomic_write, import_extra
+from sip_plugin.utils import atomic_write, import_extra, show_in_notebooks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,4 +71,4 @@ def draw(
     if path is not None:
         with atomic_write(path) as file:
             figure.savefig(file, dpi=200, format=Path(path).suffix[1:] or "png")
-    return figure
+    return show_in_notebooks(figure)

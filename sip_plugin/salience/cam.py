@@ -6,7 +6,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from sip_plugin.cam import CAM, KINDS, Reshape, class_activation_maps
+from sip_plugin.cam import CAM, KINDS, Reshape, class_activation_maps, layer_name
 from sip_plugin.model_state import eval_mode
 from sip_plugin.salience.selection import ScoreSalience, check_choice
 
@@ -22,7 +22,7 @@ class CAMSalience(ScoreSalience):
         cam: ``"gradcam"`` (Selvaraju et al. 2017), ``"xgradcam"`` (Fu et al. 2020) or ``"layercam"`` (Jiang et al. 2021).
         mass: The share of the map's sum that is salient, in ``(0, 1]``; 0.5 where there is no ``threshold``.
         threshold: Pixels above it are salient, in ``[0, 1)``. It does not fix the number of salient pixels.
-        layer: The name of the module whose output is used (as ``named_modules`` has it); None for the last module that
+        layer: The module whose output is used, or its name (as ``named_modules`` has it); None for the last module that
             contains convolutions or linear layers and whose output has channels and more than one position.
         reshape: From the output of the named layer to ``(N, K, h, w)``, where the network's operations do not say what its
             axes are, for instance for the tokens of a ViT: ``lambda t: t[:, 1:].unflatten(1, (14, 14)).movedim(3, 1)``.
@@ -40,7 +40,7 @@ class CAMSalience(ScoreSalience):
         *,
         mass: float | None = None,
         threshold: float | None = None,
-        layer: str | None = None,
+        layer: str | nn.Module | None = None,
         reshape: Reshape | None = None,
         target: Literal["predicted", "true"] = "predicted",
     ) -> None:
@@ -52,7 +52,7 @@ class CAMSalience(ScoreSalience):
         self.cam: CAM = cam
         self.threshold = None if threshold is None else float(threshold)
         super().__init__(0.5 if mass is None and threshold is None else mass, target)
-        self.layer = layer
+        self.layer = layer_name(teacher, layer)
         self.reshape = reshape
         self.target: Literal["predicted", "true"] = target
 

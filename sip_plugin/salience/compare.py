@@ -20,7 +20,7 @@ class MapSequence(Protocol):
     def __getitem__(self, index: int, /) -> Tensor: ...
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class SalienceComparison:
     """What :func:`compare_salience` found, image by image; ``print`` it for a table.
 
@@ -80,6 +80,12 @@ class SalienceComparison:
                 shown += f"   (undefined for {figures['undefined']})" if figures["undefined"] else ""
             lines.append(f"{name.replace('_first', first).replace('_second', second):<{width}}   {shown}")
         return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"SalienceComparison({len(self)} images, {' and '.join(self.names)})"
+
+    def _repr_markdown_(self) -> str:
+        return f"```text\n{self}\n```"
 
 
 def compare_salience(

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sip_plugin.checks import check_classes, output_gradient
+from sip_plugin.checks import check_classes, check_logits, output_gradient
 from sip_plugin.model_state import eval_mode
 from sip_plugin.salience.selection import ScoreSalience, check_choice
 
@@ -42,9 +42,9 @@ class GradientSalience(ScoreSalience):
     def _scores(self, images: Tensor, labels: Tensor | None) -> Tensor:
         inputs = images.requires_grad_()
         with eval_mode(self.teacher):
-            logits = self.teacher(inputs.clone())  # it may write into its input, but not into a leaf
-            if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(images):
-                raise ValueError(f"logits must be (N, classes), got {getattr(logits, 'shape', type(logits))}.")
+            logits = check_logits(
+                self.teacher(inputs.clone()), len(images)
+            )  # it may write into its input, but not a leaf
             classes = logits.argmax(1) if labels is None else labels
             check_classes(classes, logits)
             score = logits.gather(1, classes[:, None]).sum()

@@ -17,7 +17,7 @@ from sip_plugin.constraint import prepare_mask, project
 from sip_plugin.mask_source import MaskSource, compute_mask
 from sip_plugin.salience.compare import compare_salience
 from sip_plugin.salience.selection import check_choice
-from sip_plugin.utils import atomic_write, import_extra
+from sip_plugin.utils import atomic_write, import_extra, show_in_notebooks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,7 +115,7 @@ def plot_salience(
     if path is not None:
         with atomic_write(path) as file:
             figure.savefig(file, format=Path(path).suffix[1:], dpi="figure")
-    return figure
+    return show_in_notebooks(figure)
 
 
 def render_map(maps: Tensor) -> Tensor:

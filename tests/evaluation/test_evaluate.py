@@ -267,10 +267,11 @@ def test_progress_is_shown_if_asked(quick, network, evaluated, capfd):
     assert "100%" in capfd.readouterr().err
 
 
-def test_progress_without_tqdm_is_silent(quick, network, evaluated, capfd, monkeypatch):
+def test_progress_without_tqdm_is_a_sentence(quick, network, evaluated, capfd, monkeypatch):
     for name in ("tqdm", "tqdm.auto"):
         monkeypatch.setitem(__import__("sys").modules, name, None)
-    evaluate(network, evaluated, version=["apgd-ce"], progress=True)
+    with pytest.warns(UserWarning, match=r"sip-plugin\[progress\]"):
+        evaluate(network, evaluated, version=["apgd-ce"], progress=True)
     assert capfd.readouterr().err == ""
 
 

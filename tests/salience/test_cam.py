@@ -171,3 +171,11 @@ def test_the_repr_says_what_made_the_maps(network):
     assert repr(CAMSalience(network, "layercam", threshold=0.2, layer="4", target="true")) == (
         "CAMSalience(Sequential, cam='layercam', threshold=0.2, mass=None, target='true', layer='4', reshape=None)"
     )
+
+
+def test_a_layer_may_be_given_as_the_module_itself(network, images):
+    by_name, by_module = CAMSalience(network, layer="2"), CAMSalience(network, layer=network[2])
+    assert torch.equal(by_name(images), by_module(images))
+    assert repr(by_name) == repr(by_module)
+    with pytest.raises(ValueError, match="no part of"):
+        CAMSalience(network, layer=nn.ReLU())

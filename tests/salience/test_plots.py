@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pickle
 import subprocess
 import sys
 
@@ -411,3 +412,12 @@ def test_a_file_name_without_a_known_format_is_an_error_that_says_which_there_ar
     with pytest.raises(ValueError, match=r"supported formats.*pdf.*png.*svg"):
         plot_salience(images, maps, path=tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_figure_shows_in_a_notebook_and_a_comparison_as_a_table(images):
+    figure = plot_salience(images, images < 0.5)
+    assert figure._repr_png_().startswith(b"\x89PNG")
+    assert pickle.loads(pickle.dumps(figure))._repr_png_().startswith(b"\x89PNG")
+    found = compare_salience(images < 0.5, images < 0.4, names=("low", "lower"))
+    assert str(found) in found._repr_markdown_()
+    assert "tensor" not in repr(found)

@@ -228,7 +228,8 @@ def test_there_is_a_progress_bar_if_wanted_and_installed(tmp_path, dataset, caps
     assert f"{N}/{N}" in capsys.readouterr().err
     MaskStore.build(tmp_path / "b", dataset, bright, progress=False)
     monkeypatch.setitem(sys.modules, "tqdm", None)
-    MaskStore.build(tmp_path / "c", dataset, bright)
+    with pytest.warns(UserWarning, match=r"sip-plugin\[progress\]"):
+        MaskStore.build(tmp_path / "c", dataset, bright)
     assert capsys.readouterr().err == ""
 
 
