@@ -64,8 +64,8 @@ def check_logits(output: Any, rows: int, classes: int = 2) -> Tensor:
     if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != rows or output.shape[1] < classes:
         given = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise ValueError(
-            f"The network must give logits ({rows}, {classes} classes or more) alone, got {given}. Wrap it in a module whose "
-            "forward returns them (of transformers: output.logits)."
+            f"The network must give logits ({rows}, {classes} classes or more) alone, got {given}. Wrap it in a module "
+            "whose forward returns them (of transformers: output.logits)."
         )
     return output
 

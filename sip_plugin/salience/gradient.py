@@ -42,9 +42,8 @@ class GradientSalience(ScoreSalience):
     def _scores(self, images: Tensor, labels: Tensor | None) -> Tensor:
         inputs = images.requires_grad_()
         with eval_mode(self.teacher):
-            logits = check_logits(
-                self.teacher(inputs.clone()), len(images)
-            )  # it may write into its input, but not a leaf
+            # It may write into its input, but not into a leaf.
+            logits = check_logits(self.teacher(inputs.clone()), len(images), 1)
             classes = logits.argmax(1) if labels is None else labels
             check_classes(classes, logits)
             score = logits.gather(1, classes[:, None]).sum()
