@@ -92,17 +92,19 @@ def _forward(
     if reshape is not None and layer is None:
         raise ValueError("reshape= is for the output of a named layer: give layer=..., too.")
     found: list[tuple[Tensor, Reshape]] = []
-    tokens = False  # whether the network went on without positions, as a ViT does
+    lost = ""  # what came after the last known stage, if it is not known
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> Any:
         # Modules end in the order of the pass, a stage after the last of its blocks: the last one to end is the stage.
-        nonlocal tokens
-        to_map = reshape or _to_map(output)
-        if module is not network:
-            tokens = (isinstance(output, Tensor) and output.dim() == 3) or (tokens and to_map is None)
-        if to_map is None:
+        nonlocal lost
+        if not isinstance(output, Tensor):
             return output
-        found[:] = [(output, to_map)]
+        to_map = reshape or _to_map(output, len(images))
+        if to_map is None:
+            if module is not network and (output.dim() == 3 or (output.dim() == 4 and output.shape[2:].numel() > 1)):
+                lost = f", which goes on with {type(module).__name__} of output {tuple(output.shape)}"
+            return output
+        found[:], lost = [(output, to_map)], ""
         return output.clone()  # for the rest of the network, which may write into it
 
     if layer is not None:
@@ -116,29 +118,31 @@ def _forward(
     finally:
         for handle in handles:
             handle.remove()
-    if not found or (tokens and reshape is None):
+    if not found or lost:
+        if isinstance(output, Tensor) and not output.requires_grad:
+            output_gradient(output, images)  # says so
         what = "No stage" if layer is None else f"No output of the layer {layer!r}"
         raise ValueError(
-            f"{what} that is known to be (N, K, h, w) or (N, h, w, K), with more than one position, was seen in "
-            f"{type(network).__name__}{', which ends in layers of tokens' * tokens}. Name a layer, layer=..., and a "
-            "function from its output to (N, K, h, w), reshape=..."
+            f"{what} that is known to be (N, K, h, w) or (N, h, w, K), with more than one position and a gradient, was seen "
+            f"last in {type(network).__name__}{lost}. Name a layer, layer=..., and a function from its output to "
+            "(N, K, h, w), reshape=..."
         )
     return output, *found[0]
 
 
-def _to_map(output: Any) -> Reshape | None:
+def _to_map(output: Tensor, count: int) -> Reshape | None:
     """What makes a layer's output ``(N, K, h, w)``; None if it has no positions, or its operations do not say which."""
-    axis = channel_axis(output) if isinstance(output, Tensor) and output.dim() == 4 else None
-    if axis is None or output.shape.numel() == len(output) * output.shape[axis]:
+    axis = channel_axis(output) if output.dim() == 4 and len(output) == count else None
+    if axis is None or output.shape.numel() == count * output.shape[axis]:
         return None
     return lambda values: values.movedim(axis, 1)
 
 
 _CHANNELS_FIRST = ".*Convolution|.*BatchNorm|NativeGroupNorm|.*Pool2D|Upsample"
-_CHANNELS_LAST = "Linear|Mm|Addmm|.*LayerNorm"
+_ROWS = {"Linear": 0, "Mm": 0, "Addmm": 1, "NativeLayerNorm": 0, "FusedRmsNorm": 0}  # which operand's rows they work on
 _ELEMENTWISE = (
     ".*(Relu|PreluKernel|Elu|Gelu|Silu|Mish|Hardtanh|Hardswish|Sigmoid|Tanh|Softplus|Threshold|Clamp|Dropout|Clone|Copy|Add|"
-    "Sub|Mul|Div|Where|MaskedFill|IndexPut)|Cat|Slice|CopySlices|Roll|ConstantPadNd"
+    "Sub|Mul|Div|Where|MaskedFill|IndexPut|Abs|Neg|Sqrt|Pow|Exp|Log)|Cat|Slice|CopySlices|Roll|ConstantPadNd"
 )
 
 
@@ -146,27 +150,37 @@ def channel_axis(output: Tensor) -> int | None:
     """Which axis of a layer's output ``(N, ?, ?, ?)`` holds its channels, by the operations that made it.
 
     Followed back through permutations, views and elementwise operations: what a convolution, a BatchNorm or a pooling gave
-    is ``(N, K, h, w)``, what a linear layer or a LayerNorm gave ``(N, h, w, K)``. None if they do not say.
+    is ``(N, K, h, w)``; what a linear layer or a LayerNorm gave ``(N, h, w, K)``, unless a convolution before it says that
+    it mixed positions. None if they do not say.
     """
-    # Operations, the shape of their results, and which axis of it each axis of the output is (None: several, or a part).
-    waiting: list[tuple[Any, list[int], list[int | None]]] = [(output.grad_fn, list(output.shape), [0, 1, 2, 3])]
+    claim: int | None = None
+    # Operations, and which axis of their result each axis of the output is (None: several, or a part).
+    waiting: list[tuple[Any, list[int | None]]] = [(output.grad_fn, [0, 1, 2, 3])] if output.grad_fn else []
     for _ in range(1000):
         if not waiting:
             break
-        node, shape, axes = waiting.pop()
+        node, axes = waiting.pop()
         name = type(node).__name__.rstrip("0123456789").removesuffix("Backward")
+        shape = list(node._input_metadata[0].shape)
+        operands = [operand for operand, _ in node.next_functions]
         if re.fullmatch(f"({_CHANNELS_FIRST}).*", name):
-            return axes.index(1) if 1 in axes else None
-        if re.fullmatch(_CHANNELS_LAST, name) and len(getattr(node, "_saved_normalized_shape", [1])) == 1:
-            last = len(shape) - 1
-            return axes.index(last) if last in axes else None
-        if name in ("View", "UnsafeView", "ReshapeAlias"):
-            given = list(node._saved_self_sym_sizes)
-            if math.prod(given) != math.prod(shape):
-                continue  # something that was broadcast
-            instance_norm = type(node.next_functions[0][0]).__name__.startswith("NativeBatchNorm")
-            axes = axes if instance_norm else [_same_axis(shape, axis, given) for axis in axes]
-            shape = given
+            axis = axes.index(1) if 1 in axes else claim
+            return axis if claim in (None, axis) else None
+        if name in _ROWS and len(getattr(node, "_saved_normalized_shape", [1])) == 1:
+            if claim is None and len(shape) - 1 in axes:
+                claim = axes.index(len(shape) - 1)
+            operands = [operands[_ROWS[name]]]
+        elif name in ("View", "UnsafeView", "ReshapeAlias"):
+            if type(operands[0]).__name__.startswith("NativeBatchNorm"):
+                return axes.index(1) if 1 in axes and claim is None else None  # InstanceNorm
+            linear = _linear_input(operands[0], shape)
+            if linear is not None:
+                if claim is None and len(shape) - 1 in axes:
+                    claim = axes.index(len(shape) - 1)
+                operands = [linear]
+            else:
+                given = list(operands[0]._input_metadata[0].shape) if operands[0] is not None else []
+                axes = [_same_axis(shape, axis, given) for axis in axes]
         elif name in ("Permute", "Transpose"):
             order = list(range(len(shape)))
             if name == "Permute":
@@ -175,11 +189,25 @@ def channel_axis(output: Tensor) -> int | None:
                 one, other = (d % 2**64 % len(shape) for d in (node._saved_dim0, node._saved_dim1))
                 order[one], order[other] = other, one
             axes = [None if axis is None else order[axis] for axis in axes]
-            shape = [shape[order.index(axis)] for axis in range(len(shape))]
-        elif not re.fullmatch(_ELEMENTWISE, name):
+        elif isinstance(node, torch.autograd.function.BackwardCFunction) or re.fullmatch(_ELEMENTWISE, name):
+            # What is broadcast says nothing of the result's axes.
+            resizes = re.fullmatch("Cat|Slice|CopySlices|ConstantPadNd", name)
+            sizes = {operand: list(operand._input_metadata[0].shape) for operand in operands if operand is not None}
+            operands = [o for o, size in sizes.items() if size == shape or (resizes and len(size) == len(shape))]
+        else:
             continue
-        waiting += [(before, shape, axes) for before, _ in reversed(node.next_functions) if before is not None]
-    return None
+        waiting += [(operand, axes) for operand in reversed(operands) if operand is not None]
+    return claim
+
+
+def _linear_input(product: Any, shape: list[int]) -> Any:
+    """What a linear layer worked on, if a view of this shape shows its product; all axes but the last are the same."""
+    name = type(product).__name__.removesuffix("Backward0")
+    if name not in ("Mm", "Addmm"):
+        return None
+    rows = product.next_functions[_ROWS[name]][0]
+    given = rows.next_functions[0][0] if type(rows).__name__.endswith("ViewBackward0") else None
+    return given if given is not None and list(given._input_metadata[0].shape)[:-1] == shape[:-1] else None
 
 
 def _same_axis(shape: list[int], axis: int | None, given: list[int]) -> int | None:

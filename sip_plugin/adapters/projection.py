@@ -202,7 +202,7 @@ class BatchProjection:
 
     def __call__(self, queries: Tensor) -> Tensor:
         """Queries with their clean values on salient elements; differentiable."""
-        return queries if self.free else project(queries, *self.rows(queries))
+        return queries.clone() if self.free else project(queries, *self.rows(queries))  # the network may write into it
 
 
 def salience_rows(salience: Tensor, index: Any) -> Tensor:
@@ -244,8 +244,8 @@ class ProjectedModel(nn.Module):
         """The network's output at the projected queries."""
         self.queried = True
         queries = plain_tensor(queries)
-        if self._projection is not None:
-            queries = self._projection(queries)
+        # A copy, for a network that writes into its input: what is projected is one.
+        queries = queries.clone() if self._projection is None else self._projection(queries)
         with nullcontext() if self._mode is None else self._mode.suspended():
             output = self.model(queries, *args, **kwargs)
         if self._logits and not isinstance(output, Tensor):
