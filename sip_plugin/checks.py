@@ -96,8 +96,10 @@ def check_eps(eps: Any, norm: Norm = "Linf", *, name: str = "eps") -> float:
     """Refuse a radius that is negative, not finite, or given in units of 1/255.
 
     Raises:
-        ValueError: If ``eps`` is negative, NaN or infinite, or above 1 for L∞.
+        TypeError, ValueError: If ``eps`` is no number, negative, NaN or infinite, or above 1 for L∞.
     """
+    if isinstance(eps, (bool, str)):
+        raise TypeError(f"{name} must be a number, got {eps!r}.")
     radius = float(eps)
     if not 0 <= radius < math.inf:
         raise ValueError(f"{name} must be finite and not negative, got {radius}.")

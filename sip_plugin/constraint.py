@@ -40,8 +40,9 @@ def prepare_mask(mask: SalienceMap, images: Tensor, *, soft: bool = False) -> Te
     """
     if isinstance(mask, np.ndarray):
         mask = torch.from_numpy(np.ascontiguousarray(mask))
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"A salience map must be a torch.Tensor or NumPy array, got {type(mask).__name__}.")
+    if not isinstance(mask, Tensor) or mask.is_complex():
+        given = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"A salience map must be a torch.Tensor or NumPy array of real numbers, got {given}.")
     mask = _in_range(mask.detach(), soft)
     shape = tuple(images.shape)
     if mask.dim() == 2 and mask.shape == images.shape[2:]:

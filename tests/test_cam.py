@@ -1,5 +1,7 @@
 """Class activation maps, against maps made plainly, image by image."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -303,3 +305,50 @@ def test_a_teacher_without_a_gradient_is_an_error(cam, network, images):
     for teacher in [Blind()] if cam else [Blind(), quantised]:
         with pytest.raises(ValueError, match=r"gradient|stage"):
             (CAMSalience if cam else GradientSalience)(teacher)(images)
+
+
+class Stage(nn.Module):
+    """A convolution, and what ``rest`` makes of its output."""
+
+    def __init__(self, rest):
+        super().__init__()
+        self.conv, self.rows, self.embed = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(16, 16), nn.Linear(2, 8)
+        self.gate, self.rest = nn.Conv2d(2, 1, 3, padding=1), rest
+
+    def forward(self, x):
+        return self.rest(self, self.conv(x))
+
+
+def spatial_gate(stage, x):
+    gate = stage.gate(torch.cat([x.amax(1, keepdim=True), x.mean(1, keepdim=True)], 1))
+    return (x * gate.sigmoid()).abs().sqrt()
+
+
+TOLD = {
+    "a position embedding": lambda stage, x: stage.embed(torch.ones(16, 16, 2)).permute(2, 0, 1) + x,
+    "a spatial bias": lambda stage, x: stage.rows(torch.ones(16, 16)) + x,
+    "a gate": spatial_gate,
+}
+NOT_TOLD = {
+    "a linear layer over the width": lambda stage, x: stage.rows(x).relu(),
+    "one over the height": lambda stage, x: stage.rows(x.transpose(2, 3)).transpose(2, 3),
+    "both and the input": lambda stage, x: stage.rows(x) + stage.rows(x.transpose(2, 3)).transpose(2, 3) + x,
+    "a LayerNorm over the width": lambda stage, x: F.layer_norm(x, (16,)),
+    "an unknown operation": lambda stage, x: torch.einsum("nchw,cd->ndhw", x, torch.eye(8)),
+}
+
+
+@pytest.mark.parametrize("name", [*TOLD, *NOT_TOLD])
+def test_a_stage_is_taken_for_what_it_is_or_refused(name):
+    torch.manual_seed(0)
+    stage = Stage((TOLD | NOT_TOLD)[name])
+    stem, head = nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+    network = nn.Sequential(OrderedDict(stem=stem, stage=stage, head=head)).eval()
+    x = torch.rand(3, 3, 16, 16)
+    expected = class_activation_maps(network, x, layer="stage", reshape=lambda output: output)
+    for choice in ({}, {"layer": "stage"}):
+        if name in TOLD:
+            assert torch.equal(class_activation_maps(network, x, **choice), expected)
+        else:
+            with pytest.raises(ValueError, match="reshape="):
+                class_activation_maps(network, x, **choice)

@@ -270,6 +270,8 @@ def _check_attack(attack: Any) -> None:
 
 def _check_inputs(x: np.ndarray, clip_values: tuple[Any, Any] | None) -> None:
     """Refuse anything but images of finite values within the classifier's range."""
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"x must be a NumPy array of images, got {type(x).__name__}; of a tensor x.cpu().numpy().")
     low, high = (-np.inf, np.inf) if clip_values is None else clip_values
     if x.ndim != 4 or not np.isfinite(x).all() or (x < low).any() or (x > high).any():
         raise ValueError(

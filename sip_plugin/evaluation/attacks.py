@@ -55,9 +55,9 @@ def callable_attack(name: str, model: nn.Module, factory: AttackFactory, eps: fl
                 found = torch.from_numpy(np.asarray(attack.generate(x=images.cpu().numpy(), y=labels.cpu().numpy())))
             elif hasattr(attack, "run_standard_evaluation"):
                 found = attack.run_standard_evaluation(images, labels)
-                found = found[0] if isinstance(found, (tuple, list)) else found  # some versions also return the labels
             else:
                 found = attack(images, labels)
+        found = found[0] if isinstance(found, (tuple, list)) else found  # AutoAttack also returns the labels
         legal = (found >= -1e-3) & (found <= 1 + 1e-3)  # NaN is not
         failed = rows[~legal.flatten(1).all(1).cpu()] if found.shape == shape else rows
         if len(failed):

@@ -76,7 +76,8 @@ def make_attacks(
             if norm == "L2" and "square" in names and not _square_fits(*image.shape[1:]):
                 raise ValueError(
                     f"AutoAttack's Square fails in L2 on images of {image.shape[1]}×{image.shape[2]} pixels, where its "
-                    f"first squares do not fit. Without it: version={[each for each in names if each != 'square']}."
+                    "first squares do not fit. Resize them, or leave it out: version="
+                    f"{[each for each in names if each != 'square']}."
                 )
             made += autoattack_members(model, version, norm, int(clean["classes"][0]))
         else:

@@ -314,7 +314,7 @@ def parse_eps(eps: float | Iterable[float], norm: Norm) -> tuple[float, ...]:
     Raises:
         ValueError: If there is none, one is not above 0, or the norm is unknown.
     """
-    radii = distinct_eps(check_eps(float(each), norm) for each in (eps if isinstance(eps, Iterable) else [eps]))
+    radii = distinct_eps(check_eps(each, norm) for each in (eps if isinstance(eps, Iterable) else [eps]))
     if norm not in get_args(Norm) or not radii or radii[0] == 0:
         raise ValueError(f"norm must be Linf or L2, eps one radius or more, all above 0; got {norm!r} and {radii}.")
     return radii

@@ -179,14 +179,20 @@ class Report(Tabular):
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Self:
         """The report that :meth:`to_json` wrote, exactly; a ValueError if the file is none, or of another format."""
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
-        if any(fields.get(name) != value for name, value in _FORMAT.items()):
-            raise ValueError(f"{path} is no report of format 2 (sip_plugin 0.1 wrote 1): evaluate the network again.")
-        norms = [[math.inf if norm is None else norm for norm in row] for row in fields["norms"]]
-        read: dict[str, Any] = {name: tuple(fields[name]) for name in ("eps", "attacks", "warnings")}
-        read |= {name: fields[name] for name in ("norm", "settings", "seconds")}
-        labels, assumed = torch.tensor(fields["labels"]), torch.tensor(fields["assumed"], dtype=torch.bool)
-        return cls(labels=labels, assumed=assumed, norms=torch.tensor(norms, dtype=torch.float64), **read)
+        try:
+            fields = json.loads(Path(path).read_text(encoding="utf-8"))
+            if any(fields.get(name) != value for name, value in _FORMAT.items()):
+                raise ValueError("it is no report of format 2 (sip_plugin 0.1 wrote 1)")
+            norms = [[math.inf if norm is None else norm for norm in row] for row in fields["norms"]]
+            read: dict[str, Any] = {name: tuple(fields[name]) for name in ("eps", "attacks", "warnings")}
+            read |= {name: fields[name] for name in ("norm", "settings", "seconds")}
+            read |= {"labels": torch.tensor(fields["labels"]), "norms": torch.tensor(norms, dtype=torch.float64)}
+            read["assumed"] = torch.tensor(fields["assumed"], dtype=torch.bool)
+            if read["norms"].shape != (len(read["attacks"]), len(read["labels"])):
+                raise ValueError("its norms are not one for each attack and image")
+            return cls(**read)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} cannot be read as a report: {error}. Evaluate the network again.") from error
 
     def to_frame(self) -> Any:
         """A tidy :class:`pandas.DataFrame` of the accuracies and their standard errors by ε (0: clean); needs pandas."""

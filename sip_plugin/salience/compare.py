@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,9 +52,12 @@ class SalienceComparison:
     @classmethod
     def join(cls, parts: Iterable[SalienceComparison]) -> SalienceComparison:
         """The comparison of a whole data set from those of its batches; a ``ValueError`` if the sources are not the same."""
+        parts = list(parts)
         names, *columns = zip(*(vars(part).values() for part in parts), strict=True)
-        if len(set(names)) > 1:
-            raise ValueError(f"Comparisons of one pair of sources can be joined, got {sorted(set(names))}.")
+        if len(set(names)) > 1 or len({part.mass_first is None for part in parts}) > 1:
+            raise ValueError(
+                f"Comparisons of one pair of sources, with scores all or none, are joined; got {set(names)}."
+            )
         return cls(names[0], *(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
 
     def to_dict(self) -> dict[str, Any]:
@@ -133,7 +137,7 @@ def compare_salience(
         masses = [_sum(weight * mask) / _sum(weight) for mask in (one, two)]
     iou, chance = torch.where(either > 0, both / either, 1.0), expected_iou(marked, others, elements)
     shares, overlaps = (marked / elements, others / elements), (both / marked, both / others)
-    return SalienceComparison(names, *shares, iou, chance, *overlaps, *masses)
+    return SalienceComparison((names[0], names[1]), *shares, iou, chance, *overlaps, *masses)
 
 
 def expected_iou(first: Tensor, second: Tensor, elements: int) -> Tensor:
@@ -166,7 +170,12 @@ def _values(source: Any, images: Tensor | None, labels: Tensor | None) -> Salien
         if images is None:
             raise ValueError("A source is a function, so images are needed: compare_salience(first, second, images).")
         return compute_mask(source, images, labels)
-    return source if hasattr(source, "ndim") else torch.stack([torch.as_tensor(each) for each in source])
+    if isinstance(source, (Tensor, np.ndarray)):
+        return source
+    maps = torch.stack([torch.as_tensor(each) for each in source])
+    if images is not None and len(maps) != len(images):
+        raise ValueError(f"A source has {len(maps)} maps, and there are {len(images)} images.")
+    return maps
 
 
 def _sum(batch: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from sip_plugin.constraint import prepare_mask
@@ -35,11 +35,12 @@ class JointTransform:
 
     def __init__(self, transform: Callable[..., Any]) -> None:
         self.transform = transform
-        if any(type(part).__name__ == "RandomErasing" for part in _parts(transform)):
+        if any(map(_erases, _parts(transform))):
             self.transform = copy.deepcopy(transform)
-            for part in _parts(self.transform):
-                if type(part).__name__ == "RandomErasing":
-                    part._call_kernel = partial(_erase, part)
+            for part in filter(_erases, _parts(self.transform)):
+                part._call_kernel = partial(_erase, part)
+        if any(type(part).__name__ == "ToPILImage" for part in _parts(transform)):
+            raise ValueError("Pillow rounds positions in another way than a map is moved: leave v2.ToPILImage out.")
         kinds = [type(part) for part in _parts(transform)]
         self._mixes_channels = any(kind.__name__ in _MIXES_CHANNELS for kind in kinds)
         self._trusted = all(
@@ -53,9 +54,15 @@ class JointTransform:
             raise ValueError(f"{', '.join(_MIXES_CHANNELS)} move values between channels: use per-pixel maps.")
         # As many channels as the image has, for fills of one value per channel.
         coded = salience.to(torch.float32).add_(_NOT_SALIENT).expand(len(image), -1, -1).contiguous()
-        image, moved = map(as_tensor, self.transform(tv_tensors.Image(image.clone()), tv_tensors.Mask(coded)))
-        is_coded = bool(((moved == _SALIENT) | (moved == _NOT_SALIENT)).any())
-        if not is_coded or moved.shape != (len(image) if len(salience) > 1 else len(moved), *image.shape[1:]):
+        image, moved = self.transform(tv_tensors.Image(image.clone()), tv_tensors.Mask(coded))
+        if not isinstance(moved, Tensor):
+            raise TypeError(f"The transform must return (image, map), got {type(moved).__name__} for a map.")
+        image, moved = as_tensor(image), moved.as_subclass(Tensor)
+        coded = (moved == _SALIENT) | (moved == _NOT_SALIENT)
+        # A crop may lie wholly outside the image: then all are fill values. Scaled codes are larger than these.
+        kept = moved.is_floating_point() and bool((coded | (moved.abs() < 1000)).any())
+        channels = len(image) if len(salience) > 1 else len(moved)
+        if not kept or moved.shape != (channels, *image.shape[1:]):
             raise ValueError(
                 f"The transform made the image {tuple(image.shape)} and its map {tuple(moved.shape)}, {moved.dtype}. It "
                 "must leave the map's values and give both one size; if it changes the channels, use per-pixel maps."
@@ -98,9 +105,14 @@ def _erase(part: Any, kernel: Callable[..., Any], value: Any, i: int, j: int, h:
     return value
 
 
+def _erases(part: Any) -> bool:
+    return any(kind.__name__ == "RandomErasing" for kind in type(part).__mro__)
+
+
 def _parts(transform: Any) -> list[Any]:
     """The transform, and those inside it."""
-    return [transform, *(part for one in getattr(transform, "transforms", ()) for part in _parts(one))]
+    inside = transform.children() if isinstance(transform, nn.Module) else ()
+    return [transform, *(part for one in (*inside, *getattr(transform, "transforms", ())) for part in _parts(one))]
 
 
 class SalientDataset(Dataset[Item]):
@@ -117,7 +129,8 @@ class SalientDataset(Dataset[Item]):
             sequence or data set of maps ``(C, H, W)``, ``(1, H, W)`` or ``(H, W)``; bool or {0, 1}.
         transform: A transform of ``torchvision.transforms.v2``, or a callable ``(image, map) -> (image, map)``, which is
             tried at once. It gets a ``tv_tensors.Image`` and a ``tv_tensors.Mask``, which is moved by nearest neighbour;
-            write a fill of several values as ``fill={tv_tensors.Image: values, tv_tensors.Mask: 0}``.
+            write a fill of several values as ``fill={tv_tensors.Image: values, tv_tensors.Mask: 0}``. One of your own that
+            overwrites part of the image has to clear the map there.
 
     Raises:
         ValueError: If the maps are not those of this data set, or the transform moves only the image.

@@ -20,6 +20,8 @@ Batch = tuple[Tensor, Tensor, Tensor]
 def as_tensor(image: Any) -> Tensor:
     """A plain tensor ``(C, H, W)`` of an image that is a tensor or a PIL image of 8 bits a channel, or a TypeError."""
     if isinstance(image, Tensor):
+        if image.dtype != torch.uint8 and not image.is_floating_point():
+            raise TypeError(f"An image must be uint8 or floating point, got {image.dtype}.")
         return image.detach().as_subclass(Tensor)  # past a subclass (tv_tensors.Image)
     pixels, mode = np.array(image), getattr(image, "mode", None)  # a copy: a tensor must be writable
     if mode in (None, "P") or pixels.dtype != np.uint8:

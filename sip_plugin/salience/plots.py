@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from sip_plugin.checks import check_images
+from sip_plugin.checks import check_images, check_int
 from sip_plugin.constraint import prepare_mask, project
 from sip_plugin.mask_source import MaskSource, compute_mask
 from sip_plugin.salience.compare import compare_salience
@@ -74,17 +74,18 @@ def plot_salience(
     """
     check_images(images)
     check_choice("images_as", images_as, "rows", "columns")
+    check_int(max_images, "max_images", 1)
     sources: Mapping[str, Any] = maps if isinstance(maps, Mapping) else {"": maps}
     found: Mapping[str, Tensor] | None = {"": projected} if isinstance(projected, Tensor) else projected
     clean = images.detach()[:max_images].cpu().float()
-    attacked = [] if adversarial is None else [_first("adversarial", adversarial, max_images)]
+    attacked = [] if adversarial is None else [_first("adversarial", adversarial, max_images, images)]
     masks, kept = {}, {}
     for name, source in sources.items():
         count = len(clean) if callable(source) else None  # a function is asked for the drawn images only
         x, y = images[:count], None if labels is None else labels[:count]
         masks[name] = prepare_mask(compute_mask(source, x, y), x, soft=True).expand(x.shape)[: len(clean)].cpu()
         if found is not None:
-            kept[name] = _first("projected", found[name], max_images) - clean
+            kept[name] = _first("projected", found[name], max_images, images) - clean
         elif attacked:
             kept[name] = project(attacked[0], clean, masks[name]) - clean
     free, blank = [each - clean for each in attacked], [""] * len(clean)
@@ -144,8 +145,10 @@ def display_gain(perturbations: Sequence[Tensor]) -> float:
     return max(0.5, float(math.floor(0.5 / size + 1e-3)))
 
 
-def _first(name: str, batch: Tensor, count: int) -> Tensor:
+def _first(name: str, batch: Tensor, count: int, images: Tensor) -> Tensor:
     check_images(batch, name=name, tolerance=1e-4)
+    if batch.shape != images.shape:
+        raise ValueError(f"{name} must be of the images' shape {tuple(images.shape)}, got {tuple(batch.shape)}.")
     return batch.detach()[:count].cpu().float()
 
 

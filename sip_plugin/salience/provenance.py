@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from sip_plugin.model_utils import model_hash, unwrap_model
 
-_PLAIN = (bool, int, float, str, tuple, type(None))
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
@@ -64,10 +63,14 @@ def _describe(value: Any) -> Any:
     if callable(getattr(value, "provenance", None)) and not isinstance(value, type):
         return {"class": _name(type(value)), **value.provenance()}
     if isinstance(value, nn.Module):
-        architecture = hashlib.sha256(_ADDRESS.sub("", repr(value)).encode()).hexdigest()
-        public = {name: part for name, part in vars(value).items() if name[0] != "_" and name != "training"}
-        plain = {name: part for name, part in public.items() if isinstance(part, _PLAIN)}
-        return {"class": _name(type(value)), "model_hash": model_hash(value), "architecture": architecture, **plain}
+        # What its modules hold beside weights: the mean of a normalisation, an activation function.
+        held = [
+            {name: part for name, part in vars(module).items() if name[0] != "_" and name != "training"}
+            for module in value.modules()
+        ]
+        text = _ADDRESS.sub("", repr(value)) + json.dumps(held, default=_describe, skipkeys=True)
+        architecture = hashlib.sha256(text.encode()).hexdigest()
+        return {"class": _name(type(value)), "model_hash": model_hash(value), "architecture": architecture}
     if isinstance(value, (Tensor, np.ndarray)):
         content = hashlib.sha256(np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value).tobytes())
         return {"dtype": str(value.dtype), "shape": list(value.shape), "sha256": content.hexdigest()}

@@ -225,6 +225,8 @@ class MaskStore:
 
     def _read(self, index: Any) -> np.ndarray:
         """A copy of some records, compared with their checksums."""
+        if self._records is None:
+            raise ValueError(f"The store {self.path} is closed.")
         records = np.array(self._records[index])
         bad = _checksums(records.reshape(-1)) != records.reshape(-1)["checksum"]
         if bad.any():
@@ -251,6 +253,8 @@ class MaskStore:
 
 def store_info(dataset: Any, mask_fn: MaskSource) -> dict[str, Any]:
     """What ``info.json`` says of a data set and a source of maps."""
+    if isinstance(mask_fn, (Tensor, np.ndarray)) and mask_fn.ndim == 4 and len(mask_fn) > 1:
+        raise ValueError(f"A ready map must hold for every image, (H, W) or (1, C, H, W), got {tuple(mask_fn.shape)}.")
     labels = accepts_labels(mask_fn)
     shape, fingerprint = dataset_fingerprint(dataset, labels)
     data = {"length": len(dataset), "image_shape": list(shape), "dataset": fingerprint, "labels": labels}
@@ -290,10 +294,15 @@ def _info_checksum(info: dict[str, Any]) -> int:
 
 def _open_records(path: Path, info: dict[str, Any]) -> np.memmap[Any, Any]:
     """The records of a store, through a memory map for reading."""
-    records: np.memmap[Any, Any] = np.load(path / "maps.npy", mmap_mode="r")  # refuses a file that was cut off
-    if records.shape != (info["length"],):
-        raise ValueError(f"{path / 'maps.npy'} is damaged. Delete {path} and build it again.")
-    return records
+    try:
+        records: np.memmap[Any, Any] = np.load(path / "maps.npy", mmap_mode="r")
+        if records.shape != (info["length"],):
+            raise ValueError(f"it has {records.shape} records")
+        return records
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of a damaged header NumPy may raise anything
+        raise ValueError(f"{path / 'maps.npy'} is damaged or cut off. Delete {path} and build it again.") from error
 
 
 def _create_records(path: Path, info: dict[str, Any]) -> None:

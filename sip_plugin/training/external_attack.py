@@ -58,7 +58,9 @@ class ExternalAttack:
                 # A copy: what an attack does to its images (marks them for a gradient) is its own affair.
                 mask = {} if salience is None else {"mask": salience}
                 found = self._attack(images.clone(), labels, **mask)
-        found = found[0] if isinstance(found, tuple) else found  # AutoAttack gives the labels, too
+        found = found[0] if isinstance(found, (tuple, list)) else found  # AutoAttack gives the labels, too
+        if isinstance(found, Tensor) and found.shape != images.shape:
+            raise ValueError(f"{self!r} gave {tuple(found.shape)}, not images of shape {tuple(images.shape)}.")
         check_images(found, name=f"What {type(self._attack).__name__} gave", tolerance=1e-4)
         return found.detach().to(images)
 

@@ -189,6 +189,7 @@ class PART(Method):
 
     name = "part"
     takes_attack = False
+    reshape: Reshape | None = None
 
     def __init__(
         self,
@@ -206,7 +207,8 @@ class PART(Method):
             raise ValueError(f"warmup is a share of the epochs, from 0 to 1, got {warmup!r}.")
         self.warmup = float(warmup)
         self.layer = layer
-        self.reshape = reshape
+        if reshape is not None:  # states of trainers without it say nothing of it
+            self.reshape = reshape
 
     def budget(self, network: nn.Module, images: Tensor, eps: float, progress: TrainingProgress) -> Tensor | None:
         """ε on important pixels and ``eps_low`` on the others, ``(N, 1, H, W)``."""

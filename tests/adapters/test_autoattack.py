@@ -9,6 +9,7 @@ import types
 import pyautoattack
 import pytest
 import torch
+from torch import nn
 
 from sip_plugin import SIPWrapper
 from sip_plugin.salience import GradientSalience
@@ -315,3 +316,23 @@ def test_individual_evaluation_one_by_one_runs_every_attack_on_every_image(build
 
 def test_labels_of_another_integer_dtype_work(network, images, labels, salience):
     evaluate(SIPWrapper(packaged(network), salience), images, labels.int())
+
+
+def test_a_network_that_writes_into_its_input_breaks_nothing(network, images, labels, salience):
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x):
+            x -= 0.3
+            return self.network(x)
+
+    before = images.clone()
+    for attacks in (["square"], ["apgd-ce"]):
+        attack = pyautoattack.AutoAttack(Writes(), eps=0.05, device="cpu", version="custom", attacks=attacks)
+        found = SIPWrapper(attack, salience).run_standard_evaluation(images, labels)
+        found = found[0] if isinstance(found, tuple) else found
+        assert torch.equal(images, before)
+        assert torch.equal(found[salience], images[salience])
+        assert (found - images).abs().max() <= 0.0501

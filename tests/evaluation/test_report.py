@@ -144,7 +144,7 @@ def test_a_file_of_another_format_says_what_to_do(tmp_path, other):
     path = tmp_path / "report.json"
     path.write_text(json.dumps(json.loads(random_report().to_json()) | other))
     with pytest.raises(
-        ValueError, match=r"report\.json is no report of format 2 .*sip_plugin 0\.1.* evaluate the network"
+        ValueError, match=r"report\.json .* is no report of format 2 .*sip_plugin 0\.1.* Evaluate the network"
     ):
         RobustnessReport.from_json(path)
 

@@ -262,5 +262,5 @@ def test_maps_may_come_one_by_one():
     ):
         assert torch.equal(compare_salience(one, other, images).iou, expected.iou)
     assert torch.equal(compare_salience(OneByOne(elements), list(pixels)).iou, expected.iou)
-    with pytest.raises(ValueError, match="broadcastable"):  # those of a whole data set, and images of a batch
+    with pytest.raises(ValueError, match="maps, and there are"):  # those of a whole data set, and images of a batch
         compare_salience(OneByOne(elements), elements[:2], images[:2])

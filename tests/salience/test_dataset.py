@@ -684,3 +684,35 @@ def test_what_random_erasing_overwrites_is_not_salient(dataset):
     assert "_call_kernel" not in vars(erase)  # the caller's own transform is as it was
     again = pickle.loads(pickle.dumps(data))[0]
     assert not again[2][0][(again[0] == 0.77).all(0)].any()
+
+
+def test_a_crop_outside_the_image_has_an_empty_map(dataset):
+    data = SalientDataset(dataset, torch.ones(40, 1, 16, 16), v2.RandomCrop(8, padding=8))
+    shares = [data[index % 40][2].float().mean().item() for index in range(400)]
+    assert min(shares) == 0
+    assert max(shares) > 0.5
+
+
+def test_an_erasing_of_ones_own_class_and_inside_a_module_is_seen(dataset):
+    class Mine(v2.RandomErasing):
+        pass
+
+    class Outer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.erase = v2.RandomErasing(p=1.0, value=0.77)
+
+        def forward(self, image, salience):
+            return self.erase(image, salience)
+
+    for transform in (Mine(p=1.0, value=0.77), Outer()):
+        data = SalientDataset(dataset, torch.ones(40, 1, 16, 16), transform)
+        for index in range(10):
+            image, _, salience = data[index]
+            assert not salience[0][(image == 0.77).all(0)].any()
+            assert salience.any()
+
+
+def test_pillow_is_left_out_of_a_joint_transform(dataset):
+    with pytest.raises(ValueError, match="ToPILImage"):
+        SalientDataset(dataset, torch.ones(40, 1, 16, 16), v2.Compose([v2.ToPILImage(), v2.Resize(24), v2.ToImage()]))

@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from filelock import FileLock
+from torch import nn
 from torch.utils.data import TensorDataset
 
 from sip_plugin.salience import GradientSalience, MaskStore, store
@@ -540,3 +541,27 @@ def sees_another_folder(rank, folder, dataset):
 def test_processes_that_do_not_write_to_one_file_system_are_told(tmp_path, dataset):
     for error in together(2, tmp_path, dataset, sees_another_folder):
         assert str(tmp_path / "1" / "m" / "maps.npy") in str(error)
+
+
+def test_a_ready_map_for_a_batch_is_not_one_for_the_data_set(tmp_path, dataset):
+    with pytest.raises(ValueError, match="must hold for every image"):
+        MaskStore.build(tmp_path / "m", dataset, torch.zeros(8, 3, 7, 5), batch_size=8, progress=False)
+
+
+def test_what_the_layers_of_a_teacher_hold_tells_stores_apart(tmp_path, dataset):
+    class Normalise(nn.Module):
+        def __init__(self, mean, function):
+            super().__init__()
+            self.mean, self.function = mean, function
+
+        def forward(self, x):
+            return self.function(x - torch.as_tensor(self.mean)).flatten(1)
+
+    def source(mean, function=torch.tanh):
+        return GradientSalience(nn.Sequential(Normalise(mean, function), nn.Identity()))
+
+    MaskStore.build(tmp_path / "m", dataset, source(0.5), progress=False)
+    MaskStore.build(tmp_path / "m", dataset, source(0.5), progress=False)
+    for other in (source(0.1), source([0.5]), source(torch.tensor(0.5)), source(0.5, torch.sigmoid)):
+        with pytest.raises(FileExistsError, match="other maps"):
+            MaskStore.build(tmp_path / "m", dataset, other, progress=False)

@@ -169,10 +169,15 @@ def test_a_targeted_attack_and_images_out_of_range_are_refused(network, images, 
     for wrong in (lambda x, y: x * 5, lambda x, y: x * float("nan"), lambda x, y: None, lambda x, y: x.numpy()):
         with pytest.raises((TypeError, ValueError), match="What function gave must"):
             AdversarialTrainer(network, "madry", attack=wrong)(images, labels)
-    with pytest.raises(ValueError, match="logits"):
+    with pytest.raises(ValueError, match="not images of shape"):
         AdversarialTrainer(network, "madry", attack=lambda x, y: x[:3])(images, labels)
 
 
 def test_the_images_of_a_pair_are_taken(network, images, labels):
     pair = AdversarialTrainer(network, "madry", attack=lambda x, y: (1 - x, y)).perturb(images, labels)
     assert torch.equal(pair, 1 - images)
+
+
+def test_images_of_another_shape_are_refused(network, images, labels):
+    with pytest.raises(ValueError, match=r"\(6, 3, 16, 8\), not images of shape \(6, 3, 16, 16\)"):
+        AdversarialTrainer(network, "madry", attack=lambda x, y: x[..., :8])(images, labels)

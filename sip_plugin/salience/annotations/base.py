@@ -138,9 +138,9 @@ def longest_end(image: Path, *places: Mapping[tuple[str, ...], Iterable[Any]]) -
     return next((list(found[end]) for found in places for end in ends if end in found), [])
 
 
-def without_upload_prefix(name: str) -> str:
-    """A file name without the eight characters that Label Studio puts before that of an upload."""
-    return re.sub("^[0-9a-f]{8}-", "", name)
+def upload_name(parts: Sequence[str]) -> str:
+    """The name of a file that was uploaded to Label Studio, which puts eight characters of its own before it."""
+    return re.sub("^[0-9a-f]{8}-", "", parts[-1]) if {"upload", "images"} & set(parts[:-1]) else parts[-1]
 
 
 def image_paths(images: Any) -> tuple[Path, ...]:

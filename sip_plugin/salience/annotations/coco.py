@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -70,21 +71,30 @@ class COCOMasks(HumanMasks):
             wanted = {categories} if isinstance(categories, (str, int)) else set(categories)
             base.check_chosen(wanted, [*coco.cats, *(category["name"] for category in coco.cats.values())], self.file)
             self._chosen = {number for number, category in coco.cats.items() if {number, category["name"]} & wanted}
-        by_path, by_name = defaultdict(set), defaultdict(set)
+        by_path, by_name, by_upload = defaultdict(set), defaultdict(set), defaultdict(set)
         for number, entry in coco.imgs.items():
-            parts = PurePosixPath(entry["file_name"].replace("\\", "/")).parts
-            by_path[parts].add(number)
-            for name in (parts[-1], base.without_upload_prefix(parts[-1])):
-                by_name[name,].add(number)
+            if parts := PurePosixPath(entry.get("file_name", "").replace("\\", "/")).parts:
+                by_path[parts].add(number)
+                by_name[parts[-1:]].add(number)
+                by_upload[(base.upload_name(parts),)].add(number)
         ids = isinstance(images, Sequence) and all(isinstance(image, int) for image in images)
         listed: Any = images if ids else base.image_paths(images)
         # Tools write other folders than those of the images: then the name decides, if it is unique on both sides.
-        count = Counter(() if ids else ((image.name,) for image in listed))
-        unique: dict[tuple[str, ...], set[Any]] = {
-            name: numbers for name, numbers in by_name.items() if count[name] == len(numbers) == 1
-        }
-        found = [[image] if ids else base.longest_end(image, by_path, unique) for image in listed]
-        self._names = f"It names, for instance, {', '.join(entry['file_name'] for entry in [*coco.imgs.values()][:2])}."
+        count = Counter(() if ids else (image.parts[-1:] for image in listed))
+        places = [
+            {end: own for end, own in each.items() if count[end] == len(own) == 1} for each in (by_name, by_upload)
+        ]
+        found = [[image] if ids else base.longest_end(image, by_path, *places) for image in listed]
+        guessed = (
+            [] if ids else [i for i, image in enumerate(listed) if found[i] and not base.longest_end(image, by_path)]
+        )
+        if guessed:
+            first = f"{listed[guessed[0]]} as {coco.imgs[found[guessed[0]][0]]['file_name']}"
+            says = f"{len(guessed)} images are found in {self.file} by their names alone, in other folders: {first}."
+            warnings.warn(says, UserWarning, stacklevel=2)
+        self._names = (
+            f"It names, for instance, {', '.join(str(entry.get('file_name')) for entry in [*coco.imgs.values()][:2])}."
+        )
         found = [[number for number in each if self._instances(number)] for each in found]
         super().__init__(listed, found, [self.file] * len(listed), missing)
 
@@ -99,6 +109,7 @@ class COCOMasks(HumanMasks):
         entry, instances = self._coco.imgs[annotation], self._instances(annotation)
         if not entry.get("height") or not entry.get("width"):
             entry["height"], entry["width"] = size
+        instances = [each for each in instances if not self._is_remnant(each)] or instances
         if broken := [each["id"] for each in instances if not self._is_sound(each)]:
             raise ValueError(
                 f"{broken} must be polygons of three corners or more, inside the image, or an RLE of all of it."
@@ -106,6 +117,11 @@ class COCOMasks(HumanMasks):
         drawn = any(isinstance(each["segmentation"], list) for each in instances)
         hint = "its polygons are too small. Are they in pixels?" if drawn else ""
         return np.any([self._coco.annToMask(each) for each in instances], axis=0), hint
+
+    def _is_remnant(self, instance: dict[str, Any]) -> bool:
+        """Whether an instance has polygons of one or two corners alone, as tools leave them beside others."""
+        outlines = instance.get("segmentation")
+        return isinstance(outlines, list) and all(len(polygon) < 6 for polygon in outlines)
 
     def _is_sound(self, instance: dict[str, Any]) -> bool:
         """Whether pycocotools reads an instance for what it is: not two corners as a box, nor an RLE with missing pixels."""

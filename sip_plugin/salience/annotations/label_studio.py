@@ -75,7 +75,7 @@ class LabelStudioMasks(HumanMasks):
                 raise TypeError(
                     "it has the numbers of annotations and not what they hold; export the project once more"
                 )
-            tasks = [[_regions(a) for a in task["annotations"] if not a.get("was_cancelled")] for task in listed]
+            tasks = [[_regions(a) for a in task["annotations"] if _marks(a)] for task in listed]
             for number, task in enumerate(listed):
                 for end in _path_ends(task, image):
                     tasks_of[end].add(number)
@@ -152,6 +152,12 @@ def _inside(value: Mapping[str, Any], size: tuple[int, int]) -> NDArray[np.bool_
     return inside
 
 
+def _marks(annotation: Mapping[str, Any]) -> bool:
+    """Whether an annotation says what is salient: one of keypoints alone is a prompt without its result."""
+    prompts = any("keypoint" in str(result.get("type")) for result in annotation["result"])
+    return not annotation.get("was_cancelled") and not (prompts and not _regions(annotation))
+
+
 def _regions(annotation: Mapping[str, Any]) -> list[_Region]:
     """The regions of an annotation. Several results of one id are one region: its pixels, its labels, a text about it."""
     found: dict[str, _Region] = {}
@@ -181,8 +187,8 @@ def _path_ends(task: Mapping[str, Any], image: str | Callable[[Mapping[str, Any]
         text = unquote(url.path if url.scheme else given)
     path = PurePosixPath(text.replace("\\", "/"))
     names = {_stored_name(path.name)}
-    if "upload" in path.parts:  # an upload has eight characters of its own before the name
-        names |= {base.without_upload_prefix(name) for name in names}
+    if "upload" in path.parts:
+        names |= {base.upload_name((*path.parts[:-1], name)) for name in names}
     return [(*path.parts[start:-1], name) for start in range(len(path.parts)) for name in names]
 
 

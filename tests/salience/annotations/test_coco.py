@@ -322,3 +322,34 @@ def test_what_other_images_lack_is_no_matter(annotated):
     assert np.array_equal(masks[1][0], box(0, 0, 2, 2))
     with pytest.raises(UnreadableAnnotationError):
         masks[2]
+
+
+def test_images_found_by_name_alone_are_told(annotated):
+    annotated.image("val/1.jpg")
+    annotated.add(10, polygon(1, 1, 3, 3))
+    annotated.content["images"][0]["file_name"] = "train/1.jpg"
+    with pytest.warns(UserWarning, match=r"1 images are found .* by their names alone.*train/1\.jpg"):
+        annotated.masks()
+
+
+def test_a_date_is_no_prefix_of_an_upload_and_the_whole_name_comes_first(annotated):
+    for name in ("p/cat.jpg", "p/dog.jpg"):
+        annotated.image(name)
+    for number in (10, 11):
+        annotated.add(number, polygon(1, 1, 3, 3))
+    annotated.content["images"][0]["file_name"] = "20240101-cat.jpg"
+    with pytest.raises(MissingAnnotationError):
+        annotated.masks()
+    annotated.content["images"][0]["file_name"] = "images/cat.jpg"
+    annotated.content["images"].append(
+        annotated.content["images"][0] | {"id": 99, "file_name": "images/1a2b3c4d-cat.jpg"}
+    )
+    with pytest.warns(UserWarning, match="names alone"):
+        assert annotated.masks()[0].sum() == 4
+
+
+def test_a_remnant_of_its_own_beside_a_polygon_is_left_out(annotated):
+    annotated.image("a/1.jpg")
+    annotated.add(10, [[1, 1, 2, 2]])
+    annotated.add(10, polygon(0, 0, 2, 2))
+    assert np.array_equal(annotated.masks()[0][0], box(0, 0, 2, 2))

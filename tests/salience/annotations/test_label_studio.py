@@ -402,3 +402,14 @@ def test_an_export_with_the_numbers_of_annotations_is_an_error_that_says_so(proj
     project.task("a.jpg", annotations=[17, 18])
     with pytest.raises(ValueError, match="numbers of annotations"):
         project.masks()
+
+
+def test_an_annotation_of_keypoints_alone_has_no_vote(project):
+    project.photo("robin/a.jpg")
+    prompt = region({"x": 10, "y": 10, "width": 0.5, "keypointlabels": ["Bird"]}, "keypointlabels", "p")
+    project.task("a.jpg", [prompt], [stroke(box(1, 2, 4, 6))])
+    assert np.array_equal(project.masks(threshold=1.0)[0][0], box(1, 2, 4, 6))
+    project.tasks.clear()
+    project.task("a.jpg", [prompt])
+    with pytest.raises(MissingAnnotationError, match="no submitted annotation"):
+        project.masks()
