@@ -189,7 +189,7 @@ def channel_axis(output: Tensor) -> int | None:
                 one, other = (d % 2**64 % len(shape) for d in (node._saved_dim0, node._saved_dim1))
                 order[one], order[other] = other, one
             axes = [None if axis is None else order[axis] for axis in axes]
-        elif isinstance(node, torch.autograd.function.BackwardCFunction) or re.fullmatch(_ELEMENTWISE, name):
+        elif re.fullmatch(_ELEMENTWISE, name) or (_is_custom(node) and len({*shape[1:]}) > 1):
             # What is broadcast says nothing of the result's axes.
             resizes = re.fullmatch("Cat|Slice|CopySlices|ConstantPadNd", name)
             sizes = {operand: list(operand._input_metadata[0].shape) for operand in operands if operand is not None}
@@ -198,6 +198,11 @@ def channel_axis(output: Tensor) -> int | None:
             continue
         waiting += [(operand, axes) for operand in reversed(operands) if operand is not None]
     return claim
+
+
+def _is_custom(node: Any) -> bool:
+    """Whether an operation is written in Python (or compiled): of an operand of its own shape it keeps the axes."""
+    return isinstance(node, torch.autograd.function.BackwardCFunction)
 
 
 def _linear_input(product: Any, shape: list[int]) -> Any:

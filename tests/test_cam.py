@@ -324,12 +324,38 @@ def spatial_gate(stage, x):
     return (x * gate.sigmoid()).abs().sqrt()
 
 
+class Swish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x.sigmoid()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * (x.sigmoid() + x * x.sigmoid() * (1 - x.sigmoid()))
+
+
 TOLD = {
+    "an activation of one's own": lambda stage, x: Swish.apply(x),
     "a position embedding": lambda stage, x: stage.embed(torch.ones(16, 16, 2)).permute(2, 0, 1) + x,
     "a spatial bias": lambda stage, x: stage.rows(torch.ones(16, 16)) + x,
     "a gate": spatial_gate,
 }
-NOT_TOLD = {
+NOT_class Swish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x.sigmoid()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return gradient * (x.sigmoid() + x * x.sigmoid() * (1 - x.sigmoid()))
+
+
+TOLD = {
+    "an activation of one's own": lambda stage, x: Swish.apply(x),
     "a linear layer over the width": lambda stage, x: stage.rows(x).relu(),
     "one over the height": lambda stage, x: stage.rows(x.transpose(2, 3)).transpose(2, 3),
     "both and the input": lambda stage, x: stage.rows(x) + stage.rows(x.transpose(2, 3)).transpose(2, 3) + x,
