@@ -342,20 +342,7 @@ TOLD = {
     "a spatial bias": lambda stage, x: stage.rows(torch.ones(16, 16)) + x,
     "a gate": spatial_gate,
 }
-NOT_class Swish(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x * x.sigmoid()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        (x,) = ctx.saved_tensors
-        return gradient * (x.sigmoid() + x * x.sigmoid() * (1 - x.sigmoid()))
-
-
-TOLD = {
-    "an activation of one's own": lambda stage, x: Swish.apply(x),
+NOT_TOLD = {
     "a linear layer over the width": lambda stage, x: stage.rows(x).relu(),
     "one over the height": lambda stage, x: stage.rows(x.transpose(2, 3)).transpose(2, 3),
     "both and the input": lambda stage, x: stage.rows(x) + stage.rows(x.transpose(2, 3)).transpose(2, 3) + x,
