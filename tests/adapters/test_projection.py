@@ -56,7 +56,9 @@ def test_any_number_of_rows_is_about_a_single_image(images, salience):
 
 def test_a_map_that_marks_nothing_leaves_any_query_as_it_is(images):
     queries = torch.rand(4, 3, 16, 16)
-    assert BatchProjection(images, torch.zeros_like(images, dtype=torch.bool))(queries) is queries
+    handed = BatchProjection(images, torch.zeros_like(images, dtype=torch.bool))(queries)
+    assert torch.equal(handed, queries)
+    assert handed.data_ptr() != queries.data_ptr()  # a network may write into what it is handed
 
 
 def test_selections_are_seen_of_tensors_and_of_arrays(images):

@@ -96,7 +96,7 @@ def test_the_normalisation_flag_survives_a_failing_attack(network, images, label
     attack = torchattacks.PGD(network)
     wrapper = SIPWrapper(attack, salience)
     wrapper.set_normalization_used(mean=[0.0, 0.0, 0.0], std=[1.0, 1.0, 1.0])
-    with pytest.raises(IndexError):
+    with pytest.raises(ValueError, match="below 10"):
         wrapper(images, labels + 90)
     assert attack._normalization_applied is True
 
