@@ -22,9 +22,10 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 def provenance(source: Any) -> dict[str, Any]:
     """Describe a source of salience maps in plain JSON values, so that a store knows its own source again.
 
-    An object is described by its class and its public attributes; a network by its class, its ``model_hash``, a hash of its
-    ``repr`` and its plain attributes; a function by its name, a hash of its code, its defaults, and what it takes from
-    outside itself. A network's device and wrappers make no difference. A source may say more by ``provenance() -> dict``.
+    An object is described by its class and its public attributes; a network by its class, its ``model_hash``, and a hash of
+    its ``repr`` and of what its modules hold beside weights; a function by its name, a hash of its code, its defaults, and
+    what it takes from outside itself. A network's device and wrappers make no difference. A source may say more by
+    ``provenance() -> dict``.
     """
     described = json.loads(json.dumps(source, default=_describe))
     return described if isinstance(described, dict) else {"value": described}

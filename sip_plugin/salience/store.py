@@ -89,7 +89,7 @@ class MaskStore:
             batch_size: Images that ``mask_fn`` gets at once.
             device: Where ``mask_fn`` gets its images; by default where its network is, or the CPU.
             num_workers: Processes that load images (of torch's ``DataLoader``).
-            progress: Show a progress bar (needs tqdm; without it there is none).
+            progress: Show a progress bar (needs tqdm).
             overwrite: Build anew over another or a finished store at ``path``.
 
         Raises:

@@ -84,17 +84,15 @@ class COCOMasks(HumanMasks):
         places = [
             {end: own for end, own in each.items() if count[end] == len(own) == 1} for each in (by_name, by_upload)
         ]
-        found = [[image] if ids else base.longest_end(image, by_path, *places) for image in listed]
-        guessed = (
-            [] if ids else [i for i, image in enumerate(listed) if found[i] and not base.longest_end(image, by_path)]
-        )
+        exact = [[image] if ids else base.longest_end(image, by_path) for image in listed]
+        found = [own or base.longest_end(image, *places) for image, own in zip(listed, exact, strict=True)]
+        guessed = [i for i, own in enumerate(found) if own and not exact[i]]
         if guessed:
             first = f"{listed[guessed[0]]} as {coco.imgs[found[guessed[0]][0]]['file_name']}"
             says = f"{len(guessed)} images are found in {self.file} by their names alone, in other folders: {first}."
             warnings.warn(says, UserWarning, stacklevel=2)
-        self._names = (
-            f"It names, for instance, {', '.join(str(entry.get('file_name')) for entry in [*coco.imgs.values()][:2])}."
-        )
+        names = [str(entry.get("file_name")) for entry in coco.imgs.values()]
+        self._names = f"It names, for instance, {', '.join(names[:2])}."
         found = [[number for number in each if self._instances(number)] for each in found]
         super().__init__(listed, found, [self.file] * len(listed), missing)
 
