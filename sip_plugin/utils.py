@@ -34,7 +34,7 @@ def atomic_write(path: str | os.PathLike[str], *, sync: bool = False) -> Iterato
     try:
         yield part
         if sync:
-            with part.open("rb") as file:
+            with part.open("r+b") as file:  # Windows flushes no file that is open for reading
                 os.fsync(file.fileno())
         part.replace(target)
     except BaseException:
