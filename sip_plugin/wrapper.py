@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
-from typing import Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from sip_plugin.adapters.autoattack import SalienceAutoAttack, adapter, is_autoattack
 from sip_plugin.adapters.base import SalienceAttack
@@ -68,6 +68,11 @@ class SIPWrapper(ABC):  # noqa: B024  (abstract only so that adapters can regist
         >>> attack = SIPWrapper(torchattacks.PGD(model, eps=8/255, alpha=2/255, steps=10), mask_fn)
         >>> adversarial = attack(images, labels)
     """
+
+    if TYPE_CHECKING:  # for mypy before version 2, which takes the wrapped attack for one of this class
+        __call__: Any
+
+        def __getattr__(self, name: str) -> Any: ...
 
     @overload  # the libraries' attacks take any keyword, so their own types are also those of the wrapped ones
     def __new__(cls, attack: _Attack, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> _Attack: ...  # type: ignore[misc]

@@ -46,7 +46,7 @@ sip_reports: list[RobustnessReport]
 
 # An attack's own type is what an editor completes from. mypy does not read libraries without type hints: to it they are Any.
 CALLS = """
-from typing import assert_type
+from typing_extensions import assert_type
 
 import foolbox
 import torchattacks
