@@ -30,7 +30,7 @@ def test_the_snippets_run_one_after_the_other(quick):  # noqa: F811
     assert names["criterion"].metrics["adversarial_accuracy"] > 0.5
     exec(evaluation, names)
     report = names["report"]
-    assert len(report) == len(images) == 100
+    assert len(report) == len(images) == 20
     assert 0.2 < report.robust_accuracy[8 / 255] <= report.clean_accuracy > 0.5
 
 
