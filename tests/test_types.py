@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch as torch
 from torch import Tensor as Tensor, nn as nn
+from torch.optim.optimizer import Optimizer
 from torch.utils.data import DataLoader, Dataset
 from sip_plugin import AdversarialTrainer as AdversarialTrainer, SIPWrapper as SIPWrapper
 from sip_plugin.evaluation import RobustnessReport as RobustnessReport, evaluate_robustness as evaluate_robustness
@@ -36,7 +37,7 @@ y: np.ndarray[Any, Any]
 input_shape: tuple[int, ...]
 dataset: Dataset[tuple[Tensor, int]]
 loader: DataLoader[tuple[Tensor, Tensor]]
-optimizer: torch.optim.Optimizer
+optimizer: Optimizer
 epochs: int
 report: RobustnessReport
 standard_reports: list[RobustnessReport]
@@ -87,8 +88,8 @@ RobustnessReport.compare([report, report], names=["a", "a"])
 RobustnessReport.compare({"a": 1})  # type: ignore[dict-item]
 """
 
-# Strict, but for hints of functions, which few readers write, and names that foolbox does not mark as exported. mypy takes a
-# name that a page imports from `assumed` and binds anew later for one that is not bound yet.
+# Strict, but for hints of functions, which few readers write, and names that foolbox and torch 2.4 do not mark as exported.
+# mypy takes a name that a page imports from `assumed` and binds anew later for one that is not bound yet.
 MYPY = """
 [mypy]
 strict = True
@@ -96,7 +97,7 @@ disallow_untyped_defs = False
 disallow_untyped_calls = False
 allow_redefinition = True
 disable_error_code = import-untyped, used-before-def
-[mypy-foolbox.*]
+[mypy-foolbox.*,torch.optim.*]
 implicit_reexport = True
 """
 PYRIGHT = {
