@@ -6,6 +6,7 @@ import functools
 import io
 import os
 import random
+import textwrap
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ def atomic_write(path: str | os.PathLike[str], *, sync: bool = False) -> Iterato
     try:
         yield part
         if sync:
-            with part.open("rb") as file:
+            with part.open("r+b") as file:  # Windows flushes no file that is open for reading
                 os.fsync(file.fileno())
         part.replace(target)
     except BaseException:
@@ -60,6 +61,16 @@ def import_extra(module: str, extra: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise ImportError(f"{module} is not installed: pip install 'sip-plugin[{extra}]'") from error
+
+
+def short_repr(value: Any) -> str:
+    """A value in one line: tensors and arrays by their shape, networks by their class, functions by their name."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return f"{type(value).__name__} of shape {tuple(value.shape)}"
+    if isinstance(value, torch.nn.Module):
+        return type(value).__name__
+    name = getattr(getattr(value, "func", value), "__qualname__", None)  # of a functools.partial the function's
+    return name or textwrap.shorten(repr(value), 200, placeholder=" ...")
 
 
 def show_in_notebooks(figure: _T) -> _T:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
-from sip_plugin.adapters.autoattack import adapter, is_autoattack
+from sip_plugin.adapters.autoattack import SalienceAutoAttack, adapter, is_autoattack
 from sip_plugin.adapters.base import SalienceAttack
+from sip_plugin.adapters.generic import SalienceCallable
 from sip_plugin.mask_source import MaskSource
 
 _SUPPORTED = (
@@ -14,6 +15,31 @@ _SUPPORTED = (
     "PyTorchClassifier, the attacks of Foolbox, AutoAttack of pyautoattack and autoattack, and any object that is called as "
     "attack(images, labels) and keeps its network in the attribute .model."
 )
+
+
+class _TorchAttack(Protocol):
+    def __call__(self, images: Any, labels: Any, /, *, mask: Any) -> Any: ...
+
+
+class _ArtAttack(Protocol):
+    def generate(self, x: Any, y: Any, /, *, salience: Any) -> Any: ...
+
+
+class _FoolboxAttack(Protocol):
+    def __call__(self, model: Any, inputs: Any, criterion: Any, /, *, epsilons: Any, mask: Any) -> Any: ...
+
+
+class _AutoAttack(Protocol):
+    def run_standard_evaluation(self, x_orig: Any, y_orig: Any, /) -> Any: ...
+
+
+class _Callable(Protocol):
+    model: Any
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+_Attack = TypeVar("_Attack", bound=_TorchAttack | _ArtAttack | _FoolboxAttack)
 
 
 class SIPWrapper(ABC):  # noqa: B024  (abstract only so that adapters can register as its subclasses)
@@ -43,6 +69,21 @@ class SIPWrapper(ABC):  # noqa: B024  (abstract only so that adapters can regist
         >>> adversarial = attack(images, labels)
     """
 
+    if TYPE_CHECKING:  # for mypy before version 2, which takes the wrapped attack for one of this class
+        __call__: Any
+
+        def __getattr__(self, name: str) -> Any: ...
+
+    @overload  # the libraries' attacks take any keyword, so their own types are also those of the wrapped ones
+    def __new__(cls, attack: _Attack, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> _Attack: ...  # type: ignore[misc]
+    @overload
+    def __new__(  # type: ignore[misc]
+        cls, attack: _AutoAttack, mask_fn: MaskSource = None, *, one_by_one: bool = False
+    ) -> SalienceAutoAttack: ...
+    @overload
+    def __new__(  # type: ignore[misc]
+        cls, attack: _Callable, mask_fn: MaskSource = None, *, one_by_one: bool = False
+    ) -> SalienceCallable: ...
     def __new__(cls, attack: Any, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> Any:
         """The wrapped attack, an instance of the adapter's class."""
         return _adapter(attack)(attack, mask_fn, one_by_one=one_by_one)
@@ -71,8 +112,6 @@ def _adapter(attack: Any) -> type[SalienceAttack]:
     if is_autoattack(attack):
         return adapter(type(attack))  # type: ignore[arg-type]
     if callable(attack) and callable(getattr(attack, "model", None)):
-        from sip_plugin.adapters.generic import SalienceCallable
-
         return SalienceCallable
     what = f"the class {attack.__qualname__}" if isinstance(attack, type) else f"an object of {type(attack)}"
     raise TypeError(f"Cannot wrap {what}. {_SUPPORTED}")

@@ -124,7 +124,7 @@ def test_the_repr_shows_attack_and_mask(network, salience):
     shown = repr(SIPWrapper(torchattacks.PGD(network, eps=0.25), salience))
     assert shown.startswith("SIPWrapper(PGD(")
     assert "eps=0.25" in shown
-    assert "map of shape (6, 3, 16, 16)" in shown
+    assert "Tensor of shape (6, 3, 16, 16)" in shown
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda w: pickle.loads(pickle.dumps(w))])

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sip_plugin.adapters.projection import UnknownRowsError, salience_rows
 from sip_plugin.constraint import SalienceMap, prepare_mask, project
 from sip_plugin.mask_source import MaskSource, check_mask_source, compute_mask
+from sip_plugin.utils import short_repr
 
 _Result = TypeVar("_Result")
 _OWN = frozenset({"wrapped", "mask_fn", "one_by_one"})
@@ -109,13 +109,8 @@ class SalienceAttack:
         return functools.partial(type(self), one_by_one=self.one_by_one), (self.wrapped, self.mask_fn)
 
     def __repr__(self) -> str:
-        source = self.mask_fn
-        if isinstance(source, (Tensor, np.ndarray)):
-            shown = f"map of shape {tuple(source.shape)}"
-        else:
-            shown = getattr(source, "__qualname__", None) or repr(source)
         alone = self.one_by_one or self._queries_unknown_rows
-        return f"SIPWrapper({self.wrapped!r}, mask_fn={shown}{', one_by_one=True' if alone else ''})"
+        return f"SIPWrapper({self.wrapped!r}, mask_fn={short_repr(self.mask_fn)}{', one_by_one=True' if alone else ''})"
 
     def _alone_if_need_be(self, run: Callable[[bool], _Result], salience: Tensor) -> _Result:
         """What ``run(False)`` gives; or ``run(True)``, image by image, if wanted or if a query's rows cannot be known."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Runs = Report | Sequence[Report]
 """One network, or several that differ in their seeds."""
-Rows = Mapping[str, Runs] | Mapping[str, Mapping[str, Runs]] | Iterable[Runs]
+Rows = Mapping[str, Runs | Mapping[str, Runs]] | Sequence[Runs]
 """What :meth:`RobustnessReport.compare` takes: rows by name, or by group and name, or a list."""
 
 

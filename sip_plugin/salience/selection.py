@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sip_plugin.checks import check_images, check_labels
+from sip_plugin.utils import short_repr
 
 
 def top_mass_mask(scores: Tensor, mass: float = 0.5) -> Tensor:
@@ -100,8 +101,11 @@ class ScoreSalience(ABC):
         """The scores of a copy of the images; labels only where the target needs them."""
 
     def __repr__(self) -> str:
-        # Of a network or a method its class.
-        shown = (type(v).__name__ if hasattr(v, "__dict__") else f"{name}={v!r}" for name, v in vars(self).items())
+        given: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            given |= value if isinstance(value, dict) else {name: value}  # the options of a method
+        own = ("teacher", "method")  # are shown by their class
+        shown = (type(v).__name__ if name in own else f"{name}={short_repr(v)}" for name, v in given.items())
         return f"{type(self).__name__}({', '.join(shown)})"
 
 

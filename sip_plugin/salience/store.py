@@ -90,7 +90,7 @@ class MaskStore:
             device: Where ``mask_fn`` gets its images; by default where its network is, or the CPU.
             num_workers: Processes that load images (of torch's ``DataLoader``).
             progress: Show a progress bar (needs tqdm).
-            overwrite: Build anew over another or a finished store at ``path``.
+            overwrite: Build anew over another or a finished store at ``path`` (on Windows, close it first where it is open).
 
         Raises:
             TypeError, ValueError: If an image, a label or a map is of the wrong type, shape or values, the data set returns
@@ -136,13 +136,13 @@ class MaskStore:
             _create_records(file, begun)
             return begun
 
-        def step(batch: list[int], records: np.memmap[Any, Any], channels: int) -> int:
+        def step(batch: list[int], dtype: np.dtype[Any], offset: int, channels: int) -> int:
             if not batch:  # the other processes have one more
                 return 0
             images, labels, checksums = next(loaded)
             # Not through the memory map: on a full disk that would end the process.
-            start = records.offset + records.itemsize * batch[0]
-            stored = np.fromfile(file, records.dtype, len(batch), offset=start)
+            start = offset + dtype.itemsize * batch[0]
+            stored = np.fromfile(file, dtype, len(batch), offset=start)
             done = (stored["checksum"] == _checksums(stored)) & (stored["image"] == checksums.numpy())
             if not done.all():
                 maps = first.pop() if first else compute(batch, images, labels, channels)
@@ -157,12 +157,13 @@ class MaskStore:
         try:
             with preserve_model_state(model):  # a function may use its network in ways that leave traces
                 begun = group.on_rank_zero(begin)
-                records = group.call(lambda: _open_records(folder, begun))
+                # Without the memory map: a failure's traceback would keep it, and Windows deletes no file that is mapped.
+                layout = group.call(lambda: ((records := _open_records(folder, begun)).dtype, records.offset))
                 show = progress and group.rank == 0
                 with progress_bar(show, total=len(dataset), desc="salience maps", unit="image") as bar:
                     # All go from batch to batch together, so that a failure of one is known to all at once.
                     for batch in [*mine, []][: -(-len(batches) // group.size)]:
-                        bar.update(sum(group.gather_call(partial(step, batch, records, begun["channels"]))))
+                        bar.update(sum(group.gather_call(partial(step, batch, *layout, begun["channels"]))))
             group.on_rank_zero(lambda: _write_info(folder, begun | {"complete": True}))
         finally:
             lock.release()
@@ -285,7 +286,8 @@ def _read_info(path: Path) -> dict[str, Any]:
 
 def _write_info(path: Path, info: dict[str, Any]) -> None:
     with atomic_write(path / "info.json", sync=True) as part:
-        part.write_text(json.dumps(info | {"checksum": _info_checksum(info)}, indent=2) + "\n")
+        text = json.dumps(info | {"checksum": _info_checksum(info)}, indent=2) + "\n"
+        part.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _info_checksum(info: dict[str, Any]) -> int:
@@ -296,9 +298,10 @@ def _open_records(path: Path, info: dict[str, Any]) -> np.memmap[Any, Any]:
     """The records of a store, through a memory map for reading."""
     try:
         records: np.memmap[Any, Any] = np.load(path / "maps.npy", mmap_mode="r")
-        if records.shape != (info["length"],):
-            raise ValueError(f"it has {records.shape} records")
-        return records
+        if (shape := records.shape) == (info["length"],):
+            return records
+        del records  # or the traceback would keep the file open
+        raise ValueError(f"it has {shape} records")
     except FileNotFoundError:
         raise
     except Exception as error:  # of a damaged header NumPy may raise anything

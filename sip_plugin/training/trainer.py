@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable
 from typing import Any, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ from sip_plugin.training.method import Method, TrainingProgress
 from sip_plugin.training.methods import as_method
 from sip_plugin.training.metrics import ForwardRecorder
 from sip_plugin.training.search import EarlyStop, Step, compiled_step, projected_ascent
+from sip_plugin.utils import short_repr
 
 _SEARCH = {"eps": 8 / 255, "alpha": 2 / 255, "steps": 10, "norm": "Linf", "random_start": True, "compile": False}
 
@@ -199,17 +199,14 @@ class AdversarialTrainer:
         return sorted(devices, key=lambda device: device.index)
 
     def __repr__(self) -> str:
-        source = self.salience
-        shown = f"map of shape {tuple(source.shape)}" if isinstance(source, (Tensor, np.ndarray)) else repr(source)
         settings = [f"attack={self.attack!r}"]
         if self.attack is None:
             sizes = {"eps": self.eps, "alpha": self.alpha, "steps": self.steps}
             settings = [f"{name}={size!r}" if callable(size) else f"{name}={size:.4g}" for name, size in sizes.items()]
             settings += [f"norm={self.norm!r}", f"random_start={self.random_start}"]
             settings += ["compile=True"] * self.compile
-        return (
-            f"AdversarialTrainer({type(self.model).__name__}, {self.method!r}, salience={shown}, {', '.join(settings)})"
-        )
+        settings.insert(0, f"salience={short_repr(self.salience)}")
+        return f"AdversarialTrainer({type(self.model).__name__}, {self.method!r}, {', '.join(settings)})"
 
     def _search(self, images: Tensor, labels: Tensor, mask: SalienceMap | None) -> tuple[Tensor, dict[str, Tensor]]:
         """The images to train on, and what there is to tell about how they were found."""

@@ -225,7 +225,7 @@ def test_it_is_an_autoattack_whose_attributes_reach_the_wrapped_one(build, netwo
     wrapper.attacks_to_run = ["square"]
     assert attack.attacks_to_run == ["square"]
     assert wrapper.clean_accuracy(images, labels) == 1.0
-    assert "mask_fn=map of shape" in repr(wrapper)
+    assert "mask_fn=Tensor of shape" in repr(wrapper)
 
 
 def test_copies_and_pickles_work_alike(network, images, labels, salience):

@@ -70,6 +70,7 @@ def test_an_interrupted_evaluation_redoes_no_finished_batch(assume, quick, netwo
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is not for Windows")
 def test_an_evaluation_killed_without_warning_resumes(quick, network, evaluated, tmp_path):
     torch.save([network.state_dict(), *evaluated], tmp_path / "data.pt")
     script = f"""

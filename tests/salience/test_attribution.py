@@ -524,9 +524,10 @@ def test_bad_images_are_a_clear_error(network, images):
 
 def test_the_repr_says_what_made_the_maps(network):
     method = captum.NoiseTunnel(captum.LayerGradCam(network, network[4]))
-    shown = repr(AttributionSalience(method, 0.3, target=2, seed=1, nt_samples=3))
+    options = {"nt_samples": 3, "additional_forward_args": torch.zeros(8, 8)}
+    shown = repr(AttributionSalience(method, 0.3, target=2, seed=1, **options))
     assert shown.startswith("AttributionSalience(NoiseTunnel, mass=0.3, target=2, ")
-    for setting in ("layer='4'", "seed=1", "'nt_samples': 3"):
+    for setting in ("layer='4'", "seed=1", "nt_samples=3", "additional_forward_args=Tensor of shape (8, 8)"):
         assert setting in shown
 
 

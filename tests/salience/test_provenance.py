@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import functools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -192,7 +193,7 @@ def test_it_is_the_same_in_every_process():
     for seed in ("1", "2"):  # of the hash of strings, which orders sets
         run = subprocess.run(
             [sys.executable, "-c", code],
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             cwd=ROOT,
         )
@@ -265,5 +266,5 @@ def test_salience_needs_torch_and_numpy_alone():
         "for name in ('torchvision', 'PIL', 'tqdm', 'captum', 'matplotlib', 'sklearn'): sys.modules[name] = None\n"
         "from sip_plugin.salience import GradientSalience, MaskStore, SalientDataset\n"
     )
-    run = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": str(ROOT)}, capture_output=True)
+    run = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
     assert run.returncode == 0, run.stderr.decode()[-2000:]

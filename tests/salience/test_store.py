@@ -253,8 +253,12 @@ def test_it_can_be_pickled_and_copied(tmp_path, dataset, x, monkeypatch):
     for other in (pickle.loads(data), copy.copy(store), copy.deepcopy(store)):
         assert torch.equal(other[:], x > 0.5)
         other.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows deletes no open file")
+def test_it_still_has_the_file_it_opened_when_another_takes_its_place(tmp_path, dataset, store, x):
     MaskStore.build(tmp_path / "m", dataset, lambda images: images < 0.5, overwrite=True, progress=False)
-    assert torch.equal(store[:], x > 0.5)  # which still has the file it opened
+    assert torch.equal(store[:], x > 0.5)
 
 
 @pytest.mark.slow

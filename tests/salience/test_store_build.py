@@ -6,7 +6,6 @@ import errno
 import itertools
 import multiprocessing
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from sip_plugin.salience import GradientSalience, MaskStore, store
 from sip_plugin.salience.store import store_info
 from tests.conftest import small_network
 
+resource = pytest.importorskip("resource", reason="these tests fork processes, to kill them; not on Windows")
 N, BATCH = 37, 4
 RECORD = 96 + 8
 pytestmark = pytest.mark.skipif(

@@ -216,7 +216,7 @@ def test_the_epoch_is_kept_and_checked(network):
 def test_the_repr_shows_the_settings(network, salience):
     shown = repr(AdversarialTrainer(network, "sip-at", salience=salience))
     assert "SIPAT()" in shown
-    assert "map of shape (6, 3, 16, 16)" in shown
+    assert "Tensor of shape (6, 3, 16, 16)" in shown
 
 
 @pytest.fixture(scope="module")
