@@ -29,7 +29,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt scripts/cure_torchvision.py
 	touch $@
 
 docs: $(VENV)-docs/.installed
-	$(PYDOCS) -m sphinx --fail-on-warning --keep-going --nitpicky docs docs/_build/html
+	$(PYDOCS) -m sphinx --fail-on-warning --keep-going --nitpicky -d docs/_build/doctrees docs docs/_build/html
 	@echo "Open docs/_build/html/index.html"
 
 # torchattacks pins requests 2.25.1 and Sphinx needs a newer one, so pip refuses both in one go and `make docs` has an
