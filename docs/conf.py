@@ -34,8 +34,8 @@ python_maximum_signature_line_length = 80
 toc_object_entries_show_parents = "hide"
 copybutton_exclude = ".linenos, .gp, .go"
 
-# Other libraries' pages are on the network, and the site is built without it. The others are not public: bases, whose members
-# are shown with the class that a user has, and names of types.
+# Other libraries' pages are on the network, and the site is built without it. The others are not public: bases, whose
+# members are shown with the class that a user has, and names of types.
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|Tensor|nn|np|numpy|pandas|matplotlib|NDArray|Figure|collections|os|abc|pathlib|typing)\b.*"),
     (r"py:.*", r"(.*\.)?(Report|Table|Tabular|MapSequence|MaskSource|Part|Value|_KLMethod)"),

@@ -1,4 +1,4 @@
-"""Fill in the measured figures of README.md, two pages of docs/ and benchmarks/paper/PAPER.md from the committed result files.
+"""Fill in the measured figures of README.md, docs/ and benchmarks/paper/PAPER.md from the committed result files.
 
 python scripts/make_results.py          # write them
 python scripts/make_results.py --check  # say whether they are up to date

@@ -14,12 +14,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1]))  # works in a clone that is not installed too
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works in a clone that is not installed too
 
-from scripts.make_results import STRENGTH
+from scripts.make_results import RESULTS, STRENGTH
 
-RESULT = HERE.parents[1] / "benchmarks" / "results" / "attack_strength" / "result.json"
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#666666"
 
 
@@ -59,7 +57,7 @@ def main() -> None:
     toy.set_title("Two elements (darker: higher loss)", fontsize=9)
     figure.legend(*toy.get_legend_handles_labels(), loc="outside lower left", ncols=2, frameon=False, fontsize=8)
 
-    result = json.loads(RESULT.read_text(encoding="utf-8"))
+    result = json.loads((RESULTS / "attack_strength" / "result.json").read_text(encoding="utf-8"))
     rows = np.arange(len(STRENGTH))
     for way, colour, shift, name in (("late", ORANGE, 0.2, "late"), ("projected", BLUE, -0.2, "at every step")):
         counts = [result["correct"][attack][way] for attack in STRENGTH]
@@ -70,7 +68,7 @@ def main() -> None:
     bars.set(xlabel=f"images still correct, of {result['images']}: fewer is a stronger attack", xlim=(0, 72))
     bars.spines[["top", "right"]].set_visible(False)
     bars.set_title("Attacks of torchattacks, half of all elements salient", fontsize=9)
-    figure.savefig(HERE / "every_step.png", dpi=160, metadata={"Software": None})
+    figure.savefig(Path(__file__).with_name("every_step.png"), dpi=160, metadata={"Software": None})
 
 
 if __name__ == "__main__":
