@@ -64,7 +64,7 @@ class Report(Tabular):
 
     @property
     def smallest_norm(self) -> Tensor:
-        """The norm of the smallest adversarial perturbation found of each image, float64 ``(N,)``: an upper bound.
+        """The norm of the smallest adversarial perturbation found of each image, an upper bound, float64 ``(N,)``.
 
         0 where the clean image is wrong, infinite where none was found.
         """
@@ -149,7 +149,7 @@ class Report(Tabular):
 
     @property
     def broken_at(self) -> Tensor:
-        """The smallest ε that broke each image, float64 ``(N,)``: 0 if wrong on the clean image, infinite if none did."""
+        """The smallest ε that broke each image, float64 ``(N,)``; 0 if wrong on the clean image, infinite if none did."""
         radii = torch.tensor((0.0, *self.eps, torch.inf), dtype=torch.float64)
         return radii[torch.searchsorted(radii, self.smallest_norm)]
 
