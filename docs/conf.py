@@ -16,7 +16,9 @@ html_title = f"sip-plugin {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
-html_show_search_summary = False  # it would be fetched, which browsers refuse for files on disk
+html_show_search_summary = (
+    False  # it would be fetched, which browsers refuse for files on disk
+)
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
@@ -37,6 +39,12 @@ copybutton_exclude = ".linenos, .gp, .go"
 # Other libraries' pages are on the network, and the site is built without it. The others are not public: bases, whose
 # members are shown with the class that a user has, and names of types.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(torch|Tensor|nn|np|numpy|pandas|matplotlib|NDArray|Figure|collections|os|abc|pathlib|typing)\b.*"),
-    (r"py:.*", r"(.*\.)?(Report|Table|Tabular|MapSequence|MaskSource|Part|Value|_KLMethod)"),
+    (
+        r"py:.*",
+        r"(torch|Tensor|nn|np|numpy|pandas|matplotlib|NDArray|Figure|collections|os|abc|pathlib|typing)\b.*",
+    ),
+    (
+        r"py:.*",
+        r"(.*\.)?(Report|Table|Tabular|MapSequence|MaskSource|Part|Value|_KLMethod)",
+    ),
 ]

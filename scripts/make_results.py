@@ -27,7 +27,9 @@ from benchmarks.record import write_text
 from sip_plugin.evaluation import RobustnessReport
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = tuple(ROOT / page for page in ("README.md", "docs/results.md", "docs/questions.md", "benchmarks/paper/PAPER.md"))
+PAGES = tuple(
+    ROOT / page for page in ("README.md", "docs/results.md", "docs/questions.md", "benchmarks/paper/PAPER.md")
+)
 RESULTS = ROOT / "benchmarks" / "results"
 STRENGTH = ("PGD", "APGDT Linf", "CW", "PGDL2", "DeepFool", "Pixle", "FAB Linf", "Square Linf", "AutoAttack")
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms.v2.functional import to_pil_image
 
 import sip_plugin
+from benchmarks.every_step import loss, pgd
 from examples.own_method import LogitPairing
 from tests.conftest import ROOT
 from tests.evaluation.conftest import QuickAutoAttack, quick  # noqa: F401
@@ -157,6 +158,12 @@ def check_questions(page, images, changed):
 
 def check_digits(page, images, changed):
     assert [row.name for row in page.comparison.rows] == ["Madry", "SIP-AT", "control"]
+
+
+def test_masking_late_on_two_elements_is_worse_than_no_attack():
+    only_free = torch.tensor([1.0, 0.0])
+    late, projected = pgd(lambda point: point)[-1] * only_free, pgd(lambda point: point * only_free)[-1]
+    assert loss(*late) < loss(*torch.zeros(2)) < loss(*projected)
 
 
 def ratios(name):

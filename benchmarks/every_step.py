@@ -1,12 +1,10 @@
-"""Draw every_step.png: where masking late goes wrong, on two elements, and how much weaker it made committed attacks.
+"""Draw docs/explained/every_step.png: where masking late goes wrong on two elements, and the attacks that it weakens.
 
-python docs/explained/every_step.py
+python -m benchmarks.every_step
 """
 
 import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -14,9 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # works in a clone that is not installed too
-
-from scripts.make_results import RESULTS, STRENGTH
+from scripts.make_results import RESULTS, ROOT, STRENGTH
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#666666"
 
@@ -31,13 +27,13 @@ def pgd(project: Callable[[Tensor], Tensor]) -> Tensor:
     points = [torch.zeros(2)]
     for _ in range(8):
         at = points[-1].clone().requires_grad_()
-        loss(*at).backward()
-        points.append(project((points[-1] + 0.25 * at.grad.sign()).clamp(-1, 1)))
+        (gradient,) = torch.autograd.grad(loss(at[0], at[1]), at)
+        points.append(project((points[-1] + 0.25 * gradient.sign()).clamp(-1, 1)))
     return torch.stack(points)
 
 
 def main() -> None:
-    """Write the picture beside this file."""
+    """Write the picture."""
     mpl.rcParams["font.size"] = 9
     figure = Figure((9.2, 3.9), layout="constrained")
     toy, bars = figure.subplots(1, 2, width_ratios=(1, 1.25))
@@ -68,7 +64,7 @@ def main() -> None:
     bars.set(xlabel=f"images still correct, of {result['images']}: fewer is a stronger attack", xlim=(0, 72))
     bars.spines[["top", "right"]].set_visible(False)
     bars.set_title("Attacks of torchattacks, half of all elements salient", fontsize=9)
-    figure.savefig(Path(__file__).with_name("every_step.png"), dpi=160, metadata={"Software": None})
+    figure.savefig(ROOT / "docs" / "explained" / "every_step.png", dpi=160, metadata={"Software": None})
 
 
 if __name__ == "__main__":
