@@ -1,13 +1,14 @@
-# Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Three commands do everything on a fresh machine: `make demo`, `make test` and `make docs`.
 # PYTHON chooses the interpreter, VENV the folder of the virtual environment.
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
+PYDOCS := $(VENV)-docs/bin/python
 
 # Without it, PyTorch's threads spin while they wait: a second busy process makes everything ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 demo: $(VENV)/.installed
 	$(PY) examples/quickstart.py $(DEMO_ARGS)
@@ -27,5 +28,19 @@ $(VENV)/.installed: pyproject.toml constraints.txt scripts/cure_torchvision.py
 	$(PY) scripts/cure_torchvision.py
 	touch $@
 
+docs: $(VENV)-docs/.installed
+	$(PYDOCS) -m sphinx --fail-on-warning --keep-going --nitpicky -d docs/_build/doctrees docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
+# torchattacks pins requests 2.25.1 and Sphinx needs a newer one, so pip refuses both in one go and `make docs` has an
+# environment of its own. torchattacks works with the newer one: it comes last, without its requirements, which are there.
+$(VENV)-docs/.installed: pyproject.toml constraints.txt docs/constraints.txt scripts/cure_torchvision.py
+	$(PYTHON) -m venv $(VENV)-docs
+	grep -v "^requests==" constraints.txt > $(VENV)-docs/constraints.txt
+	$(PYDOCS) -m pip install --quiet -c $(VENV)-docs/constraints.txt -c docs/constraints.txt --editable ".[docs]"
+	$(PYDOCS) -m pip install --quiet -c constraints.txt --no-deps torchattacks
+	$(PYDOCS) scripts/cure_torchvision.py
+	touch $@
+
 clean:
-	rm -rf $(VENV) out
+	rm -rf $(VENV) $(VENV)-docs docs/_build out

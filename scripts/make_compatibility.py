@@ -35,8 +35,8 @@ All guarantees (salient elements bit for bit, the attack's own ball, equality wi
 clean images for a map of ones, as many queries and random draws, nothing left behind) are tests that run over all rows.
 
 How much weaker masking only the result is, for every attack:
-[torchattacks](../benchmarks/results/attack_strength/table.md), [ART](../benchmarks/results/attack_strength_art/table.md),
-[Foolbox](../benchmarks/results/attack_strength_foolbox/table.md). The arguments there are such that the bare attack
+[torchattacks](attack_strength.md#torchattacks), [ART](attack_strength.md#art),
+[Foolbox](attack_strength.md#foolbox). The arguments there are such that the bare attack
 works: with short runs of the randomised ones (DI-FGSM at 10 steps, SI-NI-FGSM, Jitter at its default scale) the two
 differ by a few images either way with the seed.
 

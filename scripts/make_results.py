@@ -1,4 +1,4 @@
-"""Fill in the measured figures of README.md, docs/results.md and benchmarks/paper/PAPER.md from the committed result files.
+"""Fill in the measured figures of README.md, docs/ and benchmarks/paper/PAPER.md from the committed result files.
 
 python scripts/make_results.py          # write them
 python scripts/make_results.py --check  # say whether they are up to date
@@ -27,7 +27,9 @@ from benchmarks.record import write_text
 from sip_plugin.evaluation import RobustnessReport
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "benchmarks" / "paper" / "PAPER.md")
+PAGES = tuple(
+    ROOT / page for page in ("README.md", "docs/results.md", "docs/questions.md", "benchmarks/paper/PAPER.md")
+)
 RESULTS = ROOT / "benchmarks" / "results"
 STRENGTH = ("PGD", "APGDT Linf", "CW", "PGDL2", "DeepFool", "Pixle", "FAB Linf", "Square Linf", "AutoAttack")
 

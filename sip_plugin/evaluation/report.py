@@ -64,7 +64,7 @@ class Report(Tabular):
 
     @property
     def smallest_norm(self) -> Tensor:
-        """The norm of the smallest adversarial perturbation found of each image, float64 ``(N,)``: an upper bound.
+        """The norm of the smallest adversarial perturbation found of each image, an upper bound, float64 ``(N,)``.
 
         0 where the clean image is wrong, infinite where none was found.
         """
@@ -87,7 +87,7 @@ class Report(Tabular):
 
     @property
     def robust_accuracy(self) -> EpsDict[float]:
-        """The robust accuracy at each ε: the share of images that no attack broke. The number to report."""
+        """The robust accuracy at each ε, the share of images that no attack broke. The number to report."""
         return EpsDict({eps: _share(correct) for eps, correct in self.correct.items()})
 
     @property
@@ -132,7 +132,7 @@ class Report(Tabular):
 
     @property
     def after_carrying(self) -> EpsDict[float]:
-        """The accuracy left at each ε before its attacks: without the images that an example from a smaller ε breaks."""
+        """The accuracy left at each ε before its attacks, without the images that an example from a smaller ε breaks."""
         return EpsDict({eps: _share(~carried) for eps, carried in self._carried.items()})
 
     @property
@@ -149,7 +149,7 @@ class Report(Tabular):
 
     @property
     def broken_at(self) -> Tensor:
-        """The smallest ε that broke each image, float64 ``(N,)``: 0 if wrong on the clean image, infinite if none did."""
+        """The smallest ε that broke each image, float64 ``(N,)``; 0 if wrong on the clean image, infinite if none did."""
         radii = torch.tensor((0.0, *self.eps, torch.inf), dtype=torch.float64)
         return radii[torch.searchsorted(radii, self.smallest_norm)]
 
@@ -235,7 +235,7 @@ class Report(Tabular):
 
     @property
     def attack_setting(self) -> str:
-        """What attacked, from the settings: ``autoattack standard (pyautoattack 0.2.0)``; without, what ran."""
+        """What attacked, such as ``autoattack standard (pyautoattack 0.2.0)``, from the settings; without, what ran."""
         found = []
         for name, own in self.settings.get("attack", dict.fromkeys(self.attacks)).items():
             version, package = (own.get(key) if isinstance(own, dict) else None for key in ("version", "package"))

@@ -25,8 +25,9 @@ from sip_plugin.utils import isolated_rng
 class AttributionSalience(ScoreSalience):
     """Salience maps from one of Captum's methods: the fewest elements that hold half of the attributions' magnitude.
 
-    docs/salience.md says what each method needs. Attributions to a layer, ``(N, K, h, w)``, give maps of pixels. The network
-    runs in eval mode and is left as it was (one inside a function is not found: put it into eval mode yourself).
+    The documentation's page "Maps from Captum" says what each method needs. Attributions to a layer, ``(N, K, h, w)``, give
+    maps of pixels. The network runs in eval mode and is left as it was (one inside a function is not found: put it into eval
+    mode yourself).
 
     Args:
         method: An instance built on the teacher, ``captum.attr.IntegratedGradients(teacher)``.

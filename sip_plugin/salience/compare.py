@@ -29,11 +29,14 @@ class SalienceComparison:
 
     Attributes:
         names: What the two sources are called.
-        share_first, share_second: Share of all elements that a map marks.
+        share_first: Share of all elements that the first map marks.
+        share_second: Share of all elements that the second map marks.
         iou: Elements that both maps mark over those that either marks (intersection over union); 1 for two empty maps.
         expected_iou: The IoU to expect of two maps of these sizes at random places: what ``iou`` has to differ from.
-        overlap_first, overlap_second: Share of a map's salient elements that are salient in the other; NaN for an empty one.
-        mass_first, mass_second: Share of the scores' sum that lies on a map; None without scores, NaN where all are zero.
+        overlap_first: Share of the first map's salient elements that are salient in the second; NaN for an empty one.
+        overlap_second: The same of the second map's.
+        mass_first: Share of the scores' sum that lies on the first map; None without scores, NaN where all are zero.
+        mass_second: The same of the second map.
     """
 
     names: tuple[str, str]

@@ -39,7 +39,7 @@ class TrainingProgress:
 
 
 class Method:
-    """What an :class:`~sip_plugin.training.AdversarialTrainer` asks of a training method.
+    """What an :class:`~sip_plugin.AdversarialTrainer` asks of a training method.
 
     The defaults are Madry's: search the images that the cross-entropy is largest at, and train on them. A method of one's
     own says in what it differs, most often in one or two of ``objective``, ``loss`` and ``start``.

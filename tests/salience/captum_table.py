@@ -1,4 +1,4 @@
-"""Captum's attribution methods: one row each, over which every property runs; docs/salience.md holds the same rows."""
+"""Captum's attribution methods: one row each, over which every property runs; docs/howto/captum.md holds the same rows."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -66,7 +66,7 @@ class CUB200(Dataset[tuple[Any, int]]):
 
         Args:
             threshold: A pixel is salient if at least this share of the annotators marked it, in ``(0, 1]``.
-            segmentations: The folder of the segmentations; None for the one in or beside :attr:`root`.
+            segmentations: The folder of the segmentations; None for the one in or beside ``root``.
             missing: As in :class:`FolderMasks`.
 
         Raises:

@@ -1,22 +1,17 @@
-"""docs/salience.md: its snippets run as they stand, its table says what Captum's methods do."""
+"""docs/howto/captum.md: its snippet runs as it stands, its tables say what Captum's methods do."""
 
-import ast
 import math
 import re
 
 import pytest
-import torch
-from torch.utils.data import TensorDataset
 
-from sip_plugin import AdversarialTrainer
-from sip_plugin.constraint import prepare_mask
-from sip_plugin.mask_source import compute_mask
-from sip_plugin.salience import AttributionSalience, MaskStore
+from sip_plugin.salience import AttributionSalience
 from sip_plugin.salience.attribution import _signature
 from tests.conftest import ROOT
+from tests.docs.test_maps import shares_of
 from tests.salience.captum_table import NOT_WORKING, WORKING
 
-PAGE = (ROOT / "docs" / "salience.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "howto" / "captum.md").read_text(encoding="utf-8")
 
 
 def table(header):
@@ -29,38 +24,11 @@ def names(cell):
     return re.findall(r"`(\w+)`", cell)
 
 
-def test_the_snippets_run_and_every_source_in_them_gives_maps(network, images, labels, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    snippets = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    *sources, comparison, store = snippets
-    (transformer,) = (snippet for snippet in sources if "vit" in snippet)
-    sources.remove(transformer)
-    assert len(sources) == 4
-    known = {"teacher": network, "images": images, "labels": labels}
-    shares = []
-    for snippet in sources:
-        for statement in ast.parse(snippet).body:
-            exec(compile(ast.Module([statement], []), "docs/salience.md", "exec"), known)
-            if isinstance(statement, ast.Assign) and statement.targets[0].id == "mask_fn":
-                salience = prepare_mask(compute_mask(known["mask_fn"], images, labels), images)
-                shares.append(salience.float().mean().item())
-        assert known["salience"].dtype == torch.bool
-        assert known["salience"].shape == images.shape
-    assert len(shares) == PAGE.count("mask_fn = ") - 1 == 11
-    assert len(set(shares)) == 11
+def test_every_source_in_the_snippet_gives_maps(network, images, labels):
+    (snippet,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    shares = shares_of([snippet], {"teacher": network, "images": images, "labels": labels})
+    assert len(shares) == PAGE.count("mask_fn = ") == 5
     assert all(0 < share < 0.8 for share in shares)
-    torch.manual_seed(0)
-    exec(transformer, known)
-    larger = torch.nn.functional.interpolate(images, size=64)
-    torch.nn.init.normal_(known["vit"].heads.head.weight)  # which torchvision begins with zeros
-    assert 0 < known["mask_fn"](larger).float().mean() < 0.8
-    exec(comparison, known)
-    assert (tmp_path / "figure4.png").read_bytes().startswith(b"\x89PNG")
-    known |= {"dataset": TensorDataset(images, labels), "criterion": AdversarialTrainer(network, "sip-at")}
-    exec(store, known)
-    assert known["loss"].requires_grad
-    assert known["maps"].dtype == torch.bool
-    assert len(MaskStore("train.masks")) == len(images)
 
 
 def test_the_tables_name_each_method_once():

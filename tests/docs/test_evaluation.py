@@ -1,4 +1,4 @@
-"""The snippets of docs/evaluation.md run as they stand, and what the page says of the report is so."""
+"""The snippets of docs/howto/evaluation.md run as they stand, and what the page says of the report is so."""
 
 import dataclasses
 import re
@@ -12,7 +12,7 @@ from sip_plugin.evaluation.statistics import standard_error
 from tests.conftest import ROOT
 from tests.evaluation.random_reports import LINF, random_report
 
-PAGE = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "howto" / "evaluation.md").read_text(encoding="utf-8")
 
 
 def test_the_snippets_run_one_after_the_other(tmp_path, monkeypatch, capsys):
@@ -24,11 +24,11 @@ def test_the_snippets_run_one_after_the_other(tmp_path, monkeypatch, capsys):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sip_plugin.evaluation, "evaluate_robustness", evaluate, raising=False)
-    names = {"model": 1, "other_model": 2, "loader": "the images"}
+    names = {"model": 1, "other_model": 2, "networks": [3, 4], "loader": "the images"}
     for row, method in enumerate(("standard", "madry", "sip")):
         names[f"{method}_reports"] = [random_report(10 * row + seed) for seed in range(3)]
     snippets = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(snippets) == 5
+    assert len(snippets) == 6
     for snippet in snippets:
         exec(snippet, names)
     assert capsys.readouterr().out == f"{random_report(1, 100)}\n{names['comparison']}\n"
@@ -43,6 +43,7 @@ def test_the_snippets_run_one_after_the_other(tmp_path, monkeypatch, capsys):
         "report.md",
         "report.tex",
         "report.png",
+        "seeds.tex",
     }
     assert {path.name for path in tmp_path.iterdir()} == expected
     assert all(path.stat().st_size > 300 for path in tmp_path.iterdir())

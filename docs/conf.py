@@ -1,0 +1,50 @@
+"""Sphinx's settings: Markdown pages, notebooks that run while the site is built, a reference from the docstrings."""
+
+import os
+from importlib import metadata
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of the notebooks' kernels, too
+
+project = "sip-plugin"
+author = copyright = "The sip-plugin developers"
+release = version = metadata.version(project)
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+exclude_patterns = ["_build"]
+
+html_theme = "furo"
+html_title = f"sip-plugin {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_search_summary = (
+    False  # it would be fetched, which browsers refuse for files on disk
+)
+
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 300
+nb_merge_streams = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_default_options = {"members": True}
+autodoc_preserve_defaults = True  # 8 / 255 and not 0.03137254901960784
+napoleon_use_ivar = True
+python_maximum_signature_line_length = 80
+toc_object_entries_show_parents = "hide"
+copybutton_exclude = ".linenos, .gp, .go"
+
+# Other libraries' pages are on the network, and the site is built without it. The others are not public: bases, whose
+# members are shown with the class that a user has, and names of types.
+nitpick_ignore_regex = [
+    (
+        r"py:.*",
+        r"(torch|Tensor|nn|np|numpy|pandas|matplotlib|NDArray|Figure|collections|os|abc|pathlib|typing)\b.*",
+    ),
+    (
+        r"py:.*",
+        r"(.*\.)?(Report|Table|Tabular|MapSequence|MaskSource|Part|Value|_KLMethod)",
+    ),
+]
