@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from types import MethodType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -79,23 +80,23 @@ class FoldedModel(nn.Module):
         if _SHARDED & {kind.__name__ for module in model.modules() for kind in type(module).__mro__}:
             raise ValueError("its parameters are sharded")
         inner = unwrap_model(model)
-        layers = dict(inner.named_modules())
+        layers: dict[str, Any] = dict(inner.named_modules())
         pairs, alone = _foldable(inner, layers)
         twins: dict[nn.Module, nn.Module] = {layers[name]: _ScaleShift(layers[name]) for name in alone}
-        self._norms = list(twins.items())
-        self._pairs = []
+        self._norms: list[tuple[Any, Any]] = list(twins.items())
+        self._pairs: list[tuple[Any, Any, Any]] = []
         for layer, norm in ((layers[first], layers[second]) for first, second in pairs.items()):
-            twin = twins[layer] = _copied(layer)
+            twin = _copied(layer)
             bias = norm.running_mean.to(layer.weight.dtype, copy=True)
             parameters = {"weight": _fast_layout(layer.weight.clone()), "bias": bias}
             twin._parameters = {name: nn.Parameter(value, requires_grad=False) for name, value in parameters.items()}
-            twins[norm] = nn.Identity()
+            twins |= {layer: twin, norm: nn.Identity()}
             self._pairs.append((layer, norm, twin))
         folded = set(twins)
         self.network = _twin(model, twins)
         self._inner = (inner, twins[inner])
         self._shared = [(module, twin) for module, twin in twins.items() if module not in folded]
-        for twin in self.network.modules():
+        for twin in self.modules():
             twin.training = False
         self._known = self._structure()
         self.refresh()
@@ -128,10 +129,17 @@ class FoldedModel(nn.Module):
 class _ScaleShift(nn.Module):
     """A BatchNorm in eval mode."""
 
-    def __init__(self, norm: nn.Module) -> None:
+    scale: Tensor
+    shift: Tensor
+    zero: Tensor
+    one: Tensor
+
+    def __init__(self, norm: Any) -> None:
         super().__init__()
         scale, shift = _scale_shift(norm)
-        for name, value in zip(("scale", "shift", "zero", "one"), (scale, shift, 0 * scale, 0 * scale + 1), strict=True):
+        for name, value in zip(
+            ("scale", "shift", "zero", "one"), (scale, shift, 0 * scale, 0 * scale + 1), strict=True
+        ):
             self.register_buffer(name, value)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -146,7 +154,7 @@ def _fast_layout(weight: Tensor) -> Tensor:
     return weight.to(memory_format=torch.channels_last) if weight.dim() == 4 and weight.device.type == "cpu" else weight
 
 
-def _foldable(network: nn.Module, layers: dict[str, nn.Module]) -> tuple[dict[str, str], list[str]]:
+def _foldable(network: nn.Module, layers: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
     """By name: the layers that a BatchNorm can be folded into, each with its BatchNorm; and the other BatchNorms.
 
     Raises:
@@ -158,29 +166,37 @@ def _foldable(network: nn.Module, layers: dict[str, nn.Module]) -> tuple[dict[st
     for module in scratch.modules():
         module.training = False
     try:
-        graph = _Tracer().trace(scratch)
+        graph = _Tracer().trace(_Call(scratch))
     except Exception as error:
         raise ValueError(f"torch.fx cannot trace it ({type(error).__name__}: {error})") from error
-    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-    read = {node.target.rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+    called = {node: str(node.target).removeprefix("network.") for node in graph.nodes if node.op == "call_module"}
+    calls = Counter(called.values())
+    read = {
+        str(node.target).removeprefix("network.").rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"
+    }
 
     def plain(name: str, kinds: tuple[type, ...]) -> bool:
         return type(layers[name]) in kinds and name not in read and not _has_hooks(layers[name])
 
     norms = [name for name in calls if plain(name, _NORMS) and layers[name].running_var is not None]
     pairs: dict[str, str] = {}
-    for node in graph.nodes:
-        if node.op == "call_module" and node.target in norms and calls[node.target] == 1:
-            before = node.args[0] if node.args else None
-            if (
-                isinstance(before, fx.Node)
-                and before.op == "call_module"
-                and calls[before.target] == 1
-                and len(before.users) == 1
-                and plain(before.target, _LAYERS)
-            ):
-                pairs[before.target] = node.target
+    for node, name in called.items():
+        before = node.args[0] if node.args else None
+        layer = called.get(before, "") if isinstance(before, fx.Node) and len(before.users) == 1 else ""
+        if name in norms and calls[name] == calls[layer] == 1 and plain(layer, _LAYERS):
+            pairs[layer] = name
     return pairs, sorted(set(norms) - set(pairs.values()))
+
+
+class _Call(nn.Module):
+    """Calls a network with one argument, whatever its signature; past its hooks and what was put over its forward."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Any:
+        return type(self.network).forward(self.network, images)
 
 
 class _Tracer(fx.Tracer):
@@ -192,7 +208,7 @@ def _has_hooks(module: nn.Module) -> bool:
     return any(getattr(module, name) for name in HOOKS if name in module.__dict__)
 
 
-def _scale_shift(norm: nn.Module) -> tuple[Tensor, Tensor]:
+def _scale_shift(norm: Any) -> tuple[Tensor, Tensor]:
     """What a BatchNorm multiplies by and adds, in float32 at least."""
     wide = torch.promote_types(norm.running_var.dtype, torch.float32)
     scale = (norm.running_var.to(wide) + norm.eps).rsqrt()
@@ -205,7 +221,8 @@ def _twin(module: nn.Module, twins: dict[nn.Module, nn.Module]) -> nn.Module:
     """A copy of a module with its children; those that ``twins`` holds already are taken from there."""
     if module not in twins:
         if hasattr(module, "_orig_mod"):  # compiled: once more, with the same settings
-            twins[module] = type(module)(_twin(module._orig_mod, twins), module.dynamo_ctx)
+            compiled: Any = module
+            twins[module] = type(compiled)(_twin(compiled._orig_mod, twins), compiled.dynamo_ctx)
         else:
             twin = twins[module] = _copied(module)
             twin._modules = {name: child and _twin(child, twins) for name, child in module._modules.items()}

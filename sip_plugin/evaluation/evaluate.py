@@ -140,7 +140,9 @@ def evaluate_robustness(
             state = _Evaluation(network, images, labels, settings, store, group, device, show, return_adversarial)
             clean = state.classify()
             attacked, notes = network, []
-            if fold_batchnorm is True or (fold_batchnorm and not any(hasattr(m, "_orig_mod") for m in network.modules())):
+            if fold_batchnorm is True or (
+                fold_batchnorm and not any(hasattr(m, "_orig_mod") for m in network.modules())
+            ):
                 try:
                     attacked = FoldedModel(network, some).network
                 except ValueError as reason:
