@@ -4,8 +4,8 @@
 
 Each network in float32 and under bfloat16 autocast, contiguous and in channels-last; the bare passes are of the network as
 it is, in the same layout and precision. K = 10 steps of 2/255 in 8/255 on random 3×32×32 images; learning rate and
-BatchNorm's momentum are 0. *Kept* is what autograd holds of one search step between its forward and its backward pass, parameters left
-out. The step's peak stays that of the loss's own pass in train mode.
+BatchNorm's momentum are 0. *Kept* is what autograd holds of one search step between its forward and its backward pass,
+parameters left out. The step's peak stays that of the loss's own pass in train mode.
 """
 
 from __future__ import annotations
