@@ -15,6 +15,7 @@ from sip_plugin.model_utils import unwrap_ddp, unwrap_model
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_OWN = {"_modules", "_parameters", "training", "_compiled_call_impl"}
 _SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
 
 
@@ -58,10 +59,7 @@ class FoldedModel(nn.Module):
         if self._structure() != self._known:
             return self._fold()
         for module, twin in self._shared:
-            for name, parameter in module._parameters.items():
-                alias = twin._parameters[name]
-                if parameter is not None and alias is not None and alias.data_ptr() != parameter.data_ptr():
-                    alias.data = parameter.data
+            _take_over(module, twin)
         for norm, twin in self._norms:
             for ours, new in zip((twin.scale, twin.shift), _scale_shift(norm), strict=True):
                 ours.copy_(new)
@@ -95,7 +93,11 @@ class FoldedModel(nn.Module):
         folded = set(twins)
         self.network = _twin(model, twins)
         self._inner = (inner, twins[inner])
-        self._shared = [(module, twin) for module, twin in twins.items() if module not in folded]
+        self._shared = [
+            (module, twin)
+            for module, twin in twins.items()
+            if module not in folded and not hasattr(module, "_orig_mod")
+        ]
         for twin in self.modules():
             twin.training = False
         self._known = self._structure()
@@ -163,8 +165,6 @@ def _foldable(network: nn.Module, layers: dict[str, Any]) -> tuple[dict[str, str
     if not any(type(module) in _NORMS for module in layers.values()):
         return {}, []
     scratch = _twin(network, {})  # what the forward code leaves on a network while it is traced stays out of the user's
-    for module in scratch.modules():
-        module.training = False
     try:
         graph = _Tracer().trace(_Call(scratch))
     except Exception as error:
@@ -226,20 +226,31 @@ def _twin(module: nn.Module, twins: dict[nn.Module, nn.Module]) -> nn.Module:
         else:
             twin = twins[module] = _copied(module)
             twin._modules = {name: child and _twin(child, twins) for name, child in module._modules.items()}
-            if twin._compiled_call_impl is not None:
+            if module._compiled_call_impl is not None:
                 twin.compile()
     return twins[module]
 
 
 def _copied(module: nn.Module) -> nn.Module:
-    """A copy of a module alone: its own attributes, the same children, buffers and hooks, parameters without gradient."""
-    copied = module.__new__(type(module))
-    copied.__dict__ = dict(module.__dict__)
+    """A copy of a module alone, with the same children."""
+    copied: nn.Module = module.__new__(type(module))
+    copied.__dict__.update(_modules=module._modules, _parameters={}, training=False)
+    _take_over(module, copied)
+    return copied
+
+
+def _take_over(module: nn.Module, twin: nn.Module) -> None:
+    """Let a copy have a module's present attributes, buffers and hooks, and its parameters without gradient."""
     for name, value in module.__dict__.items():
         if isinstance(value, MethodType) and value.__self__ is module:  # a forward that Accelerate has put there
-            copied.__dict__[name] = MethodType(value.__func__, copied)
-    copied._parameters = {
-        name: parameter if parameter is None else nn.Parameter(parameter.detach(), requires_grad=False)
-        for name, parameter in module._parameters.items()
-    }
-    return copied
+            twin.__dict__[name] = MethodType(value.__func__, twin)
+        elif name not in _OWN:
+            twin.__dict__[name] = value
+    for name, parameter in module._parameters.items():
+        alias = twin._parameters.get(name)
+        if parameter is None:
+            twin._parameters[name] = None
+        elif alias is None:
+            twin._parameters[name] = nn.Parameter(parameter.detach(), requires_grad=False)
+        elif alias.data_ptr() != parameter.data_ptr():
+            alias.data = parameter.data

@@ -146,6 +146,11 @@ def test_what_changes_in_the_network_is_taken_over(network, images):
         network[9].weight.data = network[9].weight * 2
     folded.refresh()
     assert_equal_functions(folded, network, images)
+    network[6].p, network[7].output_size = 0.5, 2
+    network[9].weight, network[9].in_features = nn.Parameter(network[9].weight[:, :64] * 1), 64
+    folded.refresh()
+    assert_equal_functions(folded, network, images)
+    network[7].output_size = 4
     network[9] = nn.Linear(256, 10)
     network[4] = nn.Identity()
     folded.refresh()

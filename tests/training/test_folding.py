@@ -68,9 +68,7 @@ def test_the_search_leaves_no_trace(row, network, images, labels, salience):
     assert "fold_batchnorm=True" in repr(trainer)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in METHODS if name != "trades"]
-)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "trades"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_under_autocast_with_a_scaler_and_accumulation(name, dtype, network, images, labels, salience):
     def accumulated(fold):
