@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-_HOOKS = tuple(name for name in vars(nn.Module()) if "_hooks" in name)
+HOOKS = tuple(name for name in vars(nn.Module()) if "_hooks" in name)
 _lock = threading.RLock()
 _uses: dict[tuple[Any, int], list[Any]] = {}  # by id: how many use a network, and what restores it (and keeps it alive)
 
@@ -79,7 +79,7 @@ def _snapshot(model: nn.Module) -> Callable[[], None]:
     restore_modes = _modes(model)
     hooks, buffers = [], []
     for module in model.modules():
-        hooks += [(getattr(module, name), set(getattr(module, name))) for name in _HOOKS]
+        hooks += [(getattr(module, name), set(getattr(module, name))) for name in HOOKS]
         buffers += [(module, name, b, b.detach().clone()) for name, b in module.named_buffers(recurse=False)]
     parameters = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
     for parameter, _, _ in parameters:

@@ -14,7 +14,6 @@ from torch import nn
 
 from benchmarks.paper.data import Maps, Source, Splits, load_splits
 from benchmarks.paper.files import load, locked, save
-from benchmarks.paper.folding import fold_batchnorm
 from benchmarks.paper.methods import METHODS, LeastGradient, RandomLike
 from benchmarks.paper.networks import build_network
 from benchmarks.paper.protocols import Cell
@@ -22,7 +21,7 @@ from benchmarks.paper.seeds import derived
 from benchmarks.paper.settings import differences
 from benchmarks.paper.training import train_network
 from benchmarks.record import run_record, write_json
-from sip_plugin.evaluation import evaluate_robustness
+from sip_plugin.evaluation import RobustnessReport, evaluate_robustness
 from sip_plugin.model_utils import model_hash
 from sip_plugin.salience import GradientSalience, MaskStore
 
@@ -78,7 +77,7 @@ def run_cell(cell: Cell, place: Place, fabric: Fabric, *, train_only: bool = Fal
         network, history = trained(cell, key, splits, maps, place, fabric)
         if train_only:
             return True
-        report, folding = _evaluated(cell, key, network, splits, place, fabric)
+        report = _evaluated(cell, key, network, splits, place, fabric)
         if fabric.global_rank == 0:
             # The result is the last to be written: where it is, the cell is done.
             report.to_json(place.result(cell).with_suffix(".report.json"))
@@ -102,7 +101,6 @@ def run_cell(cell: Cell, place: Place, fabric: Fabric, *, train_only: bool = Fal
                         "parameters": sum(p.numel() for p in network.parameters()),
                     },
                     "training": history,
-                    "batchnorm_folding": folding,
                     "clean_accuracy": report.clean_accuracy,
                     "robust_accuracy": {f"{255 * eps:g}/255": value for eps, value in report.robust_accuracy.items()},
                     "evaluation_seconds": report.seconds,
@@ -223,19 +221,15 @@ def _given_teacher(cell: Cell, splits: Splits, place: Place) -> nn.Module:
 
 def _evaluated(
     cell: Cell, key: str, network: nn.Module, splits: Splits, place: Place, fabric: Fabric
-) -> tuple[Any, dict[str, Any] | None]:
-    """AutoAttack's report, and how far the folded network is from the network."""
+) -> RobustnessReport:
+    """AutoAttack's report."""
     settings = cell.evaluation
     count = len(splits.test) if settings.images is None else min(settings.images, len(splits.test))  # type: ignore[arg-type]
     samples = [splits.test[i] for i in range(count)]
     images = torch.stack([image for image, _ in samples])
     labels = torch.tensor([label for _, label in samples])
-    network = network.to(fabric.device).eval()
-    folding = None
-    if settings.fold_batchnorm:
-        network, folding = fold_batchnorm(network, images)
-    report = evaluate_robustness(
-        network,
+    return evaluate_robustness(
+        network.to(fabric.device).eval(),
         (images, labels),
         eps=settings.eps,
         version=settings.version,
@@ -243,8 +237,8 @@ def _evaluated(
         batch_size=settings.batch_size,
         seed=derived(cell.seed) // 2,
         checkpoint=place.work / f"{cell.name}-{key}" / f"evaluation-{settings.key()}",
+        fold_batchnorm=settings.fold_batchnorm,
     )
-    return report, folding
 
 
 def with_changes(cell: Cell, training: dict[str, Any], evaluation: dict[str, Any]) -> Cell:

@@ -97,8 +97,50 @@ def published_trades_step(model: nn.Module, images: Tensor, labels: Tensor) -> N
     loss.backward()
 
 
+def published_fat_step(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """FAT (τ = 0) with the passes of its published form: each step of the search has gradients of the parameters too."""
+    model.eval()
+    point, result, places = images + 0.001 * torch.randn_like(images), images.clone(), torch.arange(len(images))
+    for _ in range(STEPS):
+        point = point.detach().requires_grad_()
+        logits = model(point)
+        model.zero_grad()
+        F.cross_entropy(logits, labels[places]).backward()
+        assert point.grad is not None
+        result[places] = point.detach()
+        keep = logits.argmax(1) == labels[places]
+        if not keep.any():
+            break
+        places, gradient, clean = places[keep], point.grad[keep], images[places[keep]]
+        point = point.detach()[keep] + ALPHA * gradient.sign() + 0.001 * torch.randn_like(clean)
+        point = torch.minimum(torch.maximum(point, clean - EPS), clean + EPS).clamp(0, 1)
+        result[places] = point
+    model.train()
+    model.zero_grad()
+    F.cross_entropy(model(result), labels).backward()
+
+
+def published_mart_step(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """MART with the passes of its published form."""
+    model.eval()
+    point = images + 0.001 * torch.randn_like(images)
+    for _ in range(STEPS):
+        point = point.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(point), labels), point)
+        point = point.detach() + ALPHA * gradient.sign()
+        point = torch.minimum(torch.maximum(point, images - EPS), images + EPS).clamp(0, 1)
+    model.train()
+    clean, attacked = F.softmax(model(images), 1), model(point)
+    adversarial = F.softmax(attacked, 1)
+    runner_up = adversarial.scatter(1, labels[:, None], 0).amax(1)
+    boosted = F.cross_entropy(attacked, labels) - torch.log(1.0001 - runner_up + 1e-12).mean()
+    divergence = F.kl_div(torch.log(adversarial + 1e-12), clean, reduction="none").sum(1)
+    weighted = divergence * (1.0000001 - clean.gather(1, labels[:, None]).squeeze(1))
+    (boosted + BETA * weighted.mean()).backward()
+
+
 class NoSequential(nn.Module):
-    """The same network: ART's TRADES trainer takes an ``nn.Sequential`` apart and fails."""
+    """The same network, wrapped: MAIR's way; and ART's TRADES trainer takes an ``nn.Sequential`` apart and fails."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -128,6 +170,9 @@ def art_trainers(model: nn.Module, images: Tensor, device: str) -> dict[str, Any
         "ART AdversarialTrainerMadryPGD": madry,
         "ART AdversarialTrainerTRADESPyTorch": AdversarialTrainerTRADESPyTorch(classifier, attack, beta=BETA),
     }
+
+
+PUBLISHED = {"trades": published_trades_step, "mart": published_mart_step, "fat": published_fat_step}
 
 
 # --- the measurement ------------------------------------------------------------------------------------------
@@ -220,19 +265,31 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         seconds = interleaved({"ours": ours, "bare passes": bare}, rounds=options.rounds, device=options.device)
         results[f"{name} step / its bare passes"] = ratio(seconds, "ours", "bare passes") | {"rows": rows}
 
-    madry = AdversarialTrainer(model, "madry", eps=EPS, alpha=ALPHA, steps=STEPS)
+    madry, folded = (
+        AdversarialTrainer(model, "madry", eps=EPS, alpha=ALPHA, steps=STEPS, fold_batchnorm=fold)
+        for fold in (False, True)
+    )
     attack = torchattacks.PGD(model, eps=EPS, alpha=ALPHA, steps=STEPS)
     ways: dict[str, Callable[[], Any]] = {
         "bare passes": partial(
             in_precision, partial(bare_passes, model, images, labels, [options.batch] * STEPS, 0, 1)
         ),
         "sip-plugin madry": partial(step, madry),
+        "sip-plugin madry, folded": partial(step, folded),
         "torchattacks.PGD": partial(in_precision, partial(torchattacks_step, model, attack, images, labels)),
     }
     if options.peers:
-        trades = AdversarialTrainer(model, "trades", eps=EPS, alpha=ALPHA, steps=STEPS)
-        ways["sip-plugin trades"] = partial(step, trades)
-        ways["TRADES as published"] = partial(in_precision, partial(published_trades_step, model, images, labels))
+        for name, published in PUBLISHED.items():
+            for fold in (False, True):
+                trainer = AdversarialTrainer(model, name, eps=EPS, alpha=ALPHA, steps=STEPS, fold_batchnorm=fold)
+                trainer.set_epoch(0, 120)
+                ways[f"sip-plugin {name}{', folded' * fold}"] = partial(step, trainer)
+            ways[f"{name.upper()} as published"] = partial(in_precision, partial(published, model, images, labels))
+        wrapped = NoSequential(model)
+        attack = torchattacks.PGD(wrapped, eps=EPS, alpha=ALPHA, steps=STEPS)
+        ways["torchattacks.PGD around a wrapper, as in MAIR"] = partial(
+            in_precision, partial(torchattacks_step, wrapped, attack, images, labels)
+        )
         x, y = images.cpu().numpy(), np.eye(10, dtype=np.float32)[labels.cpu().numpy()]
         for name, peer in art_trainers(model, images, options.device).items():
             ways[name] = partial(peer.fit, x, y, batch_size=options.batch, nb_epochs=1)

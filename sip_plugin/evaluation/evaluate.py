@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from sip_plugin.evaluation.autoattack import attack_settings, make_attacks
 from sip_plugin.evaluation.checkpoint import Checkpoint, fingerprint
 from sip_plugin.evaluation.comparison import RobustnessReport
 from sip_plugin.evaluation.eps import distinct_eps
+from sip_plugin.folding import FoldedModel
 from sip_plugin.model_state import eval_mode, preserve_model_state
 from sip_plugin.model_utils import model_device, model_hash, unwrap_ddp, unwrap_model
 from sip_plugin.utils import isolated_rng, progress_bar
@@ -43,6 +44,7 @@ def evaluate_robustness(
     seed: int = 0,
     return_adversarial: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
+    fold_batchnorm: bool | Literal["auto"] = "auto",
     sanity_checks: bool = True,
     distributed: bool = True,
     progress: bool = True,
@@ -78,6 +80,10 @@ def evaluate_robustness(
         checkpoint: A folder that remembers finished batches: the same call resumes an evaluation that was stopped, also in
             another number of processes (which must all see the folder), and gives the report of a finished one at once. Of
             attacks of one's own only the names are compared.
+        fold_batchnorm: Attack the network with BatchNorm folded into the convolutions before it (faster; see
+            :class:`~sip_plugin.folding.FoldedModel`). Every example is verified on the network itself. ``"auto"`` does so
+            where it is possible and the network is not a compiled one. ``report.settings["fold_batchnorm"]`` says whether it
+            was done.
         sanity_checks: Look for signs that the figures overestimate robustness; they end up in ``report.warnings``.
         distributed: Divide the work if ``torch.distributed`` is initialised. False evaluates in this process alone.
         progress: Show progress bars, if tqdm is installed.
@@ -104,6 +110,7 @@ def evaluate_robustness(
             "seed": check_int(seed, "seed", 0),
             "batch_size": check_int(batch_size, "batch_size", 1),
             "sanity_checks": bool(sanity_checks),
+            "fold_batchnorm": fold_batchnorm,
         }
         images, labels = collect(data, None if max_images is None else check_int(max_images, "max_images", 1))
         settings |= {"images": len(images), "data": fingerprint(images, labels)}
@@ -132,11 +139,20 @@ def evaluate_robustness(
                 network = _CopiedInput(network).eval()
             state = _Evaluation(network, images, labels, settings, store, group, device, show, return_adversarial)
             clean = state.classify()
+            attacked, notes = network, []
+            if fold_batchnorm is True or (
+                fold_batchnorm and not any(hasattr(m, "_orig_mod") for m in network.modules())
+            ):
+                try:
+                    attacked = FoldedModel(network, some).network
+                except ValueError as reason:
+                    notes = [f"BatchNorm was not folded: {reason}."] * (fold_batchnorm is True)
+            settings["fold_batchnorm"] = attacked is not network
             attacks = group.call(
-                lambda: make_attacks(attack, version, network, norm, clean, images[0], state.radii[-1])
+                lambda: make_attacks(attack, version, attacked, norm, clean, images[0], state.radii[-1])
             )
             state.run(attacks, clean["correct"])
-            warnings = [note for each in attacks for note in each.notes]
+            warnings = notes + [note for each in attacks for note in each.notes]
             if sanity_checks:
                 expected = version == "rand"
                 # What is random on purpose may withstand an attack at a larger ε by chance.

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sip_plugin import SIPWrapper
-from sip_plugin.model_state import _HOOKS
+from sip_plugin.model_state import HOOKS
 from tests.adapters import art_rows, foolbox_rows
 from tests.adapters.loops import LOOPS
 from tests.adapters.table import TABLE, distance
@@ -224,7 +224,7 @@ def everything(network):
         [module.training for module in network.modules()],
         {name: buffer.clone() for name, buffer in network.named_buffers()},
         [(p.grad, None if p.grad is None else p.grad.clone(), p.requires_grad) for p in network.parameters()],
-        [[len(getattr(module, registry)) for registry in _HOOKS] for module in network.modules()],
+        [[len(getattr(module, registry)) for registry in HOOKS] for module in network.modules()],
     )
 
 

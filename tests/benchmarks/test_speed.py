@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.record import write_text
-from benchmarks.speed import mask_store, measure, salience_selection, training_step, wrapper_overhead
+from benchmarks.speed import folding, mask_store, measure, salience_selection, training_step, wrapper_overhead
 from tests.conftest import ROOT, small_network
 
 
@@ -65,7 +65,7 @@ def test_training_step_runs_and_writes_its_record(tmp_path):
     }.items():
         assert results[f"{name} step / its bare passes"]["rows"] == rows
     assert sum(results["fat step / its bare passes"]["rows"]) <= 40
-    assert len(results) == 6 + 6 + 1
+    assert len(results) == 6 + 15 + 1
 
 
 def test_salience_selection_runs_and_writes_its_record(tmp_path):
@@ -187,3 +187,15 @@ def test_a_result_file_is_written_whole_or_not_at_all(tmp_path):
         write_text(path, 3)  # type: ignore[arg-type]
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_folding_runs_and_writes_its_table(tmp_path, monkeypatch):
+    monkeypatch.setattr(folding, "NETWORKS", {"resnet18-16": (lambda: measure.resnet18(4), 2)})
+    out = tmp_path / "folding.json"
+    rows = folding.main(["--networks", "resnet18-16", "--rounds", "1", "--out", str(out)])
+    assert json.loads(out.read_text())["results"] == rows
+    assert len(rows) == 4
+    for row in rows:
+        assert row["kept_bytes"]["folded"] < 0.8 * row["kept_bytes"]["as it is"]
+        assert set(row["steps"]) == {"madry", "sip-at", "trades"}
+    assert len(out.with_suffix(".md").read_text().splitlines()) == 2 + 4

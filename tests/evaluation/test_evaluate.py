@@ -16,7 +16,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from sip_plugin.evaluation import RobustnessReport, evaluate_robustness
 from sip_plugin.evaluation.attacks import perturbation_norms
 from sip_plugin.model_utils import model_hash
+from tests.adapters.test_contract import everything
+from tests.adapters.test_contract import same as unchanged
 from tests.evaluation.conftest import EPS, same
+from tests.test_folding import DataDependent
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 
@@ -243,7 +246,8 @@ def test_a_network_in_train_mode_is_evaluated_in_eval_mode(quick, network, evalu
 
 def test_a_compiled_network(quick, network, evaluated, report):
     compiled = torch.compile(network, backend="eager")
-    same(evaluate(compiled, evaluated, return_adversarial=True), report)
+    plain = evaluate(network, evaluated, fold_batchnorm=False)
+    same(evaluate(compiled, evaluated), plain)  # is not folded
 
 
 def test_networks_in_float64_and_without_parameters(quick, network, evaluated, report):
@@ -356,3 +360,36 @@ def test_square_in_l2_is_refused_before_the_work_where_it_would_fail(size, quick
         evaluate(network, (x, y), eps=0.5, norm="L2", version=["apgd-ce"])
     else:
         evaluate(network, (x, y), eps=0.5, norm="L2", version=["square"])
+
+
+def test_attacks_work_on_the_folded_network_and_their_examples_are_verified_on_the_network_itself(network, evaluated):
+    seen = []
+
+    def factory(model, eps):
+        assert type(model) is type(network)
+        seen.append(sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()))
+
+        def attack(images, labels):
+            seen.append((model(images) - network(images)).abs().max().item())
+            return (images + eps * (model(images).argmax(1) % 2 * 2 - 1).view(-1, 1, 1, 1)).clamp(0, 1)
+
+        return attack
+
+    before = everything(network)
+    found = evaluate(network, evaluated, attack=factory)
+    unchanged(before, everything(network))
+    assert seen[0] == 0
+    assert max(seen) < 1e-4
+    assert found.settings["fold_batchnorm"] is True
+    seen.clear()
+    plain = evaluate(network, evaluated, attack=factory, fold_batchnorm=False)
+    assert seen[0] == 2
+    assert plain.settings["fold_batchnorm"] is False
+    assert torch.equal(plain.norms, found.norms)
+
+
+@pytest.mark.parametrize(("fold", "notes"), [("auto", 0), (True, 1)])
+def test_a_network_that_cannot_be_folded_is_attacked_as_it_is(fold, notes, network, evaluated):
+    found = evaluate(DataDependent(network), evaluated, attack=lambda model, eps: lambda x, y: x, fold_batchnorm=fold)
+    assert found.settings["fold_batchnorm"] is False
+    assert sum("trace" in warning for warning in found.warnings) == notes

@@ -1,0 +1,256 @@
+"""BatchNorm folded into the convolutions before it: in eval mode the same network, in fewer operations and less memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from types import MethodType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from sip_plugin.model_state import HOOKS, eval_mode
+from sip_plugin.model_utils import unwrap_ddp, unwrap_model
+
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_OWN = {"_modules", "_parameters", "training", "_compiled_call_impl"}
+_SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
+
+
+class FoldedModel(nn.Module):
+    """A network in eval mode with each BatchNorm folded into the convolution or linear layer before it.
+
+    Its ``network`` is a twin: the same classes and forward code, always in eval mode; parameters share the network's memory
+    and take no gradient. A BatchNorm behind anything else becomes one multiply-add. The network itself is not changed.
+    DistributedDataParallel is looked through; of a compiled network the twin is compiled with the same settings.
+
+    Args:
+        model: The network.
+        images: ``(N, C, H, W)``, for which the folded logits are compared with the network's own.
+
+    Raises:
+        ValueError: If the network cannot be folded: it is sharded, ``torch.fx`` cannot trace it, or its logits would change
+            by more than rounding. The message is the reason.
+    """
+
+    network: nn.Module
+
+    def __init__(self, model: nn.Module, images: Tensor | None = None) -> None:
+        super().__init__()
+        self._model = (unwrap_ddp(model),)  # in a tuple, or it would be a part of this module
+        self._fold()
+        if images is not None:
+            self._compare(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The network's logits in eval mode, ``(N, classes)``."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def train(self, mode: bool = True) -> FoldedModel:
+        """Stay in eval mode."""
+        return self
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take over the network's present parameters and statistics, in place."""
+        if self._structure() != self._known:
+            return self._fold()
+        for module, twin in self._shared:
+            _take_over(module, twin)
+        for norm, twin in self._norms:
+            for ours, new in zip((twin.scale, twin.shift), _scale_shift(norm), strict=True):
+                ours.copy_(new)
+        for layer, norm, twin in self._pairs:
+            scale, shift = _scale_shift(norm)
+            twin.weight.copy_(layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1)))
+            twin.bias.copy_(shift if layer.bias is None else shift + layer.bias * scale)
+        return None
+
+    def _structure(self) -> list[tuple[int, bool]]:
+        return [(id(module), _has_hooks(module)) for module in self._model[0].modules()]
+
+    @torch.no_grad()
+    def _fold(self) -> None:
+        model = self._model[0]
+        if _SHARDED & {kind.__name__ for module in model.modules() for kind in type(module).__mro__}:
+            raise ValueError("its parameters are sharded")
+        inner = unwrap_model(model)
+        layers: dict[str, Any] = dict(inner.named_modules())
+        pairs, alone = _foldable(inner, layers)
+        twins: dict[nn.Module, nn.Module] = {layers[name]: _ScaleShift(layers[name]) for name in alone}
+        self._norms: list[tuple[Any, Any]] = list(twins.items())
+        self._pairs: list[tuple[Any, Any, Any]] = []
+        for layer, norm in ((layers[first], layers[second]) for first, second in pairs.items()):
+            twin = _copied(layer)
+            bias = norm.running_mean.to(layer.weight.dtype, copy=True)
+            parameters = {"weight": _fast_layout(layer.weight.clone()), "bias": bias}
+            twin._parameters = {name: nn.Parameter(value, requires_grad=False) for name, value in parameters.items()}
+            twins |= {layer: twin, norm: nn.Identity()}
+            self._pairs.append((layer, norm, twin))
+        folded = set(twins)
+        self.network = _twin(model, twins)
+        self._inner = (inner, twins[inner])
+        self._shared = [
+            (module, twin)
+            for module, twin in twins.items()
+            if module not in folded and not hasattr(module, "_orig_mod")
+        ]
+        for twin in self.modules():
+            twin.training = False
+        self._known = self._structure()
+        self.refresh()
+
+    @torch.no_grad()
+    def _compare(self, images: Tensor) -> None:
+        """Compare the logits of both before compilation, so that it is not done twice."""
+        network, twin = self._inner
+        eps = [torch.finfo(images.dtype).eps]
+
+        def see(_module: nn.Module, _arguments: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.is_floating_point():
+                eps.append(torch.finfo(output.dtype).eps)
+
+        hooks = [module.register_forward_hook(see) for module in twin.modules()]
+        try:
+            ours = twin(images.clone())
+        except Exception as error:
+            raise ValueError(f"its folded form fails with {type(error).__name__}: {error}") from error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        with eval_mode(network):
+            own = network(images.clone())
+        largest, size = (ours.double() - own.double()).abs().max().item(), own.abs().max().item()
+        if not largest <= max(eps) ** 0.5 * size:  # half of the digits
+            raise ValueError(f"folding changes its logits, of up to {size:.3g}, by {largest:.3g}")
+
+
+class _ScaleShift(nn.Module):
+    """A BatchNorm in eval mode."""
+
+    scale: Tensor
+    shift: Tensor
+    zero: Tensor
+    one: Tensor
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        scale, shift = _scale_shift(norm)
+        for name, value in zip(
+            ("scale", "shift", "zero", "one"), (scale, shift, 0 * scale, 0 * scale + 1), strict=True
+        ):
+            self.register_buffer(name, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype != self.scale.dtype:  # under autocast, where BatchNorm keeps the type of its input
+            return F.batch_norm(x, self.zero, self.one, self.scale, self.shift, eps=0.0)
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        return x * self.scale.view(shape) + self.shift.view(shape)
+
+
+def _fast_layout(weight: Tensor) -> Tensor:
+    """On a CPU convolutions and what follows them are faster in channels-last."""
+    return weight.to(memory_format=torch.channels_last) if weight.dim() == 4 and weight.device.type == "cpu" else weight
+
+
+def _foldable(network: nn.Module, layers: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """By name: the layers that a BatchNorm can be folded into, each with its BatchNorm; and the other BatchNorms.
+
+    Raises:
+        ValueError: If the network cannot be traced.
+    """
+    if not any(type(module) in _NORMS for module in layers.values()):
+        return {}, []
+    scratch = _twin(network, {})  # what the forward code leaves on a network while it is traced stays out of the user's
+    try:
+        graph = _Tracer().trace(_Call(scratch))
+    except Exception as error:
+        raise ValueError(f"torch.fx cannot trace it ({type(error).__name__}: {error})") from error
+    called = {node: str(node.target).removeprefix("network.") for node in graph.nodes if node.op == "call_module"}
+    calls = Counter(called.values())
+    read = {
+        str(node.target).removeprefix("network.").rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"
+    }
+
+    def plain(name: str, kinds: tuple[type, ...]) -> bool:
+        return type(layers[name]) in kinds and name not in read and not _has_hooks(layers[name])
+
+    norms = [name for name in calls if plain(name, _NORMS) and layers[name].running_var is not None]
+    pairs: dict[str, str] = {}
+    for node, name in called.items():
+        before = node.args[0] if node.args else None
+        layer = called.get(before, "") if isinstance(before, fx.Node) and len(before.users) == 1 else ""
+        if name in norms and calls[name] == calls[layer] == 1 and plain(layer, _LAYERS):
+            pairs[layer] = name
+    return pairs, sorted(set(norms) - set(pairs.values()))
+
+
+class _Call(nn.Module):
+    """Calls a network with one argument, whatever its signature; past its hooks and what was put over its forward."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Any:
+        return type(self.network).forward(self.network, images)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return super().is_leaf_module(module, name) or _has_hooks(module)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(getattr(module, name) for name in HOOKS if name in module.__dict__)
+
+
+def _scale_shift(norm: Any) -> tuple[Tensor, Tensor]:
+    """What a BatchNorm multiplies by and adds, in float32 at least."""
+    wide = torch.promote_types(norm.running_var.dtype, torch.float32)
+    scale = (norm.running_var.to(wide) + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight
+    shift = -norm.running_mean * scale
+    return scale, shift if norm.bias is None else shift + norm.bias
+
+
+def _twin(module: nn.Module, twins: dict[nn.Module, nn.Module]) -> nn.Module:
+    """A copy of a module with its children; those that ``twins`` holds already are taken from there."""
+    if module not in twins:
+        if hasattr(module, "_orig_mod"):  # compiled: once more, with the same settings
+            compiled: Any = module
+            twins[module] = type(compiled)(_twin(compiled._orig_mod, twins), compiled.dynamo_ctx)
+        else:
+            twin = twins[module] = _copied(module)
+            twin._modules = {name: child and _twin(child, twins) for name, child in module._modules.items()}
+            if module._compiled_call_impl is not None:
+                twin.compile()
+    return twins[module]
+
+
+def _copied(module: nn.Module) -> nn.Module:
+    """A copy of a module alone, with the same children."""
+    copied: nn.Module = module.__new__(type(module))
+    copied.__dict__.update(_modules=module._modules, _parameters={}, training=False)
+    _take_over(module, copied)
+    return copied
+
+
+def _take_over(module: nn.Module, twin: nn.Module) -> None:
+    """Let a copy have a module's present attributes, buffers and hooks, and its parameters without gradient."""
+    for name, value in module.__dict__.items():
+        if isinstance(value, MethodType) and value.__self__ is module:  # a forward that Accelerate has put there
+            twin.__dict__[name] = MethodType(value.__func__, twin)
+        elif name not in _OWN:
+            twin.__dict__[name] = value
+    for name, parameter in module._parameters.items():
+        alias = twin._parameters.get(name)
+        if parameter is None:
+            twin._parameters[name] = None
+        elif alias is None:
+            twin._parameters[name] = nn.Parameter(parameter.detach(), requires_grad=False)
+        elif alias.data_ptr() != parameter.data_ptr():
+            alias.data = parameter.data
