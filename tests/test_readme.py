@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -42,6 +43,7 @@ def test_the_snippets_run_one_after_the_other(network, images, labels, digits, q
     assert 0 <= names["report"].robust_accuracy[8 / 255] <= names["report"].clean_accuracy <= 1
 
 
+@pytest.mark.results
 def test_sip_s_and_the_random_control_differ_by_less_than_the_seeds():
     (runs,) = report.read_results(PRESETS["cifar10-cpu"], report.RESULTS / "cifar10-cpu").values()
     assert list(runs["sip-s"]) == list(runs["sip-random"]) == [0, 1, 2]

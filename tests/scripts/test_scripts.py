@@ -22,6 +22,7 @@ def test_the_compatibility_page_is_made_from_the_tables():
     assert script("make_compatibility").PAGE.read_text(encoding="utf-8") == script("make_compatibility").page()
 
 
+@pytest.mark.results
 def test_the_pages_have_the_figures_of_the_committed_results():
     results = script("make_results")
     for path in results.PAGES:
@@ -30,6 +31,7 @@ def test_the_pages_have_the_figures_of_the_committed_results():
         assert results.filled(page) == page, f"{path.name}: run python scripts/make_results.py"
 
 
+@pytest.mark.results
 def test_what_stands_between_results_is_left_alone():
     results = script("make_results")
     page = "Before.\n<!-- results: published cifar10 resnet18 -->old<!-- end -->\nAfter.\n"
