@@ -1,4 +1,4 @@
-"""The version matrix, run by hand before a release: ``nox -s "tests-3.12(lowest)"``, ``nox -t lowest``, or ``nox`` for all of it.
+"""The version matrix, run by hand before a release: ``nox -s "tests-3.12(lowest)"``, ``nox -t lowest``, or ``nox`` for all.
 
 A session installs the wheel with the oldest or the newest releases of its requirements that have wheels for that Python, and
 runs the tests of the source distribution with ``sip_plugin/`` taken out of it. What follows ``--`` goes to pytest.
@@ -47,14 +47,16 @@ def tests(session: nox.Session, resolution: str) -> None:
         folder.mkdir(parents=True)
     requirements, junit = record / "requirements.txt", record / "junit.xml"
 
-    session.run("uv", "build", "--quiet", "--out-dir", source / "dist", external=True)
+    session.run_install("uv", "build", "--quiet", "--out-dir", source / "dist", external=True)
     (wheel,), (sdist,) = (source / "dist").glob("*.whl"), (source / "dist").glob("*.tar.gz")
-    session.run("tar", "-xzf", sdist, "-C", source, "--strip-components", "1", external=True)
+    session.run_install("tar", "-xzf", sdist, "-C", source, "--strip-components", "1", external=True)
     shutil.rmtree(source / "sip_plugin")
     compiled = ("--extra", "dev", "--resolution", resolution, "--no-build", "--no-annotate", "--no-header")
-    session.run("uv", "pip", "compile", "--quiet", *compiled, "-o", requirements, "pyproject.toml", external=True)
+    session.run_install(
+        *("uv", "pip", "compile", "--quiet", *compiled, "-o", requirements, "pyproject.toml"), external=True
+    )
     session.install("--no-build", "--reinstall-package", "sip-plugin", "-r", requirements, wheel)
-    session.run("python", "scripts/cure_torchvision.py")
+    session.run_install("python", "scripts/cure_torchvision.py")
 
     python = str(session.run("python", "-c", "import platform; print(platform.python_version())", silent=True)).strip()
     commit = str(session.run("git", "describe", "--always", "--dirty", external=True, silent=True)).strip()

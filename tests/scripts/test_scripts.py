@@ -1,8 +1,10 @@
 """The scripts of the set-up and of the documentation."""
 
 import importlib.util
+import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,12 @@ def test_what_stands_between_results_is_left_alone():
     assert filled.endswith("\nAfter.\n")
     assert "old" not in filled
     assert results.filled(filled) == filled
+
+
+def test_the_package_index_gets_no_relative_link():
+    links = re.findall(r"\]\(([^)]*)\)", metadata.metadata("sip-plugin").json["description"])
+    assert len(links) > 20
+    assert [link for link in links if not link.startswith("https://")] == []
 
 
 def test_torchvision_imports_in_this_environment():
