@@ -68,6 +68,8 @@ def tests(session: nox.Session, resolution: str) -> None:
         env={"OMP_WAIT_POLICY": "PASSIVE"},
         success_codes=[0, 1],
     )
+    if not junit.exists():
+        return  # nox --install-only
     write_table()
     if any(int(suite_of(junit).get(key, 0)) for key in ("failures", "errors")):
         session.error(f"{session.name}: tests failed")
