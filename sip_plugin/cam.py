@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -154,6 +155,7 @@ def channel_axis(output: Tensor) -> int | None:
     it mixed positions. None if they do not say.
     """
     claim: int | None = None
+    shape_of = _ResultShapes(output)
     # Operations, and which axis of their result each axis of the output is (None: several, or a part).
     waiting: list[tuple[Any, list[int | None]]] = [(output.grad_fn, [0, 1, 2, 3])] if output.grad_fn else []
     for _ in range(1000):
@@ -161,11 +163,11 @@ def channel_axis(output: Tensor) -> int | None:
             break
         node, axes = waiting.pop()
         name = type(node).__name__.rstrip("0123456789").removesuffix("Backward")
-        shape = list(node._input_metadata[0].shape)
         operands = [operand for operand, _ in node.next_functions]
         if re.fullmatch(f"({_CHANNELS_FIRST}).*", name):
             axis = axes.index(1) if 1 in axes else claim
             return axis if claim in (None, axis) else None
+        shape = shape_of(node)
         if name in _ROWS and len(getattr(node, "_saved_normalized_shape", [1])) == 1:
             if claim is None and len(shape) - 1 in axes:
                 claim = axes.index(len(shape) - 1)
@@ -173,13 +175,13 @@ def channel_axis(output: Tensor) -> int | None:
         elif name in ("View", "UnsafeView", "ReshapeAlias"):
             if type(operands[0]).__name__.startswith("NativeBatchNorm"):
                 return axes.index(1) if 1 in axes and claim is None else None  # InstanceNorm
-            linear = _linear_input(operands[0], shape)
+            linear = _linear_input(operands[0], shape, shape_of)
             if linear is not None:
                 if claim is None and len(shape) - 1 in axes:
                     claim = axes.index(len(shape) - 1)
                 operands = [linear]
             else:
-                given = list(operands[0]._input_metadata[0].shape) if operands[0] is not None else []
+                given = shape_of(operands[0]) if operands[0] is not None else []
                 axes = [_same_axis(shape, axis, given) for axis in axes]
         elif name in ("Permute", "Transpose"):
             order = list(range(len(shape)))
@@ -192,7 +194,7 @@ def channel_axis(output: Tensor) -> int | None:
         elif re.fullmatch(_ELEMENTWISE, name) or (_is_custom(node) and len({*shape[1:]}) > 1):
             # What is broadcast says nothing of the result's axes.
             resizes = re.fullmatch("Cat|Slice|CopySlices|ConstantPadNd", name)
-            sizes = {operand: list(operand._input_metadata[0].shape) for operand in operands if operand is not None}
+            sizes = {operand: shape_of(operand) for operand in operands if operand is not None}
             operands = [o for o, size in sizes.items() if size == shape or (resizes and len(size) == len(shape))]
         else:
             continue
@@ -200,19 +202,42 @@ def channel_axis(output: Tensor) -> int | None:
     return claim
 
 
+class _ResultShapes:
+    """The shapes of what the operations before ``output`` gave."""
+
+    def __init__(self, output: Tensor) -> None:
+        self.output = output
+
+    def __call__(self, node: Any) -> list[int]:
+        return list(node._input_metadata[0].shape) if hasattr(node, "_input_metadata") else self._by_gradients[node]
+
+    @functools.cached_property
+    def _by_gradients(self) -> dict[Any, list[int]]:
+        # PyTorch 2.4 keeps them to itself: gradients with respect to the results have their shapes.
+        nodes, seen = [self.output.grad_fn], {self.output.grad_fn}
+        for node in nodes:
+            before = [before for before, _ in node.next_functions if before is not None and before not in seen]
+            nodes += dict.fromkeys(before)
+            seen.update(before)
+        edges = [torch.autograd.graph.GradientEdge(node, 0) for node in nodes]
+        zeros = torch.zeros_like(self.output)
+        gradients = torch.autograd.grad(self.output, edges, zeros, retain_graph=True, allow_unused=True)
+        return {node: [] if g is None else list(g.shape) for node, g in zip(nodes, gradients, strict=True)}
+
+
 def _is_custom(node: Any) -> bool:
     """Whether an operation is written in Python (or compiled): of an operand of its own shape it keeps the axes."""
     return isinstance(node, torch.autograd.function.BackwardCFunction)
 
 
-def _linear_input(product: Any, shape: list[int]) -> Any:
+def _linear_input(product: Any, shape: list[int], shape_of: Callable[[Any], list[int]]) -> Any:
     """What a linear layer worked on, if a view of this shape shows its product; all axes but the last are the same."""
     name = type(product).__name__.removesuffix("Backward0")
     if name not in ("Mm", "Addmm"):
         return None
     rows = product.next_functions[_ROWS[name]][0]
     given = rows.next_functions[0][0] if type(rows).__name__.endswith("ViewBackward0") else None
-    return given if given is not None and list(given._input_metadata[0].shape)[:-1] == shape[:-1] else None
+    return given if given is not None and shape_of(given)[:-1] == shape[:-1] else None
 
 
 def _same_axis(shape: list[int], axis: int | None, given: list[int]) -> int | None:

@@ -21,6 +21,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("results") and not (ROOT / "benchmarks" / "results").is_dir():
+        pytest.skip("benchmarks/results is not in the source distribution")
+
+
 def small_network(seed: int = 0) -> nn.Sequential:
     """Convolutions, BatchNorm and Dropout, images 3×16×16 to ten logits; statistics as after some training."""
     torch.manual_seed(seed)

@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import torch
 
 from benchmarks.paper import report
@@ -34,6 +35,7 @@ def test_the_snippets_run_one_after_the_other(quick):  # noqa: F811
     assert 0.2 < report.robust_accuracy[8 / 255] <= report.clean_accuracy > 0.5
 
 
+@pytest.mark.results
 def test_sip_s_and_the_random_control_differ_by_less_than_the_seeds():
     (runs,) = report.read_results(PRESETS["cifar10-cpu"], report.RESULTS / "cifar10-cpu").values()
     assert list(runs["sip-s"]) == list(runs["sip-random"]) == [0, 1, 2]

@@ -127,7 +127,7 @@ def compare_salience(
     given = [_values(source, images, labels) for source in sources]
     if images is None:  # something of the maps' shape and on their device takes the images' place
         shapes = [(1, 1, *values.shape) if values.ndim == 2 else tuple(values.shape) for values in given]
-        images = torch.zeros((), device=given[0].device).expand(torch.broadcast_shapes(*shapes))
+        images = torch.zeros((), device=getattr(given[0], "device", "cpu")).expand(torch.broadcast_shapes(*shapes))
     one, two = (prepare_mask(values, images).expand(images.shape) for values in given[:2])
     elements, marked, others, both = images[0].numel(), _sum(one), _sum(two), _sum(one & two)
     either, masses = marked + others - both, []

@@ -156,6 +156,7 @@ TABLE = [
         options=lambda x: {"starting_points": 1 - x},
         around=Thresholding,
         guided=True,
+        noisy=False,  # it compares two answers of the network
     ),
     FoolboxRow("BoundaryAttack", {**INVERTED, "steps": 12}, **L2),
     FoolboxRow("HopSkipJumpAttack", {**INVERTED, "steps": 1, "initial_gradient_eval_steps": 10}, **L2, noisy=False),

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+from contextlib import nullcontext
 
 import art.attacks.evasion as evasion
 import numpy as np
@@ -22,6 +23,7 @@ from sip_plugin.salience import GradientSalience
 from tests.adapters import art_rows
 from tests.adapters.art_rows import classifier, one_hot
 
+NUMPY_2 = int(np.__version__.split(".")[0]) >= 2  # a float64 scalar of NumPy 1 leaves an array in float32
 QUIET = {"verbose": False}
 LINF = {"eps": 0.1, "eps_step": 0.03, "max_iter": 4, **QUIET}
 
@@ -91,10 +93,10 @@ def test_what_is_no_evasion_attack_or_not_on_pytorch_is_refused(network):
         pytest.param("BrendelBethgeAttack", marks=pytest.mark.xdist_group("numba")),
     ],
 )
-def test_attacks_that_ask_in_float64_crash_bare_and_work_wrapped(name, network, x, y, salient):
+def test_attacks_that_ask_in_float64_crash_bare_on_numpy_2_and_work_wrapped(name, network, x, y, salient):
     row = next(row for row in art_rows.TABLE if row.name == name)
     attack = getattr(evasion, name)(classifier(network), **row.arguments)
-    with pytest.raises(RuntimeError, match=r"double|Double|dtype"):
+    with pytest.raises(RuntimeError, match=r"double|Double|dtype") if NUMPY_2 else nullcontext():
         attack.generate(x, y)
     adversarial = SIPWrapper(attack, salient).generate(x, y, **row.options(x))
     assert (adversarial != x).any()
@@ -114,7 +116,7 @@ def test_geoda_fails_bare_on_numpy_2_and_works_where_numpy_has_what_it_needs(
 ):
     monkeypatch.chdir(tmp_path)  # it writes a file into the working folder
     attack = evasion.GeoDA(classifier(network), max_iter=1000, sub_dim=5, **QUIET)
-    with pytest.raises(AttributeError, match="mat"):
+    with pytest.raises(AttributeError, match="mat") if NUMPY_2 else nullcontext():
         attack.generate(x[:2], y[:2])
     monkeypatch.setattr(np, "mat", np.asmatrix, raising=False)
     adversarial = SIPWrapper(attack, salient[:2]).generate(x[:2], y[:2])

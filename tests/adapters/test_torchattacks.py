@@ -331,6 +331,8 @@ class _Live(TorchDispatchMode):
 
 @pytest.mark.parametrize("name", ["FGSM", "PGD", "PGDL2", "DIFGSM", "APGD", "Square"])
 def test_the_wrapper_adds_no_more_than_two_image_sized_tensors(name, images, labels):
+    if name in ("APGD", "Square") and torch.__version__ < "2.6":
+        pytest.skip("as_subclass() fails under a TorchDispatchMode, the measure, on PyTorch 2.4")
     x, y = images.repeat(20, 1, 1, 1), labels.repeat(20)
     model = nn.Sequential(nn.Conv2d(3, 4, 3, stride=4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 10))
     attack = getattr(torchattacks, name)(model, **({"n_queries": 5} if name == "Square" else {}))

@@ -122,6 +122,7 @@ def test_starting_points_are_taken_for_another_class_with_and_without_the_map():
             assert (some.model(images).argmax(1) != some.y).all()
 
 
+@pytest.mark.results
 @pytest.mark.parametrize("library", attack_strength.LIBRARIES)
 def test_in_the_committed_figures_no_projected_attack_is_weaker_than_late_masking(library):
     record = json.loads((committed(library) / "result.json").read_text())
@@ -129,6 +130,7 @@ def test_in_the_committed_figures_no_projected_attack_is_weaker_than_late_maskin
         assert correct["projected"] <= correct["late"], name
 
 
+@pytest.mark.results
 @pytest.mark.parametrize("library", attack_strength.LIBRARIES)
 def test_the_committed_figures_are_not_stale(library):
     module = module_of(library)

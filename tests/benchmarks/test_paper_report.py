@@ -65,6 +65,7 @@ def test_a_standard_row_without_a_seed_is_no_reason_to_leave_out_the_gains(resul
     assert (folder / "gains.png").exists()
 
 
+@pytest.mark.results
 def test_the_committed_table_is_that_of_the_committed_cells(results, capsys):
     committed = report.HERE.parent / "results" / "paper" / "cifar10-cpu"
     shutil.copytree(committed / "cells", results / "again" / "cells")

@@ -101,6 +101,7 @@ def test_salience_selection_refuses_maps_that_differ(monkeypatch):
         salience_selection.main(["--batch", "1", "--size", "32", "--rounds", "1"])
 
 
+@pytest.mark.results
 def test_the_committed_selection_takes_less_than_a_tenth_of_the_passes():
     record = json.loads((ROOT / "benchmarks" / "results" / "speed" / "salience_selection.json").read_text())
     assert record["images"] == [64, 3, 224, 224]

@@ -43,6 +43,7 @@ def anchors(page):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+@pytest.mark.results
 @pytest.mark.parametrize("page", LINKED, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
@@ -172,6 +173,7 @@ def ratios(name):
     }
 
 
+@pytest.mark.results
 def test_training_steps_cost_no_more_than_their_passes():
     steps = ratios("training_step")
     assert all(ratio <= 1.05 for name, ratio in steps.items() if "its bare passes" in name)
@@ -179,6 +181,7 @@ def test_training_steps_cost_no_more_than_their_passes():
     assert peak["sip-plugin madry"] <= 1.05 * peak["torchattacks.PGD"]
 
 
+@pytest.mark.results
 def test_maps_cost_little():
     costs = ratios("mask_store")
     assert json.loads((RESULTS / "speed" / "mask_store.json").read_text())["store"]["bytes"] <= 50_000 * 400
@@ -187,6 +190,7 @@ def test_maps_cost_little():
     assert costs["SIP-AT step with SalientDataset's loader / Madry step with a loader of images"] <= 1.03
 
 
+@pytest.mark.results
 def test_the_evaluation_is_as_strict_as_autoattack_and_faster():
     result = json.loads((RESULTS / "evaluation" / "result.json").read_text())
     assert all(a <= b for a, b in zip(result["right"]["default"], result["right"]["independent"], strict=True))
@@ -195,6 +199,7 @@ def test_the_evaluation_is_as_strict_as_autoattack_and_faster():
         assert result["ratio"]["assume_survivors"][time] <= 0.45
 
 
+@pytest.mark.results
 def test_the_table_of_digits_is_of_its_result():
     folder = RESULTS / "quickstart-digits"
     rows = (folder / "table.md").read_text().splitlines()[2:]

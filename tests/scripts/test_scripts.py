@@ -1,8 +1,10 @@
 """The scripts of the set-up and of the documentation."""
 
 import importlib.util
+import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ def test_the_compatibility_page_is_made_from_the_tables():
     assert script("make_compatibility").PAGE.read_text(encoding="utf-8") == script("make_compatibility").page()
 
 
+@pytest.mark.results
 def test_the_pages_have_the_figures_of_the_committed_results():
     results = script("make_results")
     for path in results.PAGES:
@@ -30,6 +33,7 @@ def test_the_pages_have_the_figures_of_the_committed_results():
         assert results.filled(page) == page, f"{path.name}: run python scripts/make_results.py"
 
 
+@pytest.mark.results
 def test_what_stands_between_results_is_left_alone():
     results = script("make_results")
     page = "Before.\n<!-- results: published cifar10 resnet18 -->old<!-- end -->\nAfter.\n"
@@ -38,6 +42,12 @@ def test_what_stands_between_results_is_left_alone():
     assert filled.endswith("\nAfter.\n")
     assert "old" not in filled
     assert results.filled(filled) == filled
+
+
+def test_the_package_index_gets_no_relative_link():
+    links = re.findall(r"\]\(([^)]*)\)", metadata.metadata("sip-plugin").json["description"])
+    assert len(links) > 20
+    assert [link for link in links if not link.startswith("https://")] == []
 
 
 def test_torchvision_imports_in_this_environment():
