@@ -214,7 +214,8 @@ class _ResultShapes:
     @functools.cached_property
     def _by_gradients(self) -> dict[Any, list[int]]:
         # PyTorch 2.4 keeps them to itself: gradients with respect to the results have their shapes.
-        nodes, seen = [self.output.grad_fn], {self.output.grad_fn}
+        nodes: list[Any] = [self.output.grad_fn]
+        seen = set(nodes)
         for node in nodes:
             before = [before for before, _ in node.next_functions if before is not None and before not in seen]
             nodes += dict.fromkeys(before)
