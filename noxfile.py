@@ -83,7 +83,14 @@ def suite_of(junit: Path) -> dict[str, str]:
 def write_table() -> None:
     """One row per session that has a record, with the versions that it had."""
     heads = ["Python", "requirements", "commit", "tests", "passed", "failed", "skipped", "minutes", *PACKAGES]
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    lines = [
+        "# Version matrix",
+        "",
+        "Made by `nox` (`noxfile.py`): the installed wheel, tested on each Python with the oldest and the newest",
+        "requirements that it can have there. *tests*: `all`, or what pytest was given.",
+        "",
+    ]
+    lines += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for junit in sorted(RECORDS.glob("*/junit.xml")):
         suite = suite_of(junit)
         failed, skipped = int(suite["failures"]) + int(suite["errors"]), int(suite["skipped"])
