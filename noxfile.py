@@ -59,7 +59,7 @@ def tests(session: nox.Session, resolution: str) -> None:
     session.run_install("python", "scripts/cure_torchvision.py")
 
     python = str(session.run("python", "-c", "import platform; print(platform.python_version())", silent=True)).strip()
-    commit = str(session.run("git", "describe", "--always", "--dirty", external=True, silent=True)).strip()
+    commit = str(session.run("git", "rev-parse", "--short", "HEAD", external=True, silent=True)).strip()
     row = f"{python} | {name} | {commit} | {' '.join(session.posargs).replace('|', '/') or 'all'}"
     session.chdir(source)
     session.run(
