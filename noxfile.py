@@ -59,7 +59,7 @@ def tests(session: nox.Session, resolution: str) -> None:
     session.run_install("python", "scripts/cure_torchvision.py")
 
     python = str(session.run("python", "-c", "import platform; print(platform.python_version())", silent=True)).strip()
-    commit = str(session.run("git", "describe", "--always", "--dirty", external=True, silent=True)).strip()
+    commit = str(session.run("git", "rev-parse", "--short", "HEAD", external=True, silent=True)).strip()
     row = f"{python} | {name} | {commit} | {' '.join(session.posargs).replace('|', '/') or 'all'}"
     session.chdir(source)
     session.run(
@@ -83,7 +83,14 @@ def suite_of(junit: Path) -> dict[str, str]:
 def write_table() -> None:
     """One row per session that has a record, with the versions that it had."""
     heads = ["Python", "requirements", "commit", "tests", "passed", "failed", "skipped", "minutes", *PACKAGES]
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    lines = [
+        "# Version matrix",
+        "",
+        "Made by `nox` (`noxfile.py`): the installed wheel, tested on each Python with the oldest and the newest",
+        "requirements that it can have there. *tests*: `all`, or what pytest was given.",
+        "",
+    ]
+    lines += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for junit in sorted(RECORDS.glob("*/junit.xml")):
         suite = suite_of(junit)
         failed, skipped = int(suite["failures"]) + int(suite["errors"]), int(suite["skipped"])
