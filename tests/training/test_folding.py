@@ -16,6 +16,7 @@ from tests.adapters.test_contract import everything, same
 from tests.conftest import small_network
 from tests.test_folding import DataDependent
 from tests.training.table import every_search
+from tests.training.test_compile import without_code_generation  # noqa: F401
 
 METHODS = ("madry", "sip-at", "trades", "mart", "fat", "part")
 
@@ -200,8 +201,7 @@ def test_it_is_a_setting_of_the_built_in_search(network):
         AdversarialTrainer(network, "madry", attack=lambda x, y: x, fold_batchnorm=True)
 
 
-def test_with_compile(network, images, labels):
-    torch._dynamo.reset()
+def test_with_compile(without_code_generation, network, images, labels):  # noqa: F811
     found = []
     for fold in (False, True):
         trainer = AdversarialTrainer(network, "madry", random_start=False, steps=3, compile=True, fold_batchnorm=fold)
