@@ -83,6 +83,7 @@ def process(rank, folder):
             if name in ("fat", "trades"):
                 found[f"{name}, compiled"] = gradients(compiled, name, *mine)
         torch.save(found, f"{folder}/{rank}.pt")
+        del parallel, compiled  # after the group they could wait for the group's threads for ever
     finally:
         torch.distributed.destroy_process_group()
 

@@ -166,6 +166,7 @@ def process(rank, folder):
                 model = nn.parallel.DistributedDataParallel(small_network().double())
                 found[name, fold] = losses(model, name, x, y, salience, fold)
         torch.save(found, f"{folder}/{rank}.pt")
+        del model  # after the group it could wait for the group's threads for ever
     finally:
         torch.distributed.destroy_process_group()
 
