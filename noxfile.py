@@ -49,7 +49,8 @@ def tests(session: nox.Session, resolution: str) -> None:
 
     session.run_install("uv", "build", "--quiet", "--out-dir", source / "dist", external=True)
     (wheel,), (sdist,) = (source / "dist").glob("*.whl"), (source / "dist").glob("*.tar.gz")
-    session.run_install("tar", "-xzf", sdist, "-C", source, "--strip-components", "1", external=True)
+    shutil.unpack_archive(sdist, source)
+    source /= sdist.name.removesuffix(".tar.gz")
     shutil.rmtree(source / "sip_plugin")
     compiled = ("--extra", "dev", "--resolution", resolution, "--no-build", "--no-annotate", "--no-header")
     session.run_install(
