@@ -77,7 +77,7 @@ const instructions = ({ strong, weak }, trials) => [
 ];
 
 /** Runs the trials that are left; the link at the end. */
-function run(study, me) {
+async function run(me) {
   let link = null;
   const jsPsych = initJsPsych({ display_element: document.body });
   const images = me.images.map(address);
@@ -109,21 +109,20 @@ function run(study, me) {
   const first = me.done ? [] : [{
     type: jsPsychInstructions, pages: instructions(me.examples, images.length), show_clickable_nav: true,
   }];
-  return new Promise((resolve, reject) => {
-    addEventListener("unhandledrejection", (event) => { event.preventDefault(); reject(event.reason); });
-    jsPsych.run([
-      {
-        type: jsPsychPreload,
-        images: [...images.slice(me.done), ...Object.values(me.examples).flat().map(address)],
-        message: "<p>The images are loading…</p>",
-        error_message: `<h1>The images could not be loaded</h1><p>The study has not begun. Please check your connection.</p>
-          <p><a class="jspsych-btn button" href="">Try again</a></p>`,
-        max_load_time: 120000,
-      },
-      ...first,
-      ...trials.slice(me.done),
-    ]).then(() => resolve(link), reject);
-  }).finally(() => document.querySelector(".jspsych-content-wrapper").remove());
+  const preload = {
+    type: jsPsychPreload,
+    images: [...images.slice(me.done), ...Object.values(me.examples).flat().map(address)],
+    message: "<p>The images are loading…</p>",
+    error_message: `<h1>The images could not be loaded</h1><p>The study has not begun. Please check your connection.</p>
+      <p><a class="jspsych-btn button" href="">Try again</a></p>`,
+    max_load_time: 120000,
+  };
+  try {
+    await jsPsych.run([preload, ...first, ...trials.slice(me.done)]);
+  } finally {
+    document.querySelector(".jspsych-content-wrapper").remove();
+  }
+  return link;
 }
 
 async function main() {
@@ -140,14 +139,14 @@ async function main() {
     if (!me.started) {
       const text = study.consent.map((part) => `<p>${escaped(part) || "There is no consent text yet."}</p>`).join("");
       if (await ask(`<h1>${escaped(study.title)}</h1>${text}${contact}`, "I agree and take part", "I do not agree")) {
-        await ask("<h1>You have not taken part</h1><p>Nothing was stored. You can close this window.</p>");
+        await ask("<h1>You have not taken part</h1><p>Nothing was stored. You can close this window; on Prolific, please return your place.</p>");
       }
       me = await start(true);
     } else if (0 < me.done && me.done < study.trials) {
       await ask(`<h1>Welcome back</h1><p>You have answered ${me.done} of ${study.trials} images. The study goes on where you
         stopped: is each image <b>not perturbed</b> (<kbd>←</kbd>) or <b>perturbed</b> (<kbd>→</kbd>)?</p>`, "Go on");
     }
-    const link = me.done < study.trials ? await run(study, me) : me.completion_link;
+    const link = me.done < study.trials ? await run(me) : me.completion_link;
     await ask(`<h1>Thank you</h1><p>You have answered all ${study.trials} images. Your answers are stored; the study can be done
       only once.</p>${link ? `<p><a class="jspsych-btn button" href="${escaped(link)}">Complete the study</a></p>` : ""}${contact}`);
   } catch (error) {
