@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import re
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from benchmarks.human_study.assignment import Trial, assign
 from benchmarks.human_study.settings import Settings, read_settings
-from benchmarks.human_study.store import Conflict, Store
+from benchmarks.human_study.store import ConflictError, Store
 
 PAGE = Path(__file__).parent / "page"
 _FILES = {
@@ -112,9 +113,7 @@ class Study:
         self.settings, self.stimuli, self.preview = settings, stimuli, preview
         self.trials = len(assign(stimuli.manifest, settings.seed, 0).trials)
         self.store = Store(folder, _conditions(settings, stimuli, preview=preview))
-        self.assignment = functools.lru_cache(maxsize=4096)(
-            functools.partial(assign, stimuli.manifest, settings.seed)
-        )
+        self.assignment = functools.lru_cache(maxsize=4096)(functools.partial(assign, stimuli.manifest, settings.seed))
 
     def application(self) -> ASGIApp:
         """The ASGI application."""
@@ -138,7 +137,7 @@ class Study:
                 "contact": settings.contact.strip(),
                 "open": self.preview or settings.recruitment == "open",
                 "preview": self.preview,
-                "scale": settings.scale,
+                "scale": settings.scale or max(1, round(224 / self.stimuli.manifest["size"][0])),
                 "size": self.stimuli.manifest["size"],
                 "trials": self.trials,
             }
@@ -165,7 +164,9 @@ class Study:
         if set(browser) != set(limits) or not all(_is_number(browser[name], limits[name]) for name in limits):
             raise HTTPException(400, "The browser's size is not valid.")
         if message["simulated"] and not self.preview:
-            raise HTTPException(403, "Simulated participants are only let into a preview: start the server with --preview.")
+            raise HTTPException(
+                403, "Simulated participants are only let into a preview: start the server with --preview."
+            )
         participant = self.store.hashed("participant", f"{kind}={ids[kind]}")
         row = await run_in_threadpool(self.store.participant, participant)
         if row is None:
@@ -221,9 +222,16 @@ class Study:
         last = trial == self.trials - 1
         try:
             await run_in_threadpool(self.store.answer, row["id"], trial, answer, last=last)
-        except Conflict as error:
+        except ConflictError as error:
             raise HTTPException(409, str(error)) from error
         return JSONResponse({"completion_link": self.settings.completion_link if last else None})
+
+
+class _Server(uvicorn.Server):
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        print(f"The study is at http://{host}:{port}/ (Ctrl-C ends it).", flush=True)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -249,11 +257,9 @@ def run(options: argparse.Namespace) -> int:
     study = Study(settings, stimuli, options.data, preview=options.preview)
     # No access log: it would hold addresses and Prolific's ids.
     config = uvicorn.Config(
-        study.application(), options.host, options.port, access_log=False, log_level="warning", server_header=False
+        study.application(), options.host, options.port, access_log=False, log_level="error", server_header=False
     )
-    socket = config.bind_socket()
-    print(f"The study is at http://{options.host}:{socket.getsockname()[1]}/ (Ctrl-C ends it).", flush=True)
-    uvicorn.Server(config).run([socket])
+    _Server(config).run()
     return 0
 
 

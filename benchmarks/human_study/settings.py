@@ -29,7 +29,7 @@ class Settings:
     recruitment: str = "prolific"
     ids: str = "hashed"
     seed: int = 0
-    scale: int = 1
+    scale: int = 0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -42,9 +42,11 @@ class Settings:
         if self.consent.strip() and not self.contact.strip():
             raise ValueError("A consent text needs a contact.")
         if self.completion_link and not re.fullmatch(r'https://[^\s"<>]+', self.completion_link):
-            raise ValueError(f"completion_link must be an address that begins with https://, got {self.completion_link!r}.")
-        if self.scale < 1:
-            raise ValueError(f"scale must be at least 1, got {self.scale}.")
+            raise ValueError(
+                f"completion_link must be an address that begins with https://, got {self.completion_link!r}."
+            )
+        if self.scale < 0:
+            raise ValueError(f"scale must not be negative, got {self.scale}.")
 
 
 def read_settings(path: Path) -> Settings:

@@ -28,14 +28,13 @@ class Client:
     """One participant's requests. Each is sent until there is a reply, as the page does.
 
     Args:
-        url: Of the server.
+        http: Whose base URL is the server's.
         participant: In place of Prolific's id.
         patience: Seconds after which a server that does not reply is given up.
     """
 
-    def __init__(self, url: str, participant: str, *, patience: float = 60) -> None:
-        self._http = httpx.Client(base_url=url, timeout=10, trust_env=False)
-        self._participant, self._patience = participant, patience
+    def __init__(self, http: httpx.Client, participant: str, *, patience: float = 60) -> None:
+        self._http, self._participant, self._patience = http, participant, patience
 
     def start(self) -> dict[str, Any]:
         """Consent; where the participant stands."""
@@ -67,7 +66,9 @@ class Client:
         return content
 
 
-def take_part(client: Client, levels: Mapping[str, float], rates: Mapping[float, float], random: Random, careless: str) -> int:
+def take_part(
+    client: Client, levels: Mapping[str, float], rates: Mapping[float, float], random: Random, careless: str
+) -> int:
     """Answer what is left for a participant; how many answers the server acknowledged.
 
     Args:
@@ -117,9 +118,9 @@ def simulate(
     def one(k: int) -> int:
         random = Random(f"{seed}/{k}")
         kind = random.choice(("stops", "same", "fast")) if random.random() < careless else ""
-        return take_part(Client(url, f"simulated-{seed}-{k}"), levels, by_level, random, kind)
+        return take_part(Client(http, f"simulated-{seed}-{k}"), levels, by_level, random, kind)
 
-    with ThreadPoolExecutor(16) as pool:
+    with httpx.Client(base_url=url, timeout=10) as http, ThreadPoolExecutor(16) as pool:
         return sum(pool.map(one, range(participants)))
 
 

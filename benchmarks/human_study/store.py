@@ -27,14 +27,14 @@ CREATE TABLE IF NOT EXISTS answers (
 """
 
 
-class Conflict(Exception):
+class ConflictError(Exception):
     """A request that contradicts what is stored."""
 
 
 class Store:
     """``study.sqlite`` and ``study.key`` in a folder.
 
-    The key makes the hashes: who has it can tell whether a given Prolific id took part. Once participants are paid, delete it.
+    The key makes the hashes: who has it can tell whether a given Prolific id took part. Delete it once all are paid.
 
     Args:
         folder: Made if it is not there.
@@ -60,7 +60,9 @@ class Store:
             anybody = do("SELECT COUNT(*) FROM participants").fetchone()[0]
         for key, value in conditions.items():
             if there[key] != value:
-                raise ValueError(f"{folder} holds a study with {key} = {there[key]}, not {value}: choose another folder.")
+                raise ValueError(
+                    f"{folder} holds a study with {key} = {there[key]}, not {value}: choose another folder."
+                )
         key_file = folder / "study.key"
         if not key_file.exists():
             if anybody:
@@ -113,16 +115,16 @@ class Store:
         """Store an answer; the same one again changes nothing.
 
         Raises:
-            Conflict: If there is another answer to this trial already, or an earlier trial has none.
+            ConflictError: If there is another answer to this trial already, or an earlier trial has none.
         """
         with self._transaction() as do:
             row = _participant(do, participant)
             if row is None or trial > row["done"]:
-                raise Conflict("An earlier image has no answer yet.")
+                raise ConflictError("An earlier image has no answer yet.")
             if trial < row["done"]:
                 there = do("SELECT * FROM answers WHERE participant = ? AND trial = ?", (participant, trial)).fetchone()
                 if any(there[name] != value for name, value in answer.items()):
-                    raise Conflict("This image was answered already.")
+                    raise ConflictError("This image was answered already.")
                 return
             columns = {"participant": participant, "trial": trial, "simulated": row["simulated"], "received": _now()}
             columns |= answer

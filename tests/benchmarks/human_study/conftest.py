@@ -9,10 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("starlette", reason="needs the extra [study]")
-pytest.importorskip("uvicorn", reason="needs the extra [study]")
-Image = pytest.importorskip("PIL.Image", reason="needs the extra [study]")
+from PIL import Image
 
 ROOT = Path(__file__).parents[3]
 PAGE = ROOT / "benchmarks" / "human_study" / "page"
@@ -23,6 +20,7 @@ title = "A study"
 consent = "I am of age.\\n\\nI take part of my own will."
 contact = "lab@example.org"
 completion_link = "https://example.org/complete?cc=C0DE"
+scale = 1
 """
 
 

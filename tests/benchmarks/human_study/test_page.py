@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from tests.benchmarks.human_study.conftest import PAGE, STUDY, Image, Server
+from tests.benchmarks.human_study.conftest import PAGE, STUDY, Server
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
