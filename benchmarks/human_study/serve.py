@@ -9,12 +9,13 @@ It speaks HTTP on one port of this machine; docs/human_study.md says how to put 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import hashlib
 import json
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +120,18 @@ class Study:
         """The ASGI application."""
         routes = [
             *(Route(f"/{name}", functools.partial(_file, path)) for name, path in _FILES.items()),
-            Route("/study", self.describe),
+            Route("/settings", self.describe),
             Route("/images/{digest}.png", self.image),
             Route("/start", self.start, methods=["POST"]),
             Route("/answer", self.answer, methods=["POST"]),
         ]
         handlers: Any = {HTTPException: _refuse, ClientDisconnect: _gone}
-        return _with_headers(Starlette(routes=routes, exception_handlers=handlers))
+        return _with_headers(Starlette(routes=routes, exception_handlers=handlers, lifespan=self._close_at_end))
+
+    @contextlib.asynccontextmanager
+    async def _close_at_end(self, _: Starlette) -> AsyncIterator[None]:
+        yield
+        self.store.close()
 
     async def describe(self, _: Request) -> Response:
         """What the page says, and how large the images are."""
@@ -259,7 +265,8 @@ def run(options: argparse.Namespace) -> int:
     config = uvicorn.Config(
         study.application(), options.host, options.port, access_log=False, log_level="error", server_header=False
     )
-    _Server(config).run()
+    with contextlib.suppress(KeyboardInterrupt):
+        _Server(config).run()
     return 0
 
 

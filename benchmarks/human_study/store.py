@@ -52,7 +52,9 @@ class Store:
         )
         self._connection.row_factory = sqlite3.Row
         # FULL: an answer is on the disk before it is acknowledged, even if the power fails.
-        self._connection.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;" + _TABLES)
+        self._connection.executescript(
+            "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA secure_delete = ON;" + _TABLES
+        )
         with self._transaction() as do:
             for key, value in conditions.items():
                 do("INSERT OR IGNORE INTO study VALUES (?, ?)", (key, value))
@@ -138,9 +140,16 @@ class Store:
     def delete(self, participant: str) -> bool:
         """Delete what there is of a participant; whether there was one."""
         with self._transaction() as do:
-            do("PRAGMA secure_delete = ON")
             do("DELETE FROM answers WHERE participant = ?", (participant,))
-            return bool(do("DELETE FROM participants WHERE id = ?", (participant,)).rowcount)
+            there = bool(do("DELETE FROM participants WHERE id = ?", (participant,)).rowcount)
+        with self._lock:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # the log holds the old rows too
+        return there
+
+    def close(self) -> None:
+        """Leave everything in ``study.sqlite`` alone, without a write-ahead log beside it."""
+        with self._lock:
+            self._connection.close()
 
     @contextmanager
     def _transaction(self) -> Iterator[Any]:

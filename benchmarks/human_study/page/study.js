@@ -41,7 +41,7 @@ function fit({ size, scale }) {
   const [width, height] = size.map((pixels) => pixels * multiple / devicePixelRatio);
   document.body.style.setProperty("--width", `${width}px`);
   document.body.style.setProperty("--height", `${height}px`);
-  const needed = [Math.max(800, 2 * width + 80), Math.max(560, height + 320)].map(Math.ceil);
+  const needed = [Math.max(800, 2 * width + 80), Math.max(540, height + 350)].map(Math.ceil);
   document.querySelector("#needed").textContent = needed.join(" × ");
   document.querySelector("#actual").textContent = `${innerWidth} × ${innerHeight}`;
   document.body.classList.toggle("too-small", innerWidth < needed[0] || innerHeight < needed[1]);
@@ -126,7 +126,7 @@ async function run(me) {
 }
 
 async function main() {
-  const study = await request("study");
+  const study = await request("settings");
   document.title = study.title;
   document.querySelector("#preview").hidden = !study.preview;
   addEventListener("resize", () => fit(study));

@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.benchmarks.human_study.conftest import PAGE, STUDY, Server
 
+pytestmark = pytest.mark.xdist_group("chromium")  # it goes through the study once for all tests
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 

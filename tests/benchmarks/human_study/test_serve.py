@@ -84,11 +84,14 @@ def test_deletion_on_request(serve, stimuli, tmp_path, capsys):
     from benchmarks.human_study.__main__ import main
 
     server = serve()
-    answer(server, start(server).json(), 0)
+    me = start(server).json()
+    answer(server, me, 0)
     answer(server, start(server, "p2").json(), 0)
     arguments = ["--stimuli", str(stimuli), "--data", str(server.data), "--study", str(tmp_path / "study.toml")]
     assert main(["serve", *arguments, "--delete", "5f3cparticipant"]) == 0
     assert rows(server, "SELECT number, COUNT(*) FROM participants JOIN answers ON participant = id") == [(1, 1)]
+    assert me["participant"][:32].encode() not in b"".join(path.read_bytes() for path in server.data.iterdir())
+    assert answer(server, me, 1).status_code == 403
     assert main(["serve", *arguments, "--delete", "5f3cparticipant"]) == 1
     assert capsys.readouterr().out == "Deleted.\nThere is no such participant.\n"
 
