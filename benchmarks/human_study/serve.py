@@ -109,8 +109,6 @@ class Study:
     def __init__(self, settings: Settings, stimuli: Stimuli, folder: Path, *, preview: bool) -> None:
         if not preview and not settings.consent.strip():
             raise ValueError("There is no consent text: write one into the file given by --study, or add --preview.")
-        if missing := [path for path in _FILES.values() if not path.exists()]:
-            raise ValueError(f"{missing[0]} is missing: run `npm ci --omit=dev` in {PAGE}.")
         self.settings, self.stimuli, self.preview = settings, stimuli, preview
         self.trials = len(assign(stimuli.manifest, settings.seed, 0).trials)
         self.store = Store(folder, _conditions(settings, stimuli, preview=preview))
@@ -260,6 +258,8 @@ def run(options: argparse.Namespace) -> int:
         there = store.delete(store.hashed("participant", f"PROLIFIC_PID={options.delete}"))
         print("Deleted." if there else "There is no such participant.")
         return 0 if there else 1
+    if missing := [path for path in _FILES.values() if not path.exists()]:
+        raise FileNotFoundError(f"{missing[0]} is missing: run `npm ci --omit=dev` in {PAGE}.")
     study = Study(settings, stimuli, options.data, preview=options.preview)
     # No access log: it would hold addresses and Prolific's ids.
     config = uvicorn.Config(

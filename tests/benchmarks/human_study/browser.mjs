@@ -45,8 +45,11 @@ async function agree(page) {
   await page.getByText("strongly perturbed").waitFor();
 }
 
-async function toTrials(page) {
-  await agree(page);
+async function toTrials(page) { // by keys alone
+  await button(page, "I agree and take part").waitFor();
+  await page.keyboard.press("Tab");
+  await page.keyboard.press("Enter");
+  await page.getByText("strongly perturbed").waitFor();
   for (let k = 0; k < 3; k++) await page.keyboard.press("ArrowRight");
   await shown(page, 1);
 }
