@@ -1,14 +1,15 @@
-# Three commands do everything on a fresh machine: `make demo`, `make test` and `make docs`.
+# On a fresh machine: `make demo`, `make test`, `make docs`, `make study`.
 # PYTHON chooses the interpreter, VENV the folder of the virtual environment.
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 PYDOCS := $(VENV)-docs/bin/python
+PAGE := benchmarks/human_study/page
 
 # Without it, PyTorch's threads spin while they wait: a second busy process makes everything ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs study clean
 
 demo: $(VENV)/.installed
 	$(PY) examples/quickstart.py $(DEMO_ARGS)
@@ -21,6 +22,17 @@ lint: $(VENV)/.installed
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
+
+# The human study as participants see it, with digits: http://127.0.0.1:8000. It needs Node.js's npm.
+study: $(PAGE)/node_modules/.package-lock.json out/study/stimuli/manifest.json
+	$(PY) -m benchmarks.human_study serve --stimuli out/study/stimuli --data out/study/preview --preview $(STUDY_ARGS)
+
+out/study/stimuli/manifest.json: | $(VENV)/.installed
+	$(PY) -m benchmarks.human_study stimuli --dataset digits --out $(@D)
+
+$(PAGE)/node_modules/.package-lock.json: $(PAGE)/package.json $(PAGE)/package-lock.json
+	npm ci --prefix $(PAGE) --no-audit --no-fund
+	touch $@
 
 $(VENV)/.installed: pyproject.toml constraints.txt scripts/cure_torchvision.py
 	$(PYTHON) -m venv $(VENV)
