@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import math
 import re
@@ -266,5 +267,6 @@ def named_layer(network: nn.Module, layer: str) -> nn.Module:
     network = unwrap_model(network)
     known: dict[str, nn.Module] = dict(network.named_modules(remove_duplicate=False))
     if layer not in known:
-        raise ValueError(f"{type(network).__name__} has no layer {layer!r}. It has: {', '.join(list(known)[1:])}.")
+        near = difflib.get_close_matches(layer, list(known)[1:], 8, 0) if isinstance(layer, str) else []
+        raise ValueError(f"{type(network).__name__} has no layer {layer!r}; nearest are {', '.join(near)}.")
     return known[layer]

@@ -13,7 +13,7 @@ from sip_plugin.mask_source import MaskSource
 _SUPPORTED = (
     "Supported are the attacks of torchattacks (FGSM, PGD, AutoAttack, ...), the evasion attacks of ART on a "
     "PyTorchClassifier, the attacks of Foolbox, AutoAttack of pyautoattack and autoattack, and any object that is called as "
-    "attack(images, labels) and keeps its network in the attribute .model."
+    "attack(images, labels) and keeps its network in the attribute .model (for a function, a small class that does)."
 )
 
 

@@ -108,7 +108,7 @@ def test_a_dead_channel_has_no_part_in_xgradcam(network, batch):
         (nn.Sequential(nn.Flatten(), nn.Linear(768, 10)), None, "No stage"),
         (nn.Sequential(nn.Conv2d(3, 2, 16), nn.Flatten(), nn.Linear(2, 10)), None, "layer="),
         (nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(392, 10)), "1", "more than one position"),
-        (nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(392, 10)), "layer4", "It has: 0, 1, 2"),
+        (nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(392, 10)), "layer4", "nearest are 2, 1, 0"),
     ],
 )
 def test_no_usable_layer_is_a_clear_error(network, layer, says, batch):

@@ -272,6 +272,23 @@ def test_an_attack_that_goes_past_its_model_is_not_masked_late_in_silence(networ
         SIPWrapper(Past(network), salience)(images, labels)
 
 
+def test_an_attack_some_of_whose_steps_go_past_its_model_says_so(network, images, labels, salience):
+    class Captured(Foreign):
+        def __init__(self, model):
+            super().__init__(model)
+            self.loss = lambda x, y: nn.functional.cross_entropy(model(x), y)
+
+        def __call__(self, images, labels):
+            self.model(images)
+            images = images.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.loss(images, labels), images)
+            return (images + 0.1 * gradient.sign()).clamp(0, 1).detach()
+
+    with pytest.warns(RuntimeWarning, match=r"Captured changed the images with 1 call"):
+        SIPWrapper(Captured(network), salience)(images, labels)
+    assert not network._forward_pre_hooks
+
+
 class Nested(torchattacks.attack.Attack):
     """A user's attack that is built upon another one."""
 

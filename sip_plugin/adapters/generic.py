@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from sip_plugin.adapters.base import Batch, SalienceAttack, concat, project_result
-from sip_plugin.adapters.projection import BatchProjection, ProjectedModel, model_replaced, warn_if_not_queried
+from sip_plugin.adapters.projection import (
+    BatchProjection,
+    ProjectedModel,
+    counted_calls,
+    model_replaced,
+    warn_if_not_queried,
+)
 from sip_plugin.checks import check_images, check_labels
 from sip_plugin.constraint import SalienceMap
 from sip_plugin.mask_source import MaskSource
@@ -52,9 +58,9 @@ class SalienceCallable(SalienceAttack):
         projection = BatchProjection(batch.images, batch.salience)
         stand_in = ProjectedModel(self.wrapped.model, projection, labels=batch.labels)
         given = batch.images.clone()
-        with model_replaced(self.wrapped, stand_in):
+        with counted_calls(self.wrapped.model) as calls, model_replaced(self.wrapped, stand_in):
             labels = () if batch.labels is None else (batch.labels,)
             adversarial = self.wrapped(given, *labels, *batch.args, **batch.kwargs)
         result = project_result(self.wrapped, adversarial, batch.images, batch.salience)
-        warn_if_not_queried(self.wrapped, stand_in.queried, torch.equal(result, batch.images))
+        warn_if_not_queried(self.wrapped, stand_in.queried, torch.equal(result, batch.images), len(calls))
         return result

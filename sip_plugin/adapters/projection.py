@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from enum import Enum
 from typing import Any, cast
 
@@ -238,11 +238,11 @@ class ProjectedModel(nn.Module):
         self.training = training
         self._logits = logits
         self._projection, self._mode, self._labels = projection, mode, labels
-        self.queried = False  # whether any query came this way
+        self.queried = 0  # how many queries came this way
 
     def forward(self, queries: Tensor, *args: Any, **kwargs: Any) -> Any:
         """The network's output at the projected queries."""
-        self.queried = True
+        self.queried += 1
         queries = plain_tensor(queries)
         # A copy, for a network that writes into its input: what is projected is one.
         queries = queries.clone() if self._projection is None else self._projection(queries)
@@ -301,13 +301,26 @@ def model_replaced(attack: Any, stand_in: ProjectedModel) -> Iterator[None]:
                 attack.model = before
 
 
-def warn_if_not_queried(attack: Any, queried: bool, unchanged: bool) -> None:
-    """Say so if an attack found something without asking ``.model``: its steps were not projected then."""
-    if not queried and not unchanged:
+@contextmanager
+def counted_calls(model: Any) -> Iterator[list[None]]:
+    """A list that grows with each call of a network for the length of a block; empty for a function."""
+    calls: list[None] = []
+    with ExitStack() as stack:
+        if isinstance(model, nn.Module):
+            stack.enter_context(model.register_forward_pre_hook(lambda *_: calls.append(None)))
+        yield calls
+
+
+def warn_if_not_queried(attack: Any, queried: int, unchanged: bool, calls: int = 0) -> None:
+    """Say so if an attack found something without asking ``.model``, or also otherwise (``calls`` of the network in all):
+    its steps were not projected then.
+    """
+    if (not queried or calls > queried) and not unchanged:
+        past = f"with {calls - queried} call(s) of its network past .model"
+        how = past if queried else "without one query to its network (.model; ART's .estimator)"
         warnings.warn(
-            f"{type(attack).__name__} changed the images without one query to its network (.model; ART's .estimator), "
-            "so only its result was projected, not its steps. If it asks the network under another name or through another "
-            "attack, wrap that instead.",
+            f"{type(attack).__name__} changed the images {how}, so steps of it were not projected, only its result. If it "
+            "asks the network under another name or through another attack, wrap that instead.",
             RuntimeWarning,
             stacklevel=4,
         )

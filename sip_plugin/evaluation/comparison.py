@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sip_plugin.evaluation.eps import EpsDict, distinct_eps, eps_labels
 from sip_plugin.evaluation.plots import Curve, draw
 from sip_plugin.evaluation.report import Report, differences, short_notes
-from sip_plugin.evaluation.statistics import PairedImages, paired_images
+from sip_plugin.evaluation.statistics import PairedImages, note_on_extremes, paired_images
 from sip_plugin.evaluation.tables import Best, Table, Tabular, per_cent
 
 if TYPE_CHECKING:
@@ -239,6 +239,7 @@ class RobustnessComparison(Tabular):
         yield _meaning_of_spread(self.rows)
         sample = "Beside that, the images are a sample: the binomial standard error of one run's figure is up to"
         yield f"{sample} {per_cent(error, 1)} points."
+        yield from note_on_extremes((share for each in reports for share in each.accuracy.values()), len(reports[0]))
         yield reports[0].survivors
         yield from _remarks(self.rows).values()
         warned: dict[str, dict[str, None]] = {}

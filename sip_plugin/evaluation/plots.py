@@ -64,6 +64,8 @@ def draw(
         axes.grid(axis="y", color="0.9", linewidth=0.6)
         axes.axhline(0, color="0.9", linewidth=0.6)  # so that the axis has the zero
     side_by_side[0].set_ylabel(what, parse_math=False)
+    if max(axes.get_ylim()[1] for axes in side_by_side) < 1:  # nothing but zeros
+        side_by_side[0].set_ylim(-1, 20)
     if any(labels):
         legend = figure.legend(lines.values(), lines.keys(), loc="outside right center", fontsize=_FONT, frameon=False)
         for name in legend.get_texts():

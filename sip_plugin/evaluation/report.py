@@ -19,7 +19,7 @@ from torch import Tensor
 from sip_plugin.checks import Norm
 from sip_plugin.evaluation.eps import NORMS, EpsDict, eps_labels
 from sip_plugin.evaluation.plots import Curve, draw
-from sip_plugin.evaluation.statistics import standard_error, wilson_interval
+from sip_plugin.evaluation.statistics import note_on_extremes, standard_error, wilson_interval
 from sip_plugin.evaluation.tables import Table, Tabular, per_cent, write_text
 
 if TYPE_CHECKING:
@@ -214,6 +214,7 @@ class Report(Tabular):
             notes=(
                 "Robust accuracy: the number to report, the worst case over the attacks image by image; ± the binomial "
                 "standard error.",
+                *note_on_extremes(self.accuracy.values(), len(self)),
                 "after ...: accuracy left by the examples carried from another ε, then by each attack in turn, on the "
                 "images that were left. Cumulative, so not the robust accuracy under that attack alone.",
                 self.survivors,

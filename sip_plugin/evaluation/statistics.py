@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -21,6 +22,14 @@ def wilson_interval(share: float, count: int, z: float = 1.959964) -> tuple[floa
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def note_on_extremes(shares: Iterable[float], count: int) -> tuple[str, ...]:
+    """What a reader must know where a share is 0 or 1, whose standard error is 0."""
+    if not any(share in (0, 1) for share in shares):
+        return ()
+    width = 100 * wilson_interval(0.0, count)[1]
+    return (f"At 0 and 100 per cent that error is 0; Wilson's 95 per cent interval there is {width:.1f} points wide.",)
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """The exact two-sided p-value of McNemar's test, from how many images one of two networks alone has right."""
     count = only_first + only_second
@@ -35,7 +44,7 @@ class PairedImages(NamedTuple):
     """How many images both networks have right, only the first, only the second, or neither.
 
     ``p_value`` is that of McNemar's exact test, two-sided: how likely a split of the images that tell the networks apart at
-    least this uneven would be, were both equally accurate on images like these. It speaks of two networks, not of the
+    least this uneven would be, were both equally accurate on images like these. It compares two networks, not the
     methods that trained them: those have other seeds too.
     """
 

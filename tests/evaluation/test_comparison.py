@@ -114,6 +114,7 @@ Accuracy in per cent: 1000 images, L∞, PGD.
 - Robust accuracy: the worst case over the attacks, image by image.
 - Mean ± sample standard deviation over runs (seeds): Standard 1, Madry 2, SIP-AT 2.
 - Beside that, the images are a sample: the binomial standard error of one run's figure is up to 1.6 points.
+- At 0 and 100 per cent that error is 0; Wilson's 95 per cent interval there is 0.4 points wide.
 - Survivors were not assumed: each was attacked at the smaller ε too (assume\\_survivors=False).
 """
     )

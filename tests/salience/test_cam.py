@@ -161,7 +161,7 @@ def test_what_gives_no_map_is_a_clear_error(network, images):
         CAMSalience(network)(images * 255)
     with pytest.raises(ValueError, match="No stage"):
         CAMSalience(nn.Sequential(nn.Flatten(), nn.Linear(768, 10)))(images)
-    with pytest.raises(ValueError, match=r"has no layer 'layer4'\. It has: 0, 1"):
+    with pytest.raises(ValueError, match=r"has no layer 'layer4'.* 4, "):
         CAMSalience(network, layer="layer4")(images)
     with pytest.raises(ValueError, match="logits"):
         CAMSalience(network[:3])(images)
