@@ -33,9 +33,9 @@ class Assignment:
 def assign(manifest: Mapping[str, Any], seed: int, participant: int) -> Assignment:
     """The trials of participant 0, 1, 2, … of a study: a pure function of its arguments.
 
-    Ten images of different classes, each at every level, in an order drawn at random from those in which an image never follows
-    itself. Over the first n participants, for every n, all classes, all images and all levels are shown equally often,
-    within one; with one or two versions and a multiple of ten classes this holds within each version too.
+    Ten images of different classes, each at every level, in an order drawn at random from those in which an image never
+    follows itself. Over the first n participants, for every n, all classes, all images and all levels are shown equally
+    often, within one; with one or two versions and a multiple of ten classes this holds within each version too.
 
     Args:
         manifest: Its ``images`` (``id`` and ``class``), ``levels`` and ``versions`` are used.
@@ -52,8 +52,8 @@ def assign(manifest: Mapping[str, Any], seed: int, participant: int) -> Assignme
     if len(pool) < IMAGES or any(len(ids) != each for ids in pool.values()):
         raise ValueError(f"The pool must have at least {IMAGES} classes, all with the same number of images.")
     # The classes come round and round in one order, so any ten in a row differ; in each round a class shows its next image.
-    # A pass is the fewest rounds that show every image equally often to a whole number of participants. A cycle is a pass for
-    # each version, in which every group of images meets all versions. The next cycle has another order.
+    # A pass is the fewest rounds that show every image equally often to a whole number of participants. A cycle is a pass
+    # for each version, in which every group of images meets all versions. The next cycle has another order.
     versions: Sequence[str] = manifest["versions"]
     rounds = math.lcm(each, IMAGES // math.gcd(len(pool), IMAGES))
     groups = rounds * len(pool) // IMAGES

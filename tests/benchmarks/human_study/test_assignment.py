@@ -1,4 +1,5 @@
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -27,15 +28,13 @@ def test_ten_thousand_participants_of_the_papers_pool():
         assert len(set(assignment.trials)) == 50  # ten images, each at five levels
         assert {image: images.count(image) for image in images} == dict.fromkeys(images, len(LEVELS))
         assert len({of_class[image] for image in images}) == IMAGES
-        assert all(one != next_ for one, next_ in zip(images, images[1:], strict=False))
+        assert all(one != next_ for one, next_ in pairwise(images))
         versions[assignment.version] += 1
         for name in ("", assignment.version):
             shown[name].update(assignment.trials)
             shown[name].update(set(images))
             shown[name].update(of_class[image] for image in set(images))
-        follows.update(
-            (one.level, next_.level) for one, next_ in zip(assignment.trials, assignment.trials[1:], strict=False)
-        )
+        follows.update((one.level, next_.level) for one, next_ in pairwise(assignment.trials))
         places.update((trial.level, place) for place, trial in enumerate(assignment.trials))
         if participant % 97 == 0 or participant == 9_999:  # not only at the end, where a cycle may be complete
             for counts in shown.values():
