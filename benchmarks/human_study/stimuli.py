@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar=("NETWORK", "FILE [NAME]"),
         help="a network that is attacked: its name in benchmarks.paper, or MODULE:FUNCTION, called with the number of "
-        "classes; its weights; what the version is called. Once for each version of the study (digits: two small ones by default)",
+        "classes; its weights; what the version is called. Once for each version of the study (digits have two small ones)",
     )
     attack.add_argument("--levels", type=float, nargs="+", default=[1, 2, 4, 8], help="ε·255 (default: 1 2 4 8)")
     attack.add_argument(
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the stimuli; the same command goes on in it")
 
 
-def main(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> None:
     """Make the stimuli, and say how many of them still fool their network.
 
     Raises:

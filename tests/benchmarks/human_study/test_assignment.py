@@ -4,13 +4,7 @@ from itertools import pairwise
 import pytest
 
 from benchmarks.human_study.assignment import IMAGES, Trial, assign
-
-LEVELS = [0, 1, 2, 4, 8]
-
-
-def pool(classes, each=5, versions=("resnet50", "densenet121")):
-    images = [{"id": f"{c:03}-{i:04}", "class": c} for c in range(classes) for i in range(each)]
-    return {"levels": LEVELS, "versions": list(versions), "images": images}
+from tests.benchmarks.human_study.answers import LEVELS, pool
 
 
 def spread(counts, keys):
