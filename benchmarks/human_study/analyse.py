@@ -63,8 +63,10 @@ def run(options: argparse.Namespace) -> None:
     for name, frame in (("answers", study.answers), ("participants", study.participants), ("estimates", _rows(groups))):
         frame = frame.assign(simulated=frame.get("simulated", int(study.simulated > 0)))
         write_text(options.out / f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
+    drawn = figure(study, groups)
     for suffix in ("png", "pdf"):
-        figure(study, groups, options.out / f"figure5.{suffix}")
+        with atomic_write(options.out / f"figure5.{suffix}") as file:
+            drawn.savefig(file, dpi=200, format=suffix)
     settings = {"samples": options.samples, "least_median_ms": options.least_median_ms}
     write_json(options.out / "record.json", run_record(options.seed) | settings | {"study": study.conditions})
     print("\n\n".join(map(str, tables)))
@@ -325,7 +327,7 @@ def _paper(group: Group, levels: Sequence[float]) -> Iterator[list[str]]:
         yield [f"ε = {level}: {words}", read_as, shown, agrees]
 
 
-def figure(study: Study, groups: Mapping[str, Group], path: Path) -> None:
+def figure(study: Study, groups: Mapping[str, Group]) -> Figure:
     """Draw figure 5: detection rates by ε, with intervals; what are no people's answers has that written across."""
     drawn: Figure = import_extra("matplotlib.figure", "plots").Figure((6.4, 4.2), layout="constrained")
     axes = drawn.subplots()
@@ -355,8 +357,7 @@ def figure(study: Study, groups: Mapping[str, Group], path: Path) -> None:
         axes.text(
             *(0.7, 0.12, words), transform=axes.transAxes, ha="center", va="center", fontsize=36, color="0.85", zorder=0
         )
-    with atomic_write(path) as file:
-        drawn.savefig(file, dpi=200, format=path.suffix[1:])
+    return drawn
 
 
 def _rows(groups: Mapping[str, Group]) -> pd.DataFrame:

@@ -101,13 +101,14 @@ def bootstrap(
     sampled, errors = _with_error(weights, shares, trials, levels)
     with np.errstate(all="ignore"):
         distance = (sampled - value) / errors
-    distance[~np.isfinite(distance) | ~(errors > 1e-12)] = np.nan
+    none = 1e-6  # a standard error that rounding alone has made is below it, any other one above
+    distance[~np.isfinite(distance) | ~(errors > none)] = np.nan
     empty = np.isnan(distance).mean(0) > 0.05  # too few samples left, and those the convenient ones
     distance[:, empty] = 0.0
     low, high = np.nanquantile(distance, [0.025, 0.975], axis=0)
     intervals = np.stack([value[0] - high * error[0], value[0] - low * error[0]], axis=-1)
     intervals[: len(levels)] = intervals[: len(levels)].clip(0, 1)
-    intervals[empty | ~(error[0] > 1e-12)] = np.nan
+    intervals[empty | ~(error[0] > none)] = np.nan
     return value[0], error[0], intervals
 
 
@@ -118,7 +119,8 @@ def _with_error(weights: Array, shares: Array, trials: int, levels: Sequence[flo
     products = (shares[:, :, None] * shares[:, None, :]).reshape(people, -1)
     covariance = (weights @ products).reshape(-1, count, count) - rates[:, :, None] * rates[:, None, :]
     values, gradients = estimates(rates, people * trials, levels)
-    variance = ((gradients @ covariance) * gradients).sum(-1) / people
+    with np.errstate(invalid="ignore"):  # where there is no threshold
+        variance = ((gradients @ covariance) * gradients).sum(-1) / people
     return values, np.sqrt(np.maximum(variance, 0))
 
 

@@ -1,7 +1,7 @@
 """How wide a study's intervals will be, and how often they hold the truth, from simulated studies.
 
-Simulated participants differ in how easily they say "perturbed": the rates of one are quantiles of Beta distributions with the
-given means, the same quantile at all levels. With a + b = 6 their standard deviation is 19 points around a mean of one half.
+Simulated participants differ in how easily they say "perturbed": the rates of one are quantiles of Beta distributions with
+the given means, the same quantile at all levels. With a + b = 6 their standard deviation is 19 points around a mean of ½.
 """
 
 from __future__ import annotations
