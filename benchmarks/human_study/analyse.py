@@ -152,7 +152,7 @@ def read(path: Path, least_median_ms: float = 300) -> Study:
     if simulated:
         notes.append(f"Simulated, not a study: {simulated} of {len(people)} participants are no people.")
     if str(conditions.get("preview", "0")).lower() in ("1", "true"):
-        notes.append("Preview, not a study: these answers were given without a consent text.")
+        notes.append("Preview, not a study.")
     levels = tuple(map(float, counts.columns))
     return Study(people, answers, levels, conditions, tuple(rules), tuple(notes))
 

@@ -81,8 +81,7 @@ def run(options: argparse.Namespace) -> None:
     if options.fooled_at not in (None, *options.levels):
         raise ValueError(f"--fooled-at must be one of the levels {options.levels}.")
     images = _test_images(options)
-    networks = _networks(options, images)
-    makers = {name: _Maker(network, name, images, options) for name, network in networks.items()}
+    makers = {name: _Maker(name, *found, images, options) for name, found in _networks(options, images).items()}
     chosen, rest = _choose(images, makers, options)
     classes = {images.labels[index] for index in chosen}
     left_out = [name for k, name in enumerate(images.names) if k not in classes]
@@ -91,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(
             f"{len(classes)} classes have {options.per_class} images{why}; a study needs {IMAGES}. Lower --per-class."
         )
-    pair = [index for index, _ in zip(rest, range(2), strict=False)]
+    pair = rest[:2]
     if len(pair) < 2:
         raise ValueError("The examples need two test images that are not in the pool: lower --per-class.")
     for maker in makers.values():
@@ -157,9 +156,10 @@ def _test_images(options: argparse.Namespace) -> _Images:
     return _Images(test, test.tensors[1].tolist(), [str(k) for k in range(splits.classes)], origin)
 
 
-def _networks(options: argparse.Namespace, images: _Images) -> dict[str, nn.Module]:
+def _networks(options: argparse.Namespace, images: _Images) -> dict[str, tuple[nn.Module, dict[str, str]]]:
+    """The attacked networks by their version's name, and what they are."""
     channels, classes = images[0].shape[0], len(images.names)
-    networks: dict[str, nn.Module] = {}
+    networks: dict[str, tuple[nn.Module, dict[str, str]]] = {}
     if options.network is None:
         if options.dataset != "digits":
             raise ValueError("--network says which network is attacked; digits alone have networks of their own.")
@@ -167,8 +167,9 @@ def _networks(options: argparse.Namespace, images: _Images) -> dict[str, nn.Modu
         data = load_data("digits", Source())
         for arch in ("convnet8", "convnet16"):
             torch.manual_seed(options.seed)
-            networks[arch] = build_network(arch, channels, classes)
-            train(AdversarialTrainer(networks[arch], "standard"), data, _DIGITS, bf16=False, title=arch)
+            network = build_network(arch, channels, classes)
+            train(AdversarialTrainer(network, "standard"), data, _DIGITS, bf16=False, title=arch)
+            networks[arch] = network, {"network": arch, "trained": f"{_DIGITS.epochs} epochs, standard training"}
     for given in options.network or ():
         if len(given) not in (2, 3):
             raise ValueError("--network takes a network, the file of its weights and, if you like, a name.")
@@ -182,8 +183,8 @@ def _networks(options: argparse.Namespace, images: _Images) -> dict[str, nn.Modu
         version = name[0] if name else arch.rpartition(":")[2]
         if version in networks:
             raise ValueError(f"Two versions are called {version}: give them names, --network NETWORK FILE NAME.")
-        networks[version] = network
-    return {name: network.to(options.device).eval() for name, network in networks.items()}
+        networks[version] = network, {"network": arch, "file": Path(file).name}
+    return networks
 
 
 class _Stimulus:
@@ -202,9 +203,12 @@ class _Stimulus:
 class _Maker:
     """Attacks one network."""
 
-    def __init__(self, network: nn.Module, name: str, images: _Images, options: argparse.Namespace) -> None:
-        self.network, self.name, self.images, self.options = network, name, images, options
-        self.description = {"class": type(network).__name__, "weights_sha256": model_hash(network)}
+    def __init__(
+        self, name: str, network: nn.Module, about: Mapping[str, str], images: _Images, options: argparse.Namespace
+    ) -> None:
+        self.name, self.images, self.options = name, images, options
+        self.network = network.to(options.device).eval()
+        self.description = {**about, "weights_sha256": model_hash(network)}
         self.stimuli: dict[tuple[int, float], _Stimulus] = {}
         self.right: dict[int, bool] = {}
         named = options.attack == "autoattack"
@@ -298,16 +302,13 @@ def round_towards(clean: Tensor, perturbed: Tensor, level: float) -> Tensor:
     return (clean + change).to(torch.uint8)
 
 
-def _choose(
-    images: _Images, makers: Mapping[str, _Maker], options: argparse.Namespace
-) -> tuple[list[int], Iterator[int]]:
+def _choose(images: _Images, makers: Mapping[str, _Maker], options: argparse.Namespace) -> tuple[list[int], list[int]]:
     """The pool, class by class, and the images that are left, both in random order."""
     order = torch.randperm(len(images.labels), generator=torch.Generator().manual_seed(options.seed)).tolist()
     waiting: dict[int, list[int]] = {}
     for index in order:
         waiting.setdefault(images.labels[index], []).append(index)
     pool: dict[int, list[int]] = {label: [] for label in sorted(waiting)}
-    tried: set[int] = set()
     while True:
         batch = []
         for label, indices in waiting.items():
@@ -316,7 +317,6 @@ def _choose(
             del indices[:missing]
         if not batch:
             break
-        tried.update(batch)
         if options.fooled_at is not None:
             for maker in makers.values():
                 maker.make(batch, options.fooled_at)
@@ -325,7 +325,8 @@ def _choose(
             if all(stimulus is None or stimulus.record["fooled"] for stimulus in made):
                 pool[images.labels[index]].append(index)
     chosen = [index for indices in pool.values() for index in indices if len(indices) == options.per_class]
-    return chosen, (index for index in order if index not in set(chosen))
+    taken = set(chosen)
+    return chosen, [index for index in order if index not in taken]
 
 
 def _entry(index: int, images: _Images, makers: Mapping[str, _Maker], options: argparse.Namespace) -> dict[str, Any]:
