@@ -107,7 +107,8 @@ def run(options: argparse.Namespace) -> None:
             "images_per_class": options.per_class,
             "fooled_at": options.fooled_at,
             "classes_left_out": left_out,
-            "not_broken": "perturbed by PGD, 40 steps of ε/4; what withstands a level is not attacked at the lower ones",
+            "not_broken": "perturbed by PGD, 40 steps of ε/4; so are images that were wrong when clean, that withstood a "
+            "higher level, or whose perturbation rounding would leave nothing of",
             "rounding": "clean images to the nearest of 256 levels, perturbations towards the clean image",
         },
         "levels": [0, *options.levels],
@@ -229,7 +230,9 @@ class _Maker:
         eps, broken, found = level / 255, torch.zeros(len(indices), dtype=torch.bool), clean / 255
         if attacked:
             broken, found = self._attack(found, labels, eps, hashlib.sha256(repr(indices).encode()).hexdigest()[:12])
-        # Of an image that the attack did not break, or that was wrong before, there is no adversarial one.
+        # Of an image that the attack did not break, or that was wrong before, there is no adversarial one. One whose whole
+        # perturbation is below a level, which attacks of minimum norm may find, would be the clean image when rounded.
+        broken &= (round_towards(clean, found, level) != clean).flatten(1).any(1)
         rest = (~broken).nonzero().flatten()
         found[rest] = self._pgd(clean[rest] / 255, labels[rest], eps)
         pixels = round_towards(clean, found, level)

@@ -59,6 +59,25 @@ class Barely(SignStep):
         return images + high * step
 
 
+class Half(SignStep):
+    """A step of half a level, whatever ε is."""
+
+    def __init__(self, model, eps):
+        super().__init__(model, 0.5 / 255)
+
+
+class Touchy(nn.Sequential):
+    """Right on images of 8 bits alone."""
+
+    def forward(self, x):
+        logits, levels = super().forward(x), 255 * x
+        return torch.where((levels - levels.round()).flatten(1).abs().amax(1, True) > 0.25, logits.roll(1, 1), logits)
+
+
+def touchy(classes):
+    return Touchy(nn.Flatten(), nn.Linear(64, classes))
+
+
 def weights(folder, name, strength):
     images, labels = load_digits(return_X_y=True)
     fit = LogisticRegression(C=strength, max_iter=300).fit(images[:600] / 16, labels[:600])
@@ -165,6 +184,18 @@ def test_rounding_may_cost_an_example_its_effect_and_the_manifest_says_so(digits
     found = [each["fooled"] for each in made if each["attack"] == f"{HERE}:Barely"]
     assert len(found) >= 8
     assert found.count(False) >= 4
+
+
+def test_no_image_is_shown_as_perturbed_that_rounding_made_the_clean_one(digits_pool, tmp_path):
+    folder, command = digits_pool
+    command = with_attack(command[: command.index("--network")], "Half", tmp_path)
+    command += ["--network", f"{HERE}:touchy", str(folder / "strong.pt"), "--per-class", "1"]
+    assert main(command) == 0
+    images = json.loads((tmp_path / "manifest.json").read_text())["images"]
+    assert sum(image["clean"]["right"]["touchy"] for image in images) >= 8
+    made = [entry for image in images for entry in image["versions"]["touchy"].values()]
+    assert {entry["attack"] for entry in made} == {"PGD"}
+    assert all(entry["norm"] > 0 for entry in made)
 
 
 @pytest.fixture(scope="module")
