@@ -25,6 +25,7 @@ _PACKAGES = (
     "foolbox",
     "pyautoattack",
     "scikit-learn",
+    "statsmodels",
 )
 
 
