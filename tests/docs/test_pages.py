@@ -207,3 +207,23 @@ def test_the_table_of_digits_is_of_its_result():
     for row, values in zip(rows, results.values(), strict=True):
         figures = (values["clean_all"], values["clean_attacked"], *values["robust"].values())
         assert row.strip("| ").split(" | ")[1:] == [f"{100 * value:.1f}" for value in figures]
+
+
+@pytest.mark.results
+def test_the_widths_on_the_page_of_the_human_study_are_the_power_tables():
+    widths, covered = (RESULTS / "human_study" / "power.md").read_text(encoding="utf-8").split("how often the 95 %")
+    rows = [dict(re.findall(r"^\| (.*?) \| (.*?) \|$", part, re.MULTILINE)) for part in (widths, covered)]
+    columns = [cell.strip() for cell in rows[0][""].split("|")]
+    row = dict(zip(columns, rows[0]["rate (%), ε = 4"].split("|"), strict=True))
+    page = " ".join((ROOT / "docs" / "howto" / "human_study.md").read_text(encoding="utf-8").split())
+    fifty, hundred, most = (f"{float(row[f'{people} people']):.0f}" for people in (50, 100, 330))
+    assert f"ε = 4 is {fifty} points wide, with 100 it is {hundred}, with 330 it is {most}" in page
+    ours = [
+        float(cell)
+        for name, cells in rows[1].items()
+        if cells[0].isdigit() and "Wilson" not in name and name != "slope by GEE"
+        for cell in cells.split("|")[1:]
+    ]
+    assert 93 <= min(ours) <= max(ours) <= 97
+    wilson = [float(cell) for name, cells in rows[1].items() if "Wilson" in name for cell in cells.split("|")[1:]]
+    assert 78 < min(wilson) <= max(wilson) < 86
