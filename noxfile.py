@@ -2,8 +2,8 @@
 
 A session installs the wheel with the oldest or the newest releases of its requirements that have wheels for that Python, and
 runs the tests of the source distribution with ``sip_plugin/`` taken out of it. What follows ``--`` goes to pytest.
-``out/matrix/`` keeps requirements and outcome of each session; ``benchmarks/results/matrix.md`` is the table of all of them. A run
-of some tests only (a path, ``-k``, ``-m``) is not recorded.
+``out/matrix/`` keeps requirements and outcome of each session; ``benchmarks/results/matrix.md`` is the table of all of them.
+A run of some tests only (a path, ``-k``, ``-m``) is not recorded.
 """
 
 import re

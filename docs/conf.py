@@ -8,6 +8,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of the notebooks' kernels
 project = "sip-plugin"
 author = copyright = "The sip-plugin developers"
 release = version = metadata.version(project)
+urls = dict(
+    entry.split(", ") for entry in metadata.metadata(project).get_all("Project-URL") or []
+)
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 
@@ -16,6 +19,21 @@ html_title = f"sip-plugin {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_theme_options = {
+    "source_repository": urls["Repository"],
+    "source_branch": "main",
+    "source_directory": "docs/",
+    "footer_icons": [
+        {
+            "name": "Repository",
+            "url": urls["Repository"],
+            "html": '<svg viewBox="0 0 16 16" fill="none" stroke="currentColor" stroke-width="1.5">'
+            '<path d="M5 3.5.8 8 5 12.5M11 3.5 15.2 8 11 12.5M9.3 2.5 6.7 13.5"/></svg>',
+            "class": "",
+        }
+    ],
+}
+pygments_dark_style = "monokai"  # furo's own underlines names
 html_show_search_summary = (
     False  # it would be fetched, which browsers refuse for files on disk
 )

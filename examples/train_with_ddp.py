@@ -1,4 +1,4 @@
-"""SIP-AT on several processes with DistributedDataParallel; the search never wakes its reducer.
+"""SIP-AT on several processes with DistributedDataParallel; the search makes it exchange nothing.
 
 torchrun --nproc-per-node 2 examples/train_with_ddp.py
 """
@@ -57,7 +57,10 @@ def main() -> None:
             accuracy = (network(x[1400:]).argmax(1) == y[1400:]).float().mean().item()
         same = all(torch.equal(weights, other) for other in others)
         print(f"{len(others)} processes, weights {'equal' if same else 'DIFFERENT'}, clean accuracy {accuracy:.1%}")
-    del criterion, model  # before the group: destroyed after it, DistributedDataParallel can wait for its threads for ever
+    del (
+        criterion,
+        model,
+    )  # before the group: destroyed after it, DistributedDataParallel can wait for its threads for ever
     dist.destroy_process_group()
 
 
