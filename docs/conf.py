@@ -1,7 +1,11 @@
 """Sphinx's settings: Markdown pages, notebooks that run while the site is built, a reference from the docstrings."""
 
 import os
+import re
 from importlib import metadata
+from pathlib import Path
+
+from sphinx.application import Sphinx
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of the notebooks' kernels, too
 
@@ -66,3 +70,22 @@ nitpick_ignore_regex = [
         r"(.*\.)?(Report|Table|Tabular|MapSequence|MaskSource|Part|Value|_KLMethod)",
     ),
 ]
+
+
+def link_to_repository(app: Sphinx, page: str, source: list[str]) -> None:
+    """Lead links to files outside ``docs/`` to the repository. In the pages, which are read there too, they are relative."""
+    docs = Path(app.srcdir).resolve()
+
+    def link(match: re.Match[str]) -> str:
+        text, path, anchor = match.groups(default="")
+        target = (docs / page).parent.joinpath(path).resolve()
+        if text.startswith("!") or target.is_relative_to(docs):
+            return match[0]
+        return f"{text}({urls['Repository']}/blob/main/{target.relative_to(docs.parent).as_posix()}{anchor})"
+
+    source[0] = re.sub(r"(!?\[[^\]]*\])\((\.\./[^)#\s]*)(#[^)\s]*)?\)", link, source[0])
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("source-read", link_to_repository)
