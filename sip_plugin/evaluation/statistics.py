@@ -35,8 +35,8 @@ class PairedImages(NamedTuple):
     """How many images both networks have right, only the first, only the second, or neither.
 
     ``p_value`` is that of McNemar's exact test, two-sided: how likely a split of the images that tell the networks apart at
-    least this uneven would be, were both equally accurate on images like these. It compares these two networks and
-    not the methods that trained them, of which each seed gives another network.
+    least this uneven would be, were both equally accurate on images like these. It compares two networks, not the
+    methods that trained them: those have other seeds too.
     """
 
     both: int
