@@ -3,6 +3,7 @@
 A session installs the wheel with the oldest or the newest releases of its requirements that have wheels for that Python, and
 runs the tests of the source distribution with ``sip_plugin/`` taken out of it. What follows ``--`` goes to pytest.
 ``out/matrix/`` keeps requirements and outcome of each session; ``benchmarks/results/matrix.md`` is the table of all of them.
+A run of some tests only (a path, ``-k``, ``-m``) is not recorded.
 """
 
 import re
@@ -40,8 +41,10 @@ PACKAGES = (
 def tests(session: nox.Session, resolution: str) -> None:
     """The tests against the installed wheel."""
     name = "lowest" if resolution == "lowest-direct" else "newest"
-    record = RECORDS / f"{session.python}-{name}"
-    source = Path(session.create_tmp()).absolute() / "source"
+    part = any(arg.startswith(("-k", "-m")) or Path(arg.partition("::")[0]).exists() for arg in session.posargs)
+    temporary = Path(session.create_tmp()).absolute()
+    record = temporary / "record" if part else RECORDS / f"{session.python}-{name}"
+    source = temporary / "source"
     for folder in (record, source):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -71,7 +74,8 @@ def tests(session: nox.Session, resolution: str) -> None:
     )
     if not junit.exists():
         return  # nox --install-only
-    write_table()
+    if not part:
+        write_table()
     if any(int(suite_of(junit).get(key, 0)) for key in ("failures", "errors")):
         session.error(f"{session.name}: tests failed")
 
@@ -88,7 +92,7 @@ def write_table() -> None:
         "# Version matrix",
         "",
         "Made by `nox` (`noxfile.py`): the installed wheel, tested on each Python with the oldest and the newest",
-        "requirements that it can have there. *tests*: `all`, or what pytest was given.",
+        "requirements that it can have there. *tests*: `all`, or the options that pytest was given.",
         "",
     ]
     lines += [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]

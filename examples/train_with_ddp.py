@@ -1,4 +1,4 @@
-"""SIP-AT on several processes with DistributedDataParallel; the search never wakes its reducer.
+"""SIP-AT on several processes with DistributedDataParallel; the search makes it exchange nothing.
 
 torchrun --nproc-per-node 2 examples/train_with_ddp.py
 """

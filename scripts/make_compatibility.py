@@ -31,10 +31,11 @@ HEAD = """\
   attack's variable, is projected in place.
 - **members**: the attack is made of others, each of which is projected in its own way on the images that it is handed.
 
-All guarantees (salient elements bit for bit, the attack's own ball, equality with the bare attack for a map of zeros,
-clean images for a map of ones, as many queries and random draws, nothing left behind) are tests that run over all rows.
+All guarantees (salient elements bit for bit, the attack's own ball, equality with the bare (unwrapped) attack for a map of
+zeros, clean images for a map of ones, as many queries and random draws, nothing left behind) are tests that run over all
+rows.
 
-How much weaker masking only the result is, for every attack:
+What masking only the result costs, for every attack:
 [torchattacks](attack_strength.md#torchattacks), [ART](attack_strength.md#art),
 [Foolbox](attack_strength.md#foolbox). The arguments there are such that the bare attack
 works: with short runs of the randomised ones (DI-FGSM at 10 steps, SI-NI-FGSM, Jitter at its default scale) the two

@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import statistics
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
@@ -39,9 +40,14 @@ def filled(page: str) -> str:
 
     def made(match: re.Match[str]) -> str:
         name, *arguments = match["name"].split()
-        return f"<!-- results: {match['name']} -->\n\n{MAKERS[name](*arguments)}\n\n<!-- end -->"
+        return f"<!-- results: {match['name']} -->\n\n{unbroken(MAKERS[name](*arguments))}\n\n<!-- end -->"
 
     return re.sub(r"<!-- results: (?P<name>[^>]*?) -->.*?<!-- end -->", made, page, flags=re.DOTALL)
+
+
+def unbroken(text: str) -> str:
+    """With no-break spaces in figures, such as ``ε = 1/255`` and ``44.7 ± 0.6``."""
+    return re.sub(r"(?<=ε) = (?=\d)|(?<=\d) ± (?=\d)|(?<=\d) (?=%)", lambda m: m[0].replace(" ", "\u00a0"), text)
 
 
 @functools.cache
@@ -97,12 +103,12 @@ def comparison_setting() -> str:
     share = _same(cell["teacher"]["salient_share"] for cell in cells if cell["teacher"])
     training = cells[0]["cell"]["training"]
     return _paragraph(
-        f"""CIFAR-10, but a sixth of it ({images:,} pixel-exact training images) and a network of five convolutions
+        f"""CIFAR-10, but a sixth of it ({images:,} training images) and a network of five convolutions
         ({parameters:,} parameters), {training["epochs"]} epochs; every method but the standard one trained at
         ε = {training["eps"] * 255:g}/255 (L∞, {training["steps"]} steps of {training["alpha"] * 255:g}/255);
         {len(runs()["madry"])} seeds. SIP-S has its maps from a larger Madry-trained network ({100 * share:.1f} % of the
         elements are salient). The controls preserve as many elements of each image: at random, or those with the least
-        gradient. AutoAttack on all {tested:,} exact test images, free to change every element."""
+        gradient. AutoAttack on {tested:,} test images, free to change every element."""
     )
 
 
@@ -150,7 +156,7 @@ def maps_setting() -> str:
     network = result["networks"]["madry"]
     clean, robust = (f"{100 * network['test_accuracy'][name]:.1f} %" for name in ("clean", "pgd20"))
     return _paragraph(
-        f"""Maps of {result["images"]:,} pixel-exact training images of CIFAR-10, from the gradient of a Madry-trained
+        f"""Maps of {result["images"]:,} training images of CIFAR-10, from the gradient of a Madry-trained
         network ({network["training"]["epochs"]} epochs; {clean} of the test images right, {robust} under PGD-20 at 8/255).
         Mean ± standard deviation over the images, in per cent but for the IoU:"""
     )
@@ -160,15 +166,16 @@ def strength() -> str:
     """Some rows of the table of torchattacks' attacks."""
     head, rule, *rows = committed_table("attack_strength").splitlines()
     chosen = {row.strip("| ").split(" | ")[0]: row for row in rows}
-    return "\n".join([head, rule, *(chosen[name] for name in STRENGTH)])
+    return "\n".join([head, rule, *(chosen[name] for name in ("FGSM", *STRENGTH))])
 
 
 def ratios(name: str) -> str:
-    """The median ratios of a result file under ``speed/``, in the words of the file."""
-    results = _speed(name)["results"].items()
-    return "\n".join(
-        ["| | time ratio |", "|---|---|", *(f"| {k} | {ratio['median_ratio']:.3f} |" for k, ratio in results)]
-    )
+    """The ratios of a result file under ``speed/``, in the words of the file."""
+    lines = ["| | time ratio | middle half of the rounds | rounds |", "|---|---|---|---|"]
+    for what, ratio in _speed(name)["results"].items():
+        low, _, high = statistics.quantiles(ratio["ratios"], method="inclusive")
+        lines.append(f"| {what} | {ratio['median_ratio']:.3f} | {low:.3f}–{high:.3f} | {len(ratio['ratios'])} |")
+    return "\n".join(lines)
 
 
 def peak_memory() -> str:
@@ -192,7 +199,7 @@ def evaluation_setting() -> str:
     width, epochs = result["network"].partition(", ")[2], result["training"]["epochs"]
     return _paragraph(
         f"""One Madry-trained network (five convolutions, {width}, {epochs} epochs), the first {result["images"]} of the
-        exact CIFAR-10 test images: pyautoattack's standard evaluation run anew at each ε, and `evaluate_robustness` as it
+        CIFAR-10 test images: pyautoattack's standard evaluation run anew at each ε, and `evaluate_robustness` as it
         is by default and with `assume_survivors=True`; images still right. One process on one thread, with other work on
         the machine for most of the time:"""
     )
@@ -212,7 +219,9 @@ def _same(values: Iterable[Any]) -> Any:
 
 
 def _paragraph(text: str, **options: Any) -> str:
-    return textwrap.fill(" ".join(text.split()), 125, break_long_words=False, break_on_hyphens=False, **options)
+    return textwrap.fill(
+        unbroken(" ".join(text.split())), 125, break_long_words=False, break_on_hyphens=False, **options
+    )
 
 
 def _item(text: str) -> str:

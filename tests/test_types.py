@@ -126,7 +126,7 @@ def folder(tmp_path):
         if code(page).strip():
             name = "_".join(page.relative_to(ROOT).with_suffix("").parts)
             (tmp_path / f"{name}.py").write_text(
-                "from assumed import *" * (page.name != "README.md") + code(page), encoding="utf-8"
+                "from assumed import *" * (page.name not in ("README.md", "start.md")) + code(page), encoding="utf-8"
             )
     return tmp_path
 

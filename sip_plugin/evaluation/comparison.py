@@ -142,7 +142,7 @@ class ComparisonRow:
         return f"{self.group} {self.name}".strip()
 
     def gains_over(self, other: ComparisonRow) -> EpsDict[Spread]:
-        """What this row has more than another at each ε (0: clean images), run by run: runs of one seed share their luck.
+        """What this row has more than another at each ε (0: clean images), run by run: what runs of one seed share cancels.
 
         Raises:
             ValueError: If the rows have not the same number of runs.

@@ -57,10 +57,10 @@ class AdversarialTrainer:
     ``eps``, ``alpha`` and ``steps`` may also be callables of the epoch that :meth:`set_epoch` was told.
 
     Attributes:
-        metrics: Of the last call, scalars that the host has not waited for: ``loss``; ``clean_loss``, ``clean_accuracy``,
-            ``adversarial_loss`` and ``adversarial_accuracy`` (cross-entropy and share of right answers) where the loss has
-            a pass with those images; ``steps`` (mean number of search steps, each with one forward pass, that an image
-            used) if there was a built-in search; ``salient`` (share of salient elements) if there was a map.
+        metrics: Of the last call, scalar tensors, not synchronised with the device: ``loss``; ``clean_loss``,
+            ``clean_accuracy``, ``adversarial_loss`` and ``adversarial_accuracy`` (cross-entropy and share of right answers)
+            where the loss has a pass with those images; ``steps`` (mean number of search steps, each with one forward pass,
+            that an image used) if there was a built-in search; ``salient`` (share of salient elements) if there was a map.
 
     Raises:
         ValueError: If a method is unknown, a number is out of range, or two settings exclude each other.

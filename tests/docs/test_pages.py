@@ -18,12 +18,12 @@ from torchvision.transforms.v2.functional import to_pil_image
 import sip_plugin
 from benchmarks.every_step import loss, pgd
 from examples.own_method import LogitPairing
-from tests.conftest import ROOT
+from tests.conftest import ROOT, small_network
 from tests.evaluation.conftest import QuickAutoAttack, quick  # noqa: F401
 
 DOCS = ROOT / "docs"
 PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
-LINKED = [ROOT / "README.md", *PAGES, ROOT / "benchmarks" / "paper" / "PAPER.md"]
+LINKED = [*sorted(ROOT.glob("*.md")), *PAGES, ROOT / "benchmarks" / "paper" / "PAPER.md"]
 RESULTS = ROOT / "benchmarks" / "results"
 ELSEWHERE = {path.stem.removeprefix("test_") for path in Path(__file__).parent.glob("test_*.py")}
 
@@ -115,6 +115,10 @@ def check_projected(results, salient, images):
 def check_start(page, images, changed):
     assert page.report.clean_accuracy > 0.6
     assert len(page.report.robust_accuracy) == 2
+    # its stand-ins are what the other pages are tested with, and the names that they take
+    assert str(page.teacher) == str(small_network())
+    assert page.images.shape[1:] == images.shape[1:] == page.input_shape
+    assert {"model", "labels", "x", "y", "dataset", "loader", "optimizer", "epochs"} <= set(vars(page))
 
 
 def check_attacks(page, images, changed):
