@@ -29,7 +29,7 @@ class FabricForward(nn.Module):
 
 
 def unwrap_ddp(model: nn.Module) -> nn.Module:
-    """The network past DistributedDataParallel (also a compiled one), whose reducer a search must not wake."""
+    """The network inside DistributedDataParallel (also a compiled one), whose gradients a search must not synchronise."""
     # By the name of its module, so that Lightning is not imported.
     if "fabric" in type(model).__module__ and hasattr(model, "_forward_module"):
         return FabricForward(model)
