@@ -111,7 +111,7 @@ def test_a_constant_map_has_no_important_pixel(batch):
     ("network", "layer", "says"),
     [
         (nn.Sequential(nn.Flatten(), nn.Linear(768, 10)), None, "layer="),
-        (nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(392, 10)), "layer4", "It has: 0, 1, 2"),
+        (nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(392, 10)), "layer4", "nearest are 2, 1, 0"),
     ],
 )
 def test_no_usable_layer_is_a_clear_error(network, layer, says, batch):
