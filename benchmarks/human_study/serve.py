@@ -60,36 +60,47 @@ _PROLIFIC = ("PROLIFIC_PID", "STUDY_ID", "SESSION_ID")
 class Stimuli:
     """The images of a manifest, each known by the SHA-256 of its file, so that an address says nothing about the image.
 
+    They are held in memory: what is shown is what was checked, whatever happens to the files. All files must have the same
+    length, since a compressed image is the larger the more it was perturbed.
+
     Args:
         folder: Holds ``manifest.json`` and the files it names.
 
     Raises:
         OSError: If a file is missing.
-        ValueError: If a file is not the one in the manifest, or lies outside the folder.
+        ValueError: If a file is not the one in the manifest, lies outside the folder, or has another length than the rest.
     """
 
     def __init__(self, folder: Path) -> None:
         text = (folder / "manifest.json").read_bytes()
         self.sha256 = hashlib.sha256(text).hexdigest()
         self.manifest = json.loads(text)
-        self.files: dict[str, Path] = {}
+        self.files: dict[str, bytes] = {}
         self._images = {image["id"]: image for image in self.manifest["images"]}
         self._folder = folder.resolve()
         for image in self.manifest["images"]:
             for shown in (image["clean"], *(v for version in image["versions"].values() for v in version.values())):
-                if self._add(shown["file"]) != shown["sha256"]:
-                    raise ValueError(f"{folder / shown['file']} is not the image in the manifest.")
+                self._add(shown["file"], shown["sha256"])
+        digests = self.manifest.get("examples_sha256", {})
         self.examples = {
-            version: {kind: [self._add(file) for file in pair] for kind, pair in pairs.items()}
+            version: {kind: [self._add(file, digests.get(file)) for file in pair] for kind, pair in pairs.items()}
             for version, pairs in self.manifest["examples"].items()
         }
+        if len({len(image) for image in self.files.values()}) > 1:
+            raise ValueError(
+                f"The images in {folder} are files of different lengths, which tell how much an image was perturbed: make "
+                "them again with `stimuli`, which writes PNG without compression."
+            )
 
-    def _add(self, file: str) -> str:
+    def _add(self, file: str, sha256: str | None) -> str:
         path = (self._folder / file).resolve()
         if not path.is_relative_to(self._folder):
             raise ValueError(f"{file} lies outside {self._folder}.")
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        self.files[digest] = path
+        image = path.read_bytes()
+        digest = hashlib.sha256(image).hexdigest()
+        if digest != (sha256 or digest):
+            raise ValueError(f"{path} is not the image in the manifest.")
+        self.files[digest] = image
         return digest
 
     def shown(self, version: str, trial: Trial) -> str:
@@ -149,10 +160,11 @@ class Study:
 
     async def image(self, request: Request) -> Response:
         """One image."""
-        path = self.stimuli.files.get(request.path_params["digest"])
-        if path is None:
+        digest = request.path_params["digest"]
+        if digest not in self.stimuli.files:
             raise HTTPException(404, "There is no such image.")
-        return FileResponse(path, headers={"Cache-Control": "private, max-age=31536000, immutable"})
+        headers = {"Cache-Control": "private, max-age=31536000, immutable, no-transform", "ETag": f'"{digest}"'}
+        return Response(self.stimuli.files[digest], headers=headers, media_type="image/png")
 
     async def start(self, request: Request) -> Response:
         """Where a participant stands; one who is new is taken in if they consent, else nothing is stored."""

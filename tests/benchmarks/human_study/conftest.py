@@ -30,7 +30,7 @@ def make_stimuli(folder, classes=10):
 
     def save(name, pixels):
         path = folder / "png" / f"{name}.png"
-        Image.fromarray(pixels).save(path)
+        Image.fromarray(pixels).save(path, compress_level=0)
         return {"file": f"png/{name}.png", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
     def noisy(pixels, level):

@@ -1,5 +1,6 @@
 """What the server stores, what it refuses, and what it keeps when it is killed."""
 
+import hashlib
 import json
 import random
 import socket
@@ -10,12 +11,13 @@ from collections import Counter
 
 import httpx
 import pytest
+from PIL import Image
 
 from benchmarks.human_study.assignment import assign
 from benchmarks.human_study.serve import Stimuli, Study
 from benchmarks.human_study.settings import Settings, read_settings
 from benchmarks.human_study.simulate import Client, levels_of, simulate, take_part
-from tests.benchmarks.human_study.conftest import STUDY, make_stimuli
+from tests.benchmarks.human_study.conftest import SIZE, STUDY, make_stimuli
 
 HTTP = httpx.Client()
 BROWSER = {"width": 1280, "height": 800, "pixel_ratio": 1.25}
@@ -46,8 +48,15 @@ def test_a_participant(serve, stimuli):
     levels = levels_of(manifest)
     assigned = assign(manifest, 0, 0)
     assert [levels[image] for image in me["images"]] == [trial.level for trial in assigned.trials]
+    told = set()
     for image in [*me["images"], *me["examples"]["strong"], *me["examples"]["weak"]]:
-        assert HTTP.get(f"{server.url}/images/{image}.png").content.startswith(b"\x89PNG")
+        reply = HTTP.get(f"{server.url}/images/{image}.png")
+        assert hashlib.sha256(reply.content).hexdigest() == image
+        kept = {name: value for name, value in reply.headers.items() if name not in ("date", "etag")}
+        told.add(tuple(sorted(kept.items())))
+        assert reply.headers["etag"] == f'"{image}"'
+    ((*headers,),) = told  # nothing but the address tells the images apart
+    assert "last-modified" not in dict(headers)
     for trial in range(50):
         assert start(server).json() == me | {"done": trial}  # a reload changes nothing
         if trial < 49:
@@ -274,6 +283,22 @@ def test_stimuli_must_be_those_of_the_manifest(tmp_path):
     path.unlink()
     path.symlink_to(__file__)
     with pytest.raises(ValueError, match="lies outside"):
+        Stimuli(folder)
+
+
+def test_examples_must_be_those_of_the_manifest(tmp_path):
+    folder = make_stimuli(tmp_path / "stimuli")
+    path, manifest = folder / "png" / "example-a-8.png", json.loads((folder / "manifest.json").read_text("utf-8"))
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"examples_sha256": {"png/example-a-8.png": "0"}}))
+    with pytest.raises(ValueError, match=r"example-a-8\.png is not the image in the manifest"):
+        Stimuli(folder)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    Stimuli(folder)
+    Image.new("RGB", SIZE).save(path)  # compressed
+    with pytest.raises(ValueError, match="different lengths.*make them again"):
+        Stimuli(folder)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="example-a-8"):
         Stimuli(folder)
 
 
