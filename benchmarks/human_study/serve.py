@@ -205,6 +205,7 @@ class Study:
             {
                 "started": True,
                 "participant": self.store.token(participant),
+                "withdrawal_code": participant if kind == "BROWSER_ID" else None,
                 "images": [self.stimuli.shown(assignment.version, trial) for trial in assignment.trials],
                 "examples": self.stimuli.examples[assignment.version],
                 "done": row["done"],

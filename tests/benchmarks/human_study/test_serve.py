@@ -295,7 +295,7 @@ def test_examples_must_be_those_of_the_manifest(tmp_path):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     Stimuli(folder)
     Image.new("RGB", SIZE).save(path)  # compressed
-    with pytest.raises(ValueError, match="different lengths.*make them again"):
+    with pytest.raises(ValueError, match=r"different lengths.*make them again"):
         Stimuli(folder)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="example-a-8"):
