@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import shutil
 import socket
 import sqlite3
 import threading
@@ -102,7 +103,14 @@ def test_deletion_on_request(serve, stimuli, tmp_path, capsys):
     assert me["participant"][:32].encode() not in b"".join(path.read_bytes() for path in server.data.iterdir())
     assert answer(server, me, 1).status_code == 403
     assert main(["serve", *arguments, "--delete", "5f3cparticipant"]) == 1
-    assert capsys.readouterr().out == "Deleted.\nThere is no such participant.\n"
+    other = start(server, "p2").json()["participant"][:32]  # a withdrawal code, in studies without Prolific
+    assert main(["serve", *arguments, "--delete", other]) == 0
+    assert rows(server, "SELECT * FROM participants") == []
+    assert capsys.readouterr().out == "Deleted.\nThere is no such participant.\nDeleted.\n"
+    with pytest.raises(SystemExit):
+        main(["serve", *arguments, "--data", str(tmp_path / "mistyped"), "--delete", other])
+    assert "There is no study in" in capsys.readouterr().err
+    assert not (tmp_path / "mistyped").exists()
 
 
 def malformed(me, other):
@@ -264,11 +272,35 @@ def test_what_cannot_be_served(stimuli, tmp_path):
         Study(Settings(), images, tmp_path / "data", preview=False)
     assert not (tmp_path / "data").exists()
     Study(settings, images, tmp_path / "data", preview=False)
-    for changed, preview in ((Settings(consent="Yes?", contact="a", seed=1), False), (settings, True)):
-        with pytest.raises(ValueError, match="choose another folder"):
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "data").iterdir()}
+    assert set(modes.values()) == {0o600}, modes
+    for changed, preview, said in (
+        (
+            Settings(consent="Yes?", contact="a", seed=1),
+            False,
+            r"differs in seed \(0 there, 1 here\): choose another folder",
+        ),
+        (settings, True, r"differs in preview \(0 there, 1 here\)"),
+    ):
+        with pytest.raises(ValueError, match=said):
             Study(changed, images, tmp_path / "data", preview=preview)
+    shutil.copytree(stimuli, tmp_path / "again")
+    file = tmp_path / "again" / "manifest.json"
+    manifest = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps({"command": "another", "commit": "another"} | manifest))  # the same images
+    Study(settings, Stimuli(tmp_path / "again"), tmp_path / "data", preview=False)
+    manifest["images"][0]["class"], manifest["versions"] = 99, ["b", "a"]
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(
+        ValueError, match=r'differs in versions \(\["a", "b"\] there, \["b", "a"\] here\), images: choose'
+    ):
+        Study(settings, Stimuli(tmp_path / "again"), tmp_path / "data", preview=False)
     study = Study(settings, images, tmp_path / "data", preview=False)
     study.store.add("p", lambda number: "a", browser={}, recruitment={}, consent_sha256="", simulated=False)
+    for key in ("", "00", "z" * 64):
+        (tmp_path / "data" / "study.key").write_text(key)
+        with pytest.raises(ValueError, match="is not a key"):
+            Study(settings, images, tmp_path / "data", preview=False)
     (tmp_path / "data" / "study.key").unlink()
     with pytest.raises(ValueError, match="is gone: without it nobody in"):
         Study(settings, images, tmp_path / "data", preview=False)
@@ -284,6 +316,16 @@ def test_stimuli_must_be_those_of_the_manifest(tmp_path):
     path.symlink_to(__file__)
     with pytest.raises(ValueError, match="lies outside"):
         Stimuli(folder)
+
+
+@pytest.mark.parametrize("change", [{"images": [{}]}, {"images": None}, {"examples": {}}, {"levels": [0, 3]}, None])
+def test_a_broken_manifest_gives_a_sentence(stimuli, tmp_path, change):
+    shutil.copytree(stimuli, tmp_path / "stimuli")
+    path = tmp_path / "stimuli" / "manifest.json"
+    text = path.read_text("utf-8")
+    path.write_text(json.dumps(json.loads(text) | change) if change else text[:-9])
+    with pytest.raises(ValueError, match=r"manifest\.json is not a whole manifest"):
+        Stimuli(tmp_path / "stimuli")
 
 
 def test_examples_must_be_those_of_the_manifest(tmp_path):
@@ -316,5 +358,5 @@ def test_examples_must_be_those_of_the_manifest(tmp_path):
 )
 def test_settings_say_what_is_wrong(tmp_path, text, message):
     (tmp_path / "study.toml").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"study\.toml: .*{message}"):
         read_settings(tmp_path / "study.toml")
