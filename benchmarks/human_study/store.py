@@ -35,7 +35,7 @@ class ConflictError(Exception):
 class Store:
     """``study.sqlite`` and ``study.key`` in a folder.
 
-    The key makes the hashes: who has it can tell whether a given Prolific id took part. Delete it once all are paid.
+    The key makes the hashes: anyone who has it can tell whether a given Prolific id took part. Delete it once all are paid.
 
     Args:
         folder: Made if it is not there.

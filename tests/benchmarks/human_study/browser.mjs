@@ -60,6 +60,7 @@ async function toTrials(page) { // by keys alone
 async function whole() {
   let page = await open(participant("whole"));
   await button(page, "I agree and take part").waitFor();
+  seen.consent = await page.locator("#page").innerText();
   await look(page, "1-consent");
   await agree(page);
   for (const [k, name] of ["2-strong", "3-task", "4-weak"].entries()) {

@@ -17,7 +17,7 @@ SIZE = (72, 60)
 LEVELS = (1, 2, 4, 8)
 STUDY = """
 title = "A study"
-consent = "I am of age.\\n\\nI take part of my own will."
+consent = "I am of age.\\nI can see.\\n\\nI take part of my own will."
 contact = "lab@example.org"
 completion_link = "https://example.org/complete?cc=C0DE"
 scale = 1

@@ -65,6 +65,7 @@ def test_no_axe_violation(seen):
 
 
 def test_consent_to_thanks(seen):
+    assert "I am of age.\nI can see.\n\nI take part" in seen["consent"]
     assert seen["headings"] == ["Perturbed images", "Your task", "A weak perturbation"]
     assert [bool(perturbed) for _, perturbed, *_ in seen["rows"]] == seen["answers"]
     assert [trial for trial, *_ in seen["rows"]] == list(range(50))
