@@ -74,10 +74,10 @@ class Store:
             if anybody:
                 raise ValueError(f"{key_file} is gone: without it nobody in {folder} is known again.")
             _write_secret(key_file)
-        key = key_file.read_bytes().strip()
-        if not re.fullmatch(b"[0-9a-f]{64}", key):
+        secret = key_file.read_bytes().strip()
+        if not re.fullmatch(b"[0-9a-f]{64}", secret):
             raise ValueError(f"{key_file} is not a key: put back the one that the study began with.")
-        self._key = bytes.fromhex(key.decode())
+        self._key = bytes.fromhex(secret.decode())
 
     def hashed(self, kind: str, text: str) -> str:
         """A hash of ``text`` that says nothing without the key, and is another one for each ``kind``."""
