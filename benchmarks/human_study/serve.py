@@ -54,42 +54,71 @@ _HEADERS = {
 }
 _BODY_BYTES = 4096
 _DAY_MS = 24 * 60 * 60 * 1000
+_EXAMPLES = ("strong", "weak")
 _PROLIFIC = ("PROLIFIC_PID", "STUDY_ID", "SESSION_ID")
 
 
 class Stimuli:
     """The images of a manifest, each known by the SHA-256 of its file, so that an address says nothing about the image.
 
+    They are held in memory: what is shown is what was checked, whatever happens to the files. All files must have the same
+    length, since a compressed image is the larger the more it was perturbed.
+
     Args:
         folder: Holds ``manifest.json`` and the files it names.
 
     Raises:
         OSError: If a file is missing.
-        ValueError: If a file is not the one in the manifest, or lies outside the folder.
+        ValueError: If a file is not the one in the manifest, lies outside the folder, or has another length than the rest.
     """
 
     def __init__(self, folder: Path) -> None:
-        text = (folder / "manifest.json").read_bytes()
-        self.sha256 = hashlib.sha256(text).hexdigest()
-        self.manifest = json.loads(text)
-        self.files: dict[str, Path] = {}
-        self._images = {image["id"]: image for image in self.manifest["images"]}
+        self.files: dict[str, bytes] = {}
         self._folder = folder.resolve()
-        for image in self.manifest["images"]:
-            for shown in (image["clean"], *(v for version in image["versions"].values() for v in version.values())):
-                if self._add(shown["file"]) != shown["sha256"]:
-                    raise ValueError(f"{folder / shown['file']} is not the image in the manifest.")
-        self.examples = {
-            version: {kind: [self._add(file) for file in pair] for kind, pair in pairs.items()}
-            for version, pairs in self.manifest["examples"].items()
-        }
+        text = (folder / "manifest.json").read_bytes()
+        try:
+            self._read(json.loads(text))
+        except (json.JSONDecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{folder / 'manifest.json'} is not a whole manifest ({type(error).__name__}: {error}): make it again "
+                "with `stimuli`."
+            ) from error
+        if len({len(image) for image in self.files.values()}) > 1:
+            raise ValueError(
+                f"The images in {folder} are files of different lengths, which tell how much an image was perturbed: make "
+                "them again with `stimuli`, which writes PNG without compression."
+            )
 
-    def _add(self, file: str) -> str:
+    def _read(self, manifest: Any) -> None:
+        self.manifest = manifest
+        self._images = {image["id"]: image for image in manifest["images"]}
+        for image in manifest["images"]:
+            versions = [image["versions"][version] for version in manifest["versions"]]
+            levels = [f"{level:g}" for level in manifest["levels"] if level]
+            for shown in (image["clean"], *(version[level] for version in versions for level in levels)):
+                self._add(shown["file"], shown["sha256"])
+        digests, pairs = manifest.get("examples_sha256", {}), manifest["examples"]
+        self.examples = {
+            version: {kind: [self._add(file, digests.get(file)) for file in pairs[version][kind]] for kind in _EXAMPLES}
+            for version in manifest["versions"]
+        }
+        # What the answers of a study belong to; two manifests may differ in the rest.
+        parts = {name: manifest[name] for name in ("levels", "size", "versions", "images")}
+        parts["examples"] = self.examples
+        self.conditions = {name: json.dumps(part, sort_keys=True) for name, part in parts.items()}
+        for name in ("images", "examples"):
+            self.conditions[name] = hashlib.sha256(self.conditions[name].encode()).hexdigest()
+        assign(manifest, 0, 0)
+
+    def _add(self, file: str, sha256: str | None) -> str:
         path = (self._folder / file).resolve()
         if not path.is_relative_to(self._folder):
             raise ValueError(f"{file} lies outside {self._folder}.")
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        self.files[digest] = path
+        image = path.read_bytes()
+        digest = hashlib.sha256(image).hexdigest()
+        if sha256 not in (None, digest):
+            raise ValueError(f"{path} is not the image in the manifest.")
+        self.files[digest] = image
         return digest
 
     def shown(self, version: str, trial: Trial) -> str:
@@ -111,7 +140,8 @@ class Study:
             raise ValueError("There is no consent text: write one into the file given by --study, or add --preview.")
         self.settings, self.stimuli, self.preview = settings, stimuli, preview
         self.trials = len(assign(stimuli.manifest, settings.seed, 0).trials)
-        self.store = Store(folder, _conditions(settings, stimuli, preview=preview))
+        conditions = {"seed": str(settings.seed), "preview": str(int(preview))}
+        self.store = Store(folder, conditions | stimuli.conditions)
         self.assignment = functools.lru_cache(maxsize=4096)(functools.partial(assign, stimuli.manifest, settings.seed))
 
     def application(self) -> ASGIApp:
@@ -137,7 +167,7 @@ class Study:
         return JSONResponse(
             {
                 "title": settings.title,
-                "consent": [part.strip() for part in settings.consent.strip().split("\n\n")],
+                "consent": [part.strip() for part in re.split(r"\n\s*\n", settings.consent.strip())],
                 "contact": settings.contact.strip(),
                 "open": self.preview or settings.recruitment == "open",
                 "preview": self.preview,
@@ -149,10 +179,11 @@ class Study:
 
     async def image(self, request: Request) -> Response:
         """One image."""
-        path = self.stimuli.files.get(request.path_params["digest"])
-        if path is None:
+        digest = request.path_params["digest"]
+        if digest not in self.stimuli.files:
             raise HTTPException(404, "There is no such image.")
-        return FileResponse(path, headers={"Cache-Control": "private, max-age=31536000, immutable"})
+        headers = {"Cache-Control": "private, max-age=31536000, immutable, no-transform", "ETag": f'"{digest}"'}
+        return Response(self.stimuli.files[digest], headers=headers, media_type="image/png")
 
     async def start(self, request: Request) -> Response:
         """Where a participant stands; one who is new is taken in if they consent, else nothing is stored."""
@@ -193,6 +224,7 @@ class Study:
             {
                 "started": True,
                 "participant": self.store.token(participant),
+                "withdrawal_code": participant if kind == "BROWSER_ID" else None,
                 "images": [self.stimuli.shown(assignment.version, trial) for trial in assignment.trials],
                 "examples": self.stimuli.examples[assignment.version],
                 "done": row["done"],
@@ -246,18 +278,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preview", action="store_true", help="no consent text is needed, and no row counts as data")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
-    parser.add_argument("--delete", metavar="PROLIFIC_PID", help="delete what there is of this participant, and end")
+    parser.add_argument(
+        "--delete", metavar="ID", help="delete the participant with this Prolific id or withdrawal code, and end"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Serve until interrupted; the exit status."""
-    settings = read_settings(options.study) if options.study else Settings()
-    stimuli = Stimuli(options.stimuli)
     if options.delete is not None:
-        store = Store(options.data, _conditions(settings, stimuli, preview=options.preview))
-        there = store.delete(store.hashed("participant", f"PROLIFIC_PID={options.delete}"))
+        if not (options.data / "study.sqlite").exists():
+            raise FileNotFoundError(f"There is no study in {options.data}.")
+        store = Store(options.data, {})
+        there = store.delete(options.delete)
+        there |= store.delete(store.hashed("participant", f"PROLIFIC_PID={options.delete}"))
         print("Deleted." if there else "There is no such participant.")
         return 0 if there else 1
+    settings = read_settings(options.study) if options.study else Settings()
+    stimuli = Stimuli(options.stimuli)
     if missing := [path for path in _FILES.values() if not path.exists()]:
         raise FileNotFoundError(f"{missing[0]} is missing: run `npm ci --omit=dev` in {PAGE}.")
     study = Study(settings, stimuli, options.data, preview=options.preview)
@@ -268,10 +305,6 @@ def run(options: argparse.Namespace) -> int:
     with contextlib.suppress(KeyboardInterrupt):
         _Server(config).run()
     return 0
-
-
-def _conditions(settings: Settings, stimuli: Stimuli, *, preview: bool) -> dict[str, str]:
-    return {"seed": str(settings.seed), "manifest_sha256": stimuli.sha256, "preview": str(int(preview))}
 
 
 async def _message(request: Request, fields: Mapping[str, Any]) -> dict[str, Any]:

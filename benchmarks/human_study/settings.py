@@ -55,9 +55,15 @@ def read_settings(path: Path) -> Settings:
     Raises:
         ValueError: If it is not TOML, or has a key or a value that is not known.
     """
-    with path.open("rb") as file:
-        found = tomllib.load(file)
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        return Settings(**_known(found))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _known(found: dict[str, Any]) -> dict[str, Any]:
     known = {field.name for field in dataclasses.fields(Settings)}
     if unknown := sorted(set(found) - known):
-        raise ValueError(f"{path} has unknown keys: {', '.join(unknown)}. The known ones: {', '.join(sorted(known))}.")
-    return Settings(**found)
+        raise ValueError(f"unknown keys: {', '.join(unknown)}. The known ones: {', '.join(sorted(known))}.")
+    return found

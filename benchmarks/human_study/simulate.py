@@ -9,7 +9,6 @@ random at once. Only a server with ``--preview`` lets them in, and every row of 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,8 @@ from random import Random
 from typing import Any
 
 import httpx
+
+from benchmarks.human_study.serve import Stimuli
 
 RATES = (0.2, 0.3, 0.4, 0.6, 0.85)
 """Of "perturbed" at ε = 0, 1, 2, 4, 8; made up, roughly as in the paper's figure 5."""
@@ -136,7 +137,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Simulate; the exit status."""
-    manifest = json.loads((options.stimuli / "manifest.json").read_text(encoding="utf-8"))
+    manifest = Stimuli(options.stimuli).manifest
     stored = simulate(
         options.url,
         manifest,

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 import sqlite3
 import threading
@@ -34,18 +35,19 @@ class ConflictError(Exception):
 class Store:
     """``study.sqlite`` and ``study.key`` in a folder.
 
-    The key makes the hashes: who has it can tell whether a given Prolific id took part. Delete it once all are paid.
+    The key makes the hashes: anyone who has it can tell whether a given Prolific id took part. Delete it once all are paid.
 
     Args:
         folder: Made if it is not there.
-        conditions: Kept in the table ``study`` (seed, manifest, preview); the same folder takes no others later.
+        conditions: Kept in the table ``study`` (seed, preview, stimuli); the same folder takes no others later.
 
     Raises:
-        ValueError: If the folder holds a study under other conditions, or the key of its participants is gone.
+        ValueError: If the folder holds a study under other conditions, or the key of its participants is gone or broken.
     """
 
     def __init__(self, folder: Path, conditions: Mapping[str, str]) -> None:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (folder / "study.sqlite").touch(mode=0o600)  # SQLite gives its other files the same mode
         self._lock = threading.Lock()
         self._connection = sqlite3.connect(
             folder / "study.sqlite", timeout=30, isolation_level=None, check_same_thread=False
@@ -60,17 +62,22 @@ class Store:
                 do("INSERT OR IGNORE INTO study VALUES (?, ?)", (key, value))
             there = {row["key"]: row["value"] for row in do("SELECT * FROM study")}
             anybody = do("SELECT COUNT(*) FROM participants").fetchone()[0]
-        for key, value in conditions.items():
-            if there[key] != value:
-                raise ValueError(
-                    f"{folder} holds a study with {key} = {there[key]}, not {value}: choose another folder."
-                )
+        differ = [
+            key if len(value) == 64 else f"{key} ({there[key]} there, {value} here)"  # nobody reads a hash
+            for key, value in conditions.items()
+            if there[key] != value
+        ]
+        if differ:
+            raise ValueError(f"{folder} holds a study that differs in {', '.join(differ)}: choose another folder.")
         key_file = folder / "study.key"
         if not key_file.exists():
             if anybody:
                 raise ValueError(f"{key_file} is gone: without it nobody in {folder} is known again.")
             _write_secret(key_file)
-        self._key = bytes.fromhex(key_file.read_text(encoding="ascii"))
+        secret = key_file.read_bytes().strip()
+        if not re.fullmatch(b"[0-9a-f]{64}", secret):
+            raise ValueError(f"{key_file} is not a key: put back the one that the study began with.")
+        self._key = bytes.fromhex(secret.decode())
 
     def hashed(self, kind: str, text: str) -> str:
         """A hash of ``text`` that says nothing without the key, and is another one for each ``kind``."""

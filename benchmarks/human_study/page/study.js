@@ -1,5 +1,6 @@
 "use strict";
 
+const main = document.querySelector("main");
 const page = document.querySelector("#page");
 const offline = document.querySelector("#offline");
 const browser = () => ({ width: innerWidth, height: innerHeight, pixel_ratio: devicePixelRatio });
@@ -27,9 +28,17 @@ async function request(path, message) {
   }
 }
 
+/** Keyboard and screen reader go on from the heading of a new page. */
+function begin(element) {
+  const heading = element.querySelector("h1");
+  heading.tabIndex = -1;
+  heading.focus();
+}
+
 /** Shows a page; the index of the button that is pressed. */
 function ask(html, ...buttons) {
   page.innerHTML = html + buttons.map((text) => `<button class="jspsych-btn">${text}</button>`).join("");
+  begin(page);
   return new Promise((resolve) => page.querySelectorAll("button").forEach((button, index) => {
     button.onclick = () => { page.innerHTML = ""; resolve(index); };
   }));
@@ -47,16 +56,21 @@ function fit({ size, scale }) {
   document.body.classList.toggle("too-small", innerWidth < needed[0] || innerHeight < needed[1]);
 }
 
-/** Prolific's ids from the address; without them, where that is allowed, an id that stays in this browser. */
-function identify(study) {
+/** Prolific's ids from the address; without them, where that is allowed, an id that stays in this browser after consent. */
+function identify(study, consent) {
   const given = new URLSearchParams(location.search);
   const ids = ["PROLIFIC_PID", "STUDY_ID", "SESSION_ID"].filter((name) => given.get(name));
   if (given.get("PROLIFIC_PID")) return Object.fromEntries(ids.map((name) => [name, given.get(name)]));
   if (!study.open) throw new Error("Please open this study from its page on Prolific.");
   const made = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (n) => n.toString(16).padStart(2, "0")).join("");
-  const id = localStorage.getItem("id") ?? made();
-  localStorage.setItem("id", id);
-  return { BROWSER_ID: id };
+  try {
+    const id = localStorage.getItem("id") ?? made();
+    if (consent) localStorage.setItem("id", id);
+    return { BROWSER_ID: id };
+  } catch {
+    throw new Error("This browser does not let the study store anything, so it could not go on after a break. Please allow "
+      + "this page to store data (cookies), or use another browser.");
+  }
 }
 
 const pair = ([clean, perturbed]) => `<div class="pair">
@@ -79,7 +93,14 @@ const instructions = ({ strong, weak }, trials) => [
 /** Runs the trials that are left; the link at the end. */
 async function run(me) {
   let link = null;
-  const jsPsych = initJsPsych({ display_element: document.body });
+  const jsPsych = initJsPsych({ display_element: main, on_trial_start: () => main.removeAttribute("tabindex") });
+  const buttons = () => document.querySelectorAll("#jspsych-image-button-response-btngroup button");
+  addEventListener("keydown", (event) => {
+    const choice = ["ArrowLeft", "ArrowRight"].indexOf(event.key);
+    if (choice < 0 || event.repeat || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    if (!document.body.classList.contains("too-small")) buttons()[choice]?.click();
+  });
   const images = me.images.map(address);
   const trials = images.map((stimulus, trial) => ({
     type: jsPsychImageButtonResponse,
@@ -87,27 +108,24 @@ async function run(me) {
     render_on_canvas: false,
     css_classes: ["trial"],
     choices: ["<kbd>←</kbd> Not perturbed", "Perturbed <kbd>→</kbd>"],
-    prompt: `<div class="question"><p>Is this image perturbed?</p><label>Image ${trial + 1} of ${images.length}
+    prompt: `<div class="question"><h1>Is this image perturbed?</h1><label>Image ${trial + 1} of ${images.length}
       <progress max="${images.length}" value="${trial}"></progress></label></div>`,
     on_load: () => {
       document.querySelector("#jspsych-image-button-response-stimulus").alt = "The image to judge";
-      const buttons = document.querySelectorAll("#jspsych-image-button-response-btngroup button");
-      jsPsych.pluginAPI.getKeyboardResponse({
-        valid_responses: ["ArrowLeft", "ArrowRight"],
-        persist: true,
-        callback_function: ({ key }) => {
-          if (!document.body.classList.contains("too-small")) buttons[Number(key.toLowerCase() === "arrowright")].click();
-        },
-      });
+      jsPsych.getDisplayElement().prepend(document.querySelector(".question"));
+      document.querySelector("#announcement").textContent = `Image ${trial + 1} of ${images.length}: is it perturbed?`;
     },
     on_finish: async ({ response, rt }) => { // the next trial waits until the answer is stored
-      jsPsych.pluginAPI.cancelAllKeyboardResponses();
       const answer = { participant: me.participant, trial, image: me.images[trial], perturbed: response === 1, reaction_ms: rt };
       link = (await request("answer", answer)).completion_link;
     },
   }));
+  const pages = instructions(me.examples, images.length);
   const first = me.done ? [] : [{
-    type: jsPsychInstructions, pages: instructions(me.examples, images.length), show_clickable_nav: true,
+    type: jsPsychInstructions, pages, show_clickable_nav: true,
+    allow_keys: false, // an arrow too many would be an answer
+    on_load: () => begin(jsPsych.getDisplayElement()),
+    on_page_change: (index) => index < pages.length && begin(jsPsych.getDisplayElement()),
   }];
   const preload = {
     type: jsPsychPreload,
@@ -121,38 +139,42 @@ async function run(me) {
     await jsPsych.run([preload, ...first, ...trials.slice(me.done)]);
   } finally {
     document.querySelector(".jspsych-content-wrapper").remove();
+    document.querySelector("#announcement").textContent = "";
   }
   return link;
 }
 
-async function main() {
+async function takePart() {
   const study = await request("settings");
   document.title = study.title;
   document.querySelector("#preview").hidden = !study.preview;
   addEventListener("resize", () => fit(study));
   fit(study);
-  const contact = study.contact && `<p>Contact: ${escaped(study.contact)}</p>`;
+  const contact = study.contact && `<p class="text">Contact: ${escaped(study.contact)}</p>`;
+  const code = ({ withdrawal_code: text }) => text ? `<p>If you want your answers deleted later, give this code to the
+    study's contact: <code>${text}</code>. Please note it down; without it nobody can tell which answers are yours.</p>` : "";
   try {
-    const ids = identify(study);
-    const start = (consent) => request("start", { ids, consent, browser: browser(), simulated: false });
+    const start = (consent) => request("start", {
+      ids: identify(study, consent), consent, browser: browser(), simulated: false,
+    });
     let me = await start(false);
     if (!me.started) {
-      const text = study.consent.map((part) => `<p>${escaped(part) || "There is no consent text yet."}</p>`).join("");
+      const text = study.consent.map((part) => `<p class="text">${escaped(part) || "There is no consent text yet."}</p>`).join("");
       if (await ask(`<h1>${escaped(study.title)}</h1>${text}${contact}`, "I agree and take part", "I do not agree")) {
-        await ask("<h1>You have not taken part</h1><p>Nothing was stored. You can close this window; on Prolific, please return your place.</p>");
+        await ask("<h1>You have not taken part</h1><p>Nothing was stored. You can close this window; on Prolific, please return your submission.</p>");
       }
       me = await start(true);
     } else if (0 < me.done && me.done < study.trials) {
       await ask(`<h1>Welcome back</h1><p>You have answered ${me.done} of ${study.trials} images. The study goes on where you
-        stopped: is each image <b>not perturbed</b> (<kbd>←</kbd>) or <b>perturbed</b> (<kbd>→</kbd>)?</p>`, "Go on");
+        stopped: is each image <b>not perturbed</b> (<kbd>←</kbd>) or <b>perturbed</b> (<kbd>→</kbd>)?</p>${code(me)}`, "Go on");
     }
     const link = me.done < study.trials ? await run(me) : me.completion_link;
     await ask(`<h1>Thank you</h1><p>You have answered all ${study.trials} images. Your answers are stored; the study can be done
-      only once.</p>${link ? `<p><a class="jspsych-btn button" href="${escaped(link)}">Complete the study</a></p>` : ""}${contact}`);
+      only once.</p>${code(me)}${link ? `<p><a class="jspsych-btn button" href="${escaped(link)}">Complete the study</a></p>` : ""}${contact}`);
   } catch (error) {
     await ask(`<h1>The study cannot go on</h1><p>${escaped(error.message)}</p>${contact}`, "Load this page again");
     location.reload();
   }
 }
 
-main();
+takePart();

@@ -33,11 +33,14 @@ async function look(page, name) {
   await page.evaluate(require("axe-core").source);
   const found = await page.evaluate(() => axe.run({ runOnly: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"] }));
   seen.violations.push(...found.violations.map((v) => `${name}: ${v.id}: ${v.nodes.map((n) => n.html).join(" ")}`));
+  const landmarks = await page.evaluate(() => ["main", "h1"].map((name) =>
+    [...document.querySelectorAll(name)].filter((element) => element.checkVisibility()).length));
+  if (String(landmarks) !== "1,1") seen.violations.push(`${name}: ${landmarks[0]} main, ${landmarks[1]} h1`);
   if (!found.passes.length) seen.violations.push(`${name}: axe looked at nothing`);
 }
 
 async function shown(page, number) {
-  await page.getByText(`Image ${number} of 50`).waitFor();
+  await page.locator(".question").getByText(`Image ${number} of 50`).waitFor();
 }
 
 async function agree(page) {
@@ -50,20 +53,21 @@ async function toTrials(page) { // by keys alone
   await page.keyboard.press("Tab");
   await page.keyboard.press("Enter");
   await page.getByText("strongly perturbed").waitFor();
-  for (let k = 0; k < 3; k++) await page.keyboard.press("ArrowRight");
+  for (const key of ["Tab", "Enter", "Tab", "Tab", "Enter", "Tab", "Tab", "Enter"]) await page.keyboard.press(key);
   await shown(page, 1);
 }
 
 async function whole() {
   let page = await open(participant("whole"));
   await button(page, "I agree and take part").waitFor();
+  seen.consent = await page.locator("#page").innerText();
   await look(page, "1-consent");
   await agree(page);
   for (const [k, name] of ["2-strong", "3-task", "4-weak"].entries()) {
     seen.headings.push(await heading(page));
     await look(page, name);
-    if (k % 2) await page.keyboard.press("ArrowRight");
-    else await page.locator("#jspsych-instructions-next").click();
+    await page.keyboard.press("ArrowRight"); // means an answer: no page is passed by it
+    await page.locator("#jspsych-instructions-next").click();
   }
   seen.answers = [];
   for (let trial = 0; trial < 50; trial++) {
@@ -156,8 +160,14 @@ async function pixels() {
 }
 
 async function previewed() {
+  const blocked = await open("about:blank");
+  await blocked.addInitScript(() => Object.defineProperty(window, "localStorage", { get() { throw new Error("blocked"); } }));
+  await blocked.goto(`${preview}/`);
+  await blocked.getByText("does not let the study store anything").waitFor();
+  await look(blocked, "16-storage-blocked");
   const page = await open(`${preview}/`);
   await button(page, "I agree and take part").waitFor();
+  seen.storedBeforeConsent = await page.evaluate(() => localStorage.length);
   await look(page, "14-preview");
   await toTrials(page);
   await look(page, "15-preview-trial");
@@ -167,8 +177,27 @@ async function previewed() {
   await page.getByText("This window is too small").waitFor();
   await page.keyboard.press("ArrowRight"); // what is not seen cannot be answered
   await page.setViewportSize({ width: 1280, height: 800 });
+  for (const key of ["Control+ArrowRight", "Alt+ArrowRight", "Meta+ArrowRight"]) await page.keyboard.press(key);
   await page.waitForTimeout(100);
   seen.unanswered = before === (await page.locator(".question").textContent());
+  await page.keyboard.down("ArrowRight");
+  await shown(page, 2);
+  await page.keyboard.down("ArrowRight"); // it is held down
+  await page.waitForTimeout(100);
+  await shown(page, 2);
+  await page.keyboard.up("ArrowRight");
+  seen.announced = await page.getByRole("status").textContent();
+  seen.questionFirst = await page.evaluate(() => Boolean(document.querySelector(".question").compareDocumentPosition(
+    document.querySelector("#jspsych-image-button-response-stimulus")) & Node.DOCUMENT_POSITION_FOLLOWING));
+  await page.reload();
+  await button(page, "Go on").click();
+  for (let number = 2; number <= 50; number++) {
+    await shown(page, number);
+    await page.keyboard.press(number % 2 ? "ArrowLeft" : "ArrowRight");
+  }
+  await page.getByText("Thank you").waitFor();
+  await look(page, "17-preview-thanks");
+  seen.code = await page.locator("code").textContent();
 }
 
 await Promise.all([whole, refused, broken, pixels, previewed].map((part) => part().catch((error) => {

@@ -17,7 +17,7 @@ SIZE = (72, 60)
 LEVELS = (1, 2, 4, 8)
 STUDY = """
 title = "A study"
-consent = "I am of age.\\n\\nI take part of my own will."
+consent = "I am of age.\\nI can see.\\n\\nI take part of my own will."
 contact = "lab@example.org"
 completion_link = "https://example.org/complete?cc=C0DE"
 scale = 1
@@ -30,7 +30,7 @@ def make_stimuli(folder, classes=10):
 
     def save(name, pixels):
         path = folder / "png" / f"{name}.png"
-        Image.fromarray(pixels).save(path)
+        Image.fromarray(pixels).save(path, compress_level=0)
         return {"file": f"png/{name}.png", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
     def noisy(pixels, level):

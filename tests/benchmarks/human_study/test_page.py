@@ -47,6 +47,8 @@ def seen(stimuli, tmp_path_factory):
             "SELECT trial, perturbed, reaction_ms, image, level FROM answers WHERE participant = "
             "(SELECT id FROM participants WHERE finished IS NOT NULL) ORDER BY trial"
         ).fetchall()
+    with sqlite3.connect(folder / "preview" / "study.sqlite") as data:
+        found["codes"] = data.execute("SELECT id FROM participants").fetchall()
     return found | {"out": out, "hosts": set(found["hosts"]), "urls": {study.url[7:], preview.url[7:]}}
 
 
@@ -63,6 +65,7 @@ def test_no_axe_violation(seen):
 
 
 def test_consent_to_thanks(seen):
+    assert "I am of age.\nI can see.\n\nI take part" in seen["consent"]
     assert seen["headings"] == ["Perturbed images", "Your task", "A weak perturbation"]
     assert [bool(perturbed) for _, perturbed, *_ in seen["rows"]] == seen["answers"]
     assert [trial for trial, *_ in seen["rows"]] == list(range(50))
@@ -90,6 +93,13 @@ def test_a_lost_reply_counts_once(seen):
 def test_preview(seen):
     assert seen["banner"].startswith("Preview")
     assert seen["unanswered"]
+    assert seen["announced"] == "Image 2 of 50: is it perturbed?"
+    assert seen["questionFirst"]
+
+
+def test_open_recruitment_stores_nothing_before_consent_and_shows_a_withdrawal_code(seen):
+    assert seen["storedBeforeConsent"] == 0
+    assert seen["codes"] == [(seen["code"],)]
 
 
 @pytest.mark.parametrize(("ratio", "multiple"), [(1, 1), (1.25, 1), (1.5, 2)])

@@ -1,7 +1,9 @@
 """What the server stores, what it refuses, and what it keeps when it is killed."""
 
+import hashlib
 import json
 import random
+import shutil
 import socket
 import sqlite3
 import threading
@@ -10,12 +12,13 @@ from collections import Counter
 
 import httpx
 import pytest
+from PIL import Image
 
 from benchmarks.human_study.assignment import assign
 from benchmarks.human_study.serve import Stimuli, Study
 from benchmarks.human_study.settings import Settings, read_settings
 from benchmarks.human_study.simulate import Client, levels_of, simulate, take_part
-from tests.benchmarks.human_study.conftest import STUDY, make_stimuli
+from tests.benchmarks.human_study.conftest import SIZE, STUDY, make_stimuli
 
 HTTP = httpx.Client()
 BROWSER = {"width": 1280, "height": 800, "pixel_ratio": 1.25}
@@ -46,8 +49,15 @@ def test_a_participant(serve, stimuli):
     levels = levels_of(manifest)
     assigned = assign(manifest, 0, 0)
     assert [levels[image] for image in me["images"]] == [trial.level for trial in assigned.trials]
+    told = set()
     for image in [*me["images"], *me["examples"]["strong"], *me["examples"]["weak"]]:
-        assert HTTP.get(f"{server.url}/images/{image}.png").content.startswith(b"\x89PNG")
+        reply = HTTP.get(f"{server.url}/images/{image}.png")
+        assert hashlib.sha256(reply.content).hexdigest() == image
+        kept = {name: value for name, value in reply.headers.items() if name not in ("date", "etag")}
+        told.add(tuple(sorted(kept.items())))
+        assert reply.headers["etag"] == f'"{image}"'
+    ((*headers,),) = told  # nothing but the address tells the images apart
+    assert "last-modified" not in dict(headers)
     for trial in range(50):
         assert start(server).json() == me | {"done": trial}  # a reload changes nothing
         if trial < 49:
@@ -93,7 +103,14 @@ def test_deletion_on_request(serve, stimuli, tmp_path, capsys):
     assert me["participant"][:32].encode() not in b"".join(path.read_bytes() for path in server.data.iterdir())
     assert answer(server, me, 1).status_code == 403
     assert main(["serve", *arguments, "--delete", "5f3cparticipant"]) == 1
-    assert capsys.readouterr().out == "Deleted.\nThere is no such participant.\n"
+    other = start(server, "p2").json()["participant"][:32]  # a withdrawal code, in studies without Prolific
+    assert main(["serve", *arguments, "--delete", other]) == 0
+    assert rows(server, "SELECT * FROM participants") == []
+    assert capsys.readouterr().out == "Deleted.\nThere is no such participant.\nDeleted.\n"
+    with pytest.raises(SystemExit):
+        main(["serve", *arguments, "--data", str(tmp_path / "mistyped"), "--delete", other])
+    assert "There is no study in" in capsys.readouterr().err
+    assert not (tmp_path / "mistyped").exists()
 
 
 def malformed(me, other):
@@ -255,11 +272,35 @@ def test_what_cannot_be_served(stimuli, tmp_path):
         Study(Settings(), images, tmp_path / "data", preview=False)
     assert not (tmp_path / "data").exists()
     Study(settings, images, tmp_path / "data", preview=False)
-    for changed, preview in ((Settings(consent="Yes?", contact="a", seed=1), False), (settings, True)):
-        with pytest.raises(ValueError, match="choose another folder"):
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "data").iterdir()}
+    assert set(modes.values()) == {0o600}, modes
+    for changed, preview, said in (
+        (
+            Settings(consent="Yes?", contact="a", seed=1),
+            False,
+            r"differs in seed \(0 there, 1 here\): choose another folder",
+        ),
+        (settings, True, r"differs in preview \(0 there, 1 here\)"),
+    ):
+        with pytest.raises(ValueError, match=said):
             Study(changed, images, tmp_path / "data", preview=preview)
+    shutil.copytree(stimuli, tmp_path / "again")
+    file = tmp_path / "again" / "manifest.json"
+    manifest = json.loads(file.read_text("utf-8"))
+    file.write_text(json.dumps({"command": "another", "commit": "another"} | manifest))  # the same images
+    Study(settings, Stimuli(tmp_path / "again"), tmp_path / "data", preview=False)
+    manifest["images"][0]["class"], manifest["versions"] = 99, ["b", "a"]
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(
+        ValueError, match=r'differs in versions \(\["a", "b"\] there, \["b", "a"\] here\), images: choose'
+    ):
+        Study(settings, Stimuli(tmp_path / "again"), tmp_path / "data", preview=False)
     study = Study(settings, images, tmp_path / "data", preview=False)
     study.store.add("p", lambda number: "a", browser={}, recruitment={}, consent_sha256="", simulated=False)
+    for key in ("", "00", "z" * 64):
+        (tmp_path / "data" / "study.key").write_text(key)
+        with pytest.raises(ValueError, match="is not a key"):
+            Study(settings, images, tmp_path / "data", preview=False)
     (tmp_path / "data" / "study.key").unlink()
     with pytest.raises(ValueError, match="is gone: without it nobody in"):
         Study(settings, images, tmp_path / "data", preview=False)
@@ -277,6 +318,32 @@ def test_stimuli_must_be_those_of_the_manifest(tmp_path):
         Stimuli(folder)
 
 
+@pytest.mark.parametrize("change", [{"images": [{}]}, {"images": None}, {"examples": {}}, {"levels": [0, 3]}, None])
+def test_a_broken_manifest_gives_a_sentence(stimuli, tmp_path, change):
+    shutil.copytree(stimuli, tmp_path / "stimuli")
+    path = tmp_path / "stimuli" / "manifest.json"
+    text = path.read_text("utf-8")
+    path.write_text(json.dumps(json.loads(text) | change) if change else text[:-9])
+    with pytest.raises(ValueError, match=r"manifest\.json is not a whole manifest"):
+        Stimuli(tmp_path / "stimuli")
+
+
+def test_examples_must_be_those_of_the_manifest(tmp_path):
+    folder = make_stimuli(tmp_path / "stimuli")
+    path, manifest = folder / "png" / "example-a-8.png", json.loads((folder / "manifest.json").read_text("utf-8"))
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"examples_sha256": {"png/example-a-8.png": "0"}}))
+    with pytest.raises(ValueError, match=r"example-a-8\.png is not the image in the manifest"):
+        Stimuli(folder)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    Stimuli(folder)
+    Image.new("RGB", SIZE).save(path)  # compressed
+    with pytest.raises(ValueError, match=r"different lengths.*make them again"):
+        Stimuli(folder)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="example-a-8"):
+        Stimuli(folder)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -291,5 +358,5 @@ def test_stimuli_must_be_those_of_the_manifest(tmp_path):
 )
 def test_settings_say_what_is_wrong(tmp_path, text, message):
     (tmp_path / "study.toml").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=rf"study\.toml: .*{message}"):
         read_settings(tmp_path / "study.toml")
