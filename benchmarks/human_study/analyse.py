@@ -274,7 +274,9 @@ def make_tables(study: Study, groups: Mapping[str, Group], samples: int) -> list
         f"Brackets: 95 % interval, bootstrap-t over participants, {samples:,} samples; – where it gives none (over 5 % of "
         "the samples have no estimate or no spread). About people, for the images of this pool."
     )
-    no_maximum = "– where the model has no maximum: fewer than two levels above 0, or answers that ε separates or all equal."
+    no_maximum = (
+        "– where the model has no maximum: fewer than two levels above 0, or answers that ε separates or all equal."
+    )
     return [
         table(
             "Participants.",
@@ -288,8 +290,8 @@ def make_tables(study: Study, groups: Mapping[str, Group], samples: int) -> list
             rates,
             "ε in units of 1/255. ε = 0: clean images, where the rate is that of false alarms.",
             method,
-            "*: of rates under 5 or over 95 %, or without one by bootstrap: Wilson's interval, the number of answers divided by "
-            "their design effect (at least 1).",
+            "*: of rates under 5 or over 95 %, or without one by bootstrap: Wilson's interval, the number of answers divided "
+            "by their design effect (at least 1).",
             "Wilson: 95 % interval as if each answer were by a participant of its own.",
         ),
         table(
@@ -313,8 +315,8 @@ def make_tables(study: Study, groups: Mapping[str, Group], samples: int) -> list
             "Logistic models of the answers at ε > 0.",
             ["", "term", "log-odds", "odds ratio", "p"],
             models,
-            "Generalised estimating equations, participants as clusters. Brackets: 95 %, robust standard errors, corrected for "
-            "few participants (Mancl and DeRouen 2001).",
+            "Generalised estimating equations, participants as clusters. Brackets: 95 %, robust standard errors, corrected "
+            "for few participants (Mancl and DeRouen 2001).",
             "1 more of log2(ε) is a doubling of ε. Versions are compared where three participants or more are left.",
             no_maximum,
             names=2,

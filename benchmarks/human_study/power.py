@@ -102,8 +102,8 @@ def tables(result: dict[str, Any]) -> list[Printed]:
         f"{result['samples']:,} samples. ε in units of 1/255.",
         "Participants differ: each has a rate of its own from Beta distributions (a + b = "
         f"{result['spread']:g}) with the true rates as means.",
-        "Rates under 5 or over 95 % in a study: Wilson's interval with the design effect. An interval that there is not does "
-        "not hold the truth.",
+        "Rates under 5 or over 95 % in a study: Wilson's interval with the design effect. An interval that there is not "
+        "does not hold the truth.",
     ]
     for what, title in (
         ("width", "Simulated, not a study: the mean width of the 95 % intervals."),

@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a network that is attacked: its name in benchmarks.paper, or MODULE:FUNCTION, called with the number of "
         "classes; its weights; what the version is called. Once for each version of the study (digits have two small ones)",
     )
-    attack.add_argument("--levels", type=int, nargs="+", default=[1, 2, 4, 8], help="ε·255, whole numbers (default: 1 2 4 8)")
+    attack.add_argument("--levels", type=int, nargs="+", default=[1, 2, 4, 8], help="ε·255, whole (default: 1 2 4 8)")
     attack.add_argument(
         "--attack", default="autoattack", help="autoattack, or MODULE:FACTORY, a factory (model, eps) -> attack"
     )
