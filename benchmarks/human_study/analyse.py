@@ -290,7 +290,7 @@ def make_tables(study: Study, groups: Mapping[str, Group], samples: int) -> list
             rates,
             "ε in units of 1/255. ε = 0: clean images, where the rate is that of false alarms.",
             method,
-            "*: of rates under 5 or over 95 %, or without one by bootstrap: Wilson's interval, the number of answers divided "
+            "*: of rates under 5 or over 95 %, or without one by bootstrap: Wilson's interval, answers divided "
             "by their design effect (at least 1).",
             "Wilson: 95 % interval as if each answer were by a participant of its own.",
         ),

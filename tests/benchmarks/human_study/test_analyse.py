@@ -231,6 +231,9 @@ def test_the_committed_run():
     for cell in result["sizes"]["60"]:
         if cell["quantity"] != "rate by Wilson":
             assert 0.93 <= cell["coverage"] <= 0.97
+    for cell in result["extreme"]["found"][:5]:
+        assert 0.93 <= cell["coverage"] <= 0.98
+        assert cell["none"] == 0
     widths = {size: cells[0]["width"] for size, cells in result["sizes"].items()}
     assert widths["50"] > widths["100"] > widths["330"]
     assert "\n".join(table.to_markdown() for table in power.tables(result)) == (power.RESULTS / "power.md").read_text()
