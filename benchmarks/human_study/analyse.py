@@ -274,6 +274,8 @@ def make_tables(study: Study, groups: Mapping[str, Group], samples: int) -> list
         f"Brackets: 95 % interval, bootstrap-t over participants, {samples:,} samples; – where it gives none (over 5 % of "
         "the samples have no estimate or no spread). About people, for the images of this pool."
     )
+    few = ["Of fewer than 40 participants, intervals of these models are too narrow, and p too small."]
+    few = few if any(group.people < 40 for group in groups.values()) else []
     no_maximum = (
         "– where the model has no maximum: fewer than two levels above 0, or answers that ε separates or all equal."
     )
@@ -319,13 +321,14 @@ def make_tables(study: Study, groups: Mapping[str, Group], samples: int) -> list
             "for few participants (Mancl and DeRouen 2001).",
             "1 more of log2(ε) is a doubling of ε. Versions are compared where three participants or more are left.",
             no_maximum,
+            *few,
             names=2,
         ),
         table(
             "The ε at which half are detected, in units of 1/255.",
             ["", "ε"],
             thresholds,
-            "Where the logistic model in log2(ε) is at one half; – where its slope may be 0.",
+            "Where the logistic model in log2(ε) is at one half; – where its slope has no interval or one that holds 0.",
             no_maximum,
             method,
         ),
@@ -389,10 +392,19 @@ def _rows(groups: Mapping[str, Group]) -> pd.DataFrame:
     """All estimates, one a row; without a level where it is of all levels together. The threshold is log2(ε·255)."""
     import pandas as pd
 
+    methods = ("bootstrap-t", "Wilson, design effect")
     rows = [
-        (name, group.people, group.trials, quantity, level, *value)
+        (
+            name,
+            group.people,
+            group.trials,
+            quantity,
+            level,
+            *value,
+            methods[quantity == "rate" and level in group.wilson],
+        )
         for name, group in groups.items()
         for (quantity, level), value in group.values.items()
     ]
-    columns = ["version", "participants", "trials", "quantity", "level", "estimate", "low", "high"]
+    columns = ["version", "participants", "trials", "quantity", "level", "estimate", "low", "high", "interval"]
     return pd.DataFrame(rows, columns=columns)

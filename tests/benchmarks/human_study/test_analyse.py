@@ -64,6 +64,7 @@ def test_who_is_left_out_and_how_many(tmp_path):
     assert groups[ALL].people == 20
     assert not study.notes
     assert "imulated" not in str(make_tables(study, groups, 400)[0])
+    assert "fewer than 40 participants" in str(make_tables(study, groups, 400)[4])
     lenient = read(tmp_path / "study.sqlite", least_median_ms=0)
     assert len(lenient.included) == 21
 
