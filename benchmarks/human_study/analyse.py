@@ -25,7 +25,7 @@ ALL = "all"
 """The group of all participants, whichever version they saw."""
 _COLOURS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#56B4E9")  # Okabe and Ito's
 _STATEMENTS = (
-    (1, "minimally perturbed images are almost always missed", "below 50 %", 0.0, 0.5),
+    (1, "minimally perturbed images are almost always missed", "below 20 %", 0.0, 0.2),
     (4, "identified as perturbed a majority of the time", "above 50 %", 0.5, 1.0),
     (8, "success rates over 80 %", "above 80 %", 0.8, 1.0),
 )  # level, the paper's words (sections 1 and 5.2), how we read them, and between what the rate has to be
@@ -166,12 +166,14 @@ class Group:
         trials: Of one at one level.
         values: By quantity and level (None: of all levels), each with its 95 % interval; see
             :func:`benchmarks.human_study.estimates.bootstrap`.
-        models: Log-odds of logistic models, with 95 % interval and p-value.
+        wilson: The levels whose rate has Wilson's interval.
+        models: Log-odds of logistic models, with 95 % interval and p-value; NaN where there is no maximum.
     """
 
     people: int
     trials: int
     values: dict[tuple[str, float | None], tuple[float, float, float]]
+    wilson: frozenset[float]
     models: dict[str, tuple[float, float, float, float]]
 
 
@@ -193,28 +195,37 @@ def analyse(study: Study, samples: int, random: np.random.Generator) -> dict[str
         part = data if name == ALL else data[data.version == name]
         shares = part.pivot_table(index="participant", columns="level", values="perturbed", aggfunc="mean")
         trials = len(part) // shares.size
-        value, _, intervals = estimates.bootstrap(shares.to_numpy(), trials, study.levels, samples, random)
+        value, _, intervals, wilson = estimates.bootstrap(shares.to_numpy(), trials, study.levels, samples, random)
         rows = np.column_stack([value, intervals]).tolist()
         values = {key: (v, low, high) for key, (v, low, high) in zip(estimates.names(study.levels), rows, strict=True)}
-        groups[name] = Group(len(shares), trials, values, _models(part, versions if name == ALL else []))
+        finite = all(np.isfinite(group.values["slope", None][0]) for group in groups.values())
+        models = _models(part, bool(np.isfinite(values["slope", None][0])), versions if name == ALL else [], finite)
+        of_wilson = frozenset(np.asarray(study.levels)[wilson].tolist())
+        groups[name] = Group(len(shares), trials, values, of_wilson, models)
     return groups
 
 
-def _models(data: pd.DataFrame, versions: Sequence[str]) -> dict[str, tuple[float, float, float, float]]:
-    """Of a doubling of ε, and of each version against the first."""
-    data = data[(data.level > 0) & (data.version.isin(versions) | (not versions))]
-    data = data.assign(doublings=np.log2(data.level))
-    found = {"slope of log2(ε)": _term(estimates.gee("perturbed ~ doublings", data), "doublings")}
+def _models(
+    data: pd.DataFrame, finite: bool, versions: Sequence[str], all_finite: bool
+) -> dict[str, tuple[float, float, float, float]]:
+    """Of a doubling of ε, and of each version against the first; ``finite``: whether the likelihood has a maximum."""
+    data = data[data.level > 0].assign(doublings=lambda frame: np.log2(frame.level))
+    fit = estimates.gee("perturbed ~ doublings", data) if finite else None
+    found = {"slope of log2(ε)": _term(fit, "doublings")}
     if len(versions) > 1:
-        coded = f"C(version, Treatment({versions[0]!r}))"
-        fit = estimates.gee(f"perturbed ~ doublings * {coded}", data)
+        coded, data = f"C(version, Treatment({versions[0]!r}))", data[data.version.isin(versions)]
+        fit = estimates.gee(f"perturbed ~ doublings * {coded}", data) if all_finite else None
+        people = f" ({data.participant.nunique()} participants)"
         for version in versions[1:]:
-            found[f"{version} against {versions[0]}, at ε = 1"] = _term(fit, f"{coded}[T.{version}]")
-            found[f"{version} against {versions[0]}, slope"] = _term(fit, f"doublings:{coded}[T.{version}]")
+            against = f"{version} against {versions[0]}"
+            found[f"{against}, at ε = 1{people}"] = _term(fit, f"{coded}[T.{version}]")
+            found[f"{against}, slope{people}"] = _term(fit, f"doublings:{coded}[T.{version}]")
     return found
 
 
 def _term(fit: Any, name: str) -> tuple[float, float, float, float]:
+    if fit is None or not fit.converged:
+        return (np.nan,) * 4
     low, high = fit.conf_int().loc[name]
     return float(fit.params[name]), float(low), float(high), float(fit.pvalues[name])
 
@@ -246,19 +257,27 @@ def make_tables(study: Study, groups: Mapping[str, Group], samples: int) -> list
         label = f"{name} ({group.people})"
         shares = [group.values["rate", level] for level in levels]
         wilson = [(share, *wilson_interval(share, group.people * group.trials)) for share, *_ in shares]
-        rates.append([label, *(_interval(each, 100, 1) for each in shares)])
+        marks = ["*" * (level in group.wilson) for level in levels]
+        rates.append([label, *(_interval(each, 100, 1) + mark for each, mark in zip(shares, marks, strict=True))])
         rates.append([f"{label}, Wilson", *(_interval(each, 100, 1) for each in wilson)])
         for what in ("d'", "criterion"):
             sensitivity.append([label, what, *(_interval(group.values[what, level]) for level in levels[1:])])
         for term, (*log_odds, p) in group.models.items():
-            shown = "< 0.001" if p < 0.001 else f"{p:.3f}"
+            shown = "< 0.001" if p < 0.001 else "–" if np.isnan(p) else f"{p:.3f}"
             models.append([label, term, _interval(log_odds), _interval(np.exp(log_odds)), shown])
         threshold = np.exp2(group.values["threshold", None])
-        outside = "" if levels[1] <= threshold[0] <= levels[-1] else ", outside the levels shown"
+        if not np.prod(group.values["slope", None][1:]) > 0:
+            threshold = np.full(3, np.nan)
+        outside = ", outside the levels shown" if threshold[0] < levels[1] or threshold[0] > levels[-1] else ""
         thresholds.append([label, _interval(threshold) + outside])
     method = (
-        f"Brackets: 95 % interval, bootstrap-t over participants, {samples:,} samples; – where there is none (all of them "
-        "gave the same share)."
+        f"Brackets: 95 % interval, bootstrap-t over participants, {samples:,} samples; – where it gives none (over 5 % of "
+        "the samples have no estimate or no spread). About people, for the images of this pool."
+    )
+    few = ["Of fewer than 40 participants, intervals of these models are too narrow, and p too small."]
+    few = few if any(group.people < 40 for group in groups.values()) else []
+    no_maximum = (
+        "– where the model has no maximum: fewer than two levels above 0, or answers that ε separates or all equal."
     )
     return [
         table(
@@ -273,6 +292,8 @@ def make_tables(study: Study, groups: Mapping[str, Group], samples: int) -> list
             rates,
             "ε in units of 1/255. ε = 0: clean images, where the rate is that of false alarms.",
             method,
+            "*: of rates under 5 or over 95 %, or without one by bootstrap: Wilson's interval, answers divided "
+            "by their design effect (at least 1).",
             "Wilson: 95 % interval as if each answer were by a participant of its own.",
         ),
         table(
@@ -296,22 +317,29 @@ def make_tables(study: Study, groups: Mapping[str, Group], samples: int) -> list
             "Logistic models of the answers at ε > 0.",
             ["", "term", "log-odds", "odds ratio", "p"],
             models,
-            "Generalised estimating equations, participants as clusters. Brackets: 95 %, robust standard errors.",
-            "1 more of log2(ε) is a doubling of ε.",
+            "Generalised estimating equations, participants as clusters. Brackets: 95 %, robust standard errors, corrected "
+            "for few participants (Mancl and DeRouen 2001).",
+            "1 more of log2(ε) is a doubling of ε. Versions are compared where three participants or more are left.",
+            no_maximum,
+            *few,
             names=2,
         ),
         table(
             "The ε at which half are detected, in units of 1/255.",
             ["", "ε"],
             thresholds,
-            "Where the logistic model in log2(ε) is at one half.",
+            "Where the logistic model in log2(ε) is at one half; – where its slope has no interval or one that holds 0.",
+            no_maximum,
             method,
         ),
     ]
 
 
 def _interval(value: Iterable[float], factor: float = 1, digits: int = 2) -> str:
-    middle, low, high = (f"{round(factor * part, digits) + 0:.{digits}f}".replace("nan", "–") for part in value)
+    middle, low, high = (
+        "> 1000" if factor * part > 1000 else f"{round(factor * part, digits) + 0:.{digits}f}".replace("nan", "–")
+        for part in value
+    )
     return f"{middle} [{low}, {high}]"
 
 
@@ -338,7 +366,7 @@ def figure(study: Study, groups: Mapping[str, Group]) -> Figure:
         axes.errorbar(
             places + aside,
             share,
-            np.nan_to_num([share - low, high - share]).clip(0),
+            np.clip([share - low, high - share], 0, None),
             color=_COLOURS[look % len(_COLOURS)],
             marker="osD^vP"[look % 6],
             markersize=5,
@@ -350,7 +378,7 @@ def figure(study: Study, groups: Mapping[str, Group]) -> Figure:
     axes.set_xticks(places, [f"{level:g}" for level in study.levels])
     axes.set(xlabel="ε in units of 1/255 (L∞); 0: clean images", ylabel='answers "perturbed" (%)', ylim=(0, 100))
     axes.legend(loc="upper left", frameon=False)
-    notes = [*study.notes, "Bars: 95 % intervals, bootstrap-t over participants."]
+    notes = [*study.notes, "Bars: 95 % intervals over participants; method in the tables."]
     drawn.suptitle("\n".join(notes), fontsize=9, color="0.35", x=0.01, ha="left")
     if study.notes:
         words = "SIMULATED" if study.simulated else "PREVIEW"
@@ -364,10 +392,19 @@ def _rows(groups: Mapping[str, Group]) -> pd.DataFrame:
     """All estimates, one a row; without a level where it is of all levels together. The threshold is log2(ε·255)."""
     import pandas as pd
 
+    methods = ("bootstrap-t", "Wilson, design effect")
     rows = [
-        (name, group.people, group.trials, quantity, level, *value)
+        (
+            name,
+            group.people,
+            group.trials,
+            quantity,
+            level,
+            *value,
+            methods[quantity == "rate" and level in group.wilson],
+        )
         for name, group in groups.items()
         for (quantity, level), value in group.values.items()
     ]
-    columns = ["version", "participants", "trials", "quantity", "level", "estimate", "low", "high"]
+    columns = ["version", "participants", "trials", "quantity", "level", "estimate", "low", "high", "interval"]
     return pd.DataFrame(rows, columns=columns)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
+
+from sip_plugin.evaluation.statistics import wilson_interval
 
 Array = NDArray[np.float64]
 _Z = 1.959964
@@ -71,18 +74,22 @@ def _logistic(rates: Array, x: Array) -> tuple[Array, Array, Array, Array]:
             of_b = (s0[..., None] * x - s1[..., None]) / determinant[..., None]
             step_a, step_b = (of_a * (rates - p)).sum(-1), (of_b * (rates - p)).sum(-1)
             a, b = a + step_a, b + step_b
-        settled = (np.abs(step_a) < 1e-8) & (np.abs(step_b) < 1e-8)
+            settled = (np.abs(step_a) < 1e-8) & (np.abs(step_b) < 1e-8) & (len(x) > 1)
+            if settled.all():
+                break
     return np.where(settled, a, np.nan), np.where(settled, b, np.nan), of_a, of_b
 
 
 def bootstrap(
     shares: Array, trials: int, levels: Sequence[float], samples: int, random: np.random.Generator
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array, Array, Array, NDArray[np.bool_]]:
     """All quantities with 95 % intervals from a bootstrap over participants.
 
     The intervals are studentised (bootstrap-t, Efron and Tibshirani 1993, chapter 12): each sample's distance from the
     estimate is taken in standard errors of that sample. Those follow from the participants' covariance and the gradients.
-    With 60 participants, percentiles of the samples themselves are too narrow.
+    With 60 participants, percentiles of the samples themselves are too narrow. Rates under 5 or over 95 %, or for which the
+    bootstrap has no interval, have that of :func:`wilson_of_clusters`. The threshold has one only if that of the slope
+    does not hold 0.
 
     Args:
         shares: ``(participants, L)``, each one's share of the answer "perturbed" at each level.
@@ -92,8 +99,8 @@ def bootstrap(
         random: Source of randomness.
 
     Returns:
-        Estimates, standard errors ``(K,)`` and intervals ``(K, 2)``; NaN where there is none: where all participants have
-        the same share, the samples say nothing.
+        Estimates, standard errors ``(K,)``, intervals ``(K, 2)``, and for which rates they are Wilson's ``(L,)``. NaN where
+        there is none: where over 5 % of the samples have no estimate or no spread.
     """
     people = len(shares)
     weights = random.multinomial(people, np.full(people, 1 / people), size=samples) / people
@@ -109,7 +116,30 @@ def bootstrap(
     intervals = np.stack([value[0] - high * error[0], value[0] - low * error[0]], axis=-1)
     intervals[: len(levels)] = intervals[: len(levels)].clip(0, 1)
     intervals[empty | ~(error[0] > none)] = np.nan
-    return value[0], error[0], intervals
+    rates, wilson = value[0, : len(levels)], wilson_of_clusters(shares, trials)
+    extreme = (np.abs(rates - 0.5) > 0.45) | np.isnan(intervals[: len(levels), 0])
+    intervals[: len(levels)][extreme] = wilson[extreme]
+    if not intervals[-2].prod() > 0:
+        intervals[-1] = np.nan
+    return value[0], error[0], intervals, extreme
+
+
+def wilson_of_clusters(shares: Array, trials: int) -> Array:
+    """Wilson's 95 % intervals of the rates, ``(L, 2)``, with the answers divided by their design effect in place of n.
+
+    The design effect (Kish 1965) is the variance of the participants' shares over that of independent answers: the largest
+    of that of the level, that of all levels together, and 1. If nobody's answers differ at any level, each participant
+    counts as one answer.
+    """
+    rates = shares.mean(0)
+    independent, found = rates * (1 - rates) / trials, shares.var(0, ddof=1)
+    if independent.sum() > 0:
+        own = np.divide(found, independent, out=np.zeros_like(rates), where=independent > 0)
+        effect = np.maximum(np.maximum(own, found.sum() / independent.sum()), 1)
+    else:
+        effect = np.full(len(rates), float(trials))
+    counts = len(shares) * trials / effect
+    return np.array([wilson_interval(rate, n) for rate, n in zip(rates.tolist(), counts.tolist(), strict=True)])
 
 
 def _with_error(weights: Array, shares: Array, trials: int, levels: Sequence[float]) -> tuple[Array, Array]:
@@ -133,7 +163,8 @@ def gee(formula: str, data: Any) -> Any:
     """A logistic model of the answers by generalised estimating equations (Liang and Zeger 1986), participants as clusters.
 
     Independence as the working correlation, so that the slope is that of :func:`estimates`; robust ("sandwich") standard
-    errors, which take account of what the answers of one participant have in common.
+    errors, which take account of what the answers of one participant have in common, with Mancl and DeRouen's (2001)
+    correction for few participants. If all have the same trials, it is the factor ``n / (n − 1)``.
 
     Returns:
         statsmodels' result.
@@ -142,4 +173,7 @@ def gee(formula: str, data: Any) -> Any:
     import statsmodels.formula.api as smf
 
     independent = sm.cov_struct.Independence()
-    return smf.gee(formula, "participant", data, cov_struct=independent, family=sm.families.Binomial()).fit()
+    model = smf.gee(formula, "participant", data, cov_struct=independent, family=sm.families.Binomial())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return model.fit(cov_type="bias_reduced")

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--seed", type=int, default=0, help="of the choice of images and of the attack")
     data.add_argument(
         "--fooled-at",
-        type=float,
+        type=int,
         metavar="LEVEL",
         help="only images that every network has right when clean and wrong at this level, after rounding",
     )
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a network that is attacked: its name in benchmarks.paper, or MODULE:FUNCTION, called with the number of "
         "classes; its weights; what the version is called. Once for each version of the study (digits have two small ones)",
     )
-    attack.add_argument("--levels", type=float, nargs="+", default=[1, 2, 4, 8], help="ε·255 (default: 1 2 4 8)")
+    attack.add_argument("--levels", type=int, nargs="+", default=[1, 2, 4, 8], help="ε·255, whole (default: 1 2 4 8)")
     attack.add_argument(
         "--attack", default="autoattack", help="autoattack, or MODULE:FACTORY, a factory (model, eps) -> attack"
     )
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
     """
     if options.per_class < 1 or not all(0 < level <= 255 for level in options.levels):
         raise ValueError("--per-class must be at least 1, and --levels above 0 and at most 255.")
-    options.levels = sorted({int(level) if level == int(level) else level for level in options.levels})
+    options.levels = sorted(set(options.levels))
     if options.fooled_at not in (None, *options.levels):
         raise ValueError(f"--fooled-at must be one of the levels {options.levels}.")
     images = _test_images(options)
@@ -115,7 +115,13 @@ def run(options: argparse.Namespace) -> None:
         "size": list(images[chosen[0]].shape[:0:-1]),
         "versions": list(makers),
         "images": entries,
-        "examples": _examples(pair, images, makers, options),
+        "examples": (examples := _examples(pair, images, makers, options)),
+        "examples_sha256": {
+            file: hashlib.sha256((options.out / file).read_bytes()).hexdigest()
+            for kinds in examples.values()
+            for files in kinds.values()
+            for file in files
+        },
     }
     write_json(options.out / "manifest.json", manifest)
     print(_summary(manifest))
@@ -176,11 +182,17 @@ def _networks(options: argparse.Namespace, images: _Images) -> dict[str, tuple[n
             raise ValueError("--network takes a network, the file of its weights and, if you like, a name.")
         arch, file, *name = given
         known = arch in NETWORKS
-        network = build_network(arch, channels, classes) if known else pkgutil.resolve_name(arch)(classes)
-        state = load(Path(file))
-        state = next((state[key] for key in ("network", "state_dict", "model") if key in state), state)
-        nn.modules.utils.consume_prefix_in_state_dict_if_present(state, "module.")
-        network.load_state_dict(state)
+        try:
+            network = build_network(arch, channels, classes) if known else pkgutil.resolve_name(arch)(classes)
+            state = load(Path(file))
+            state = next((state[key] for key in ("network", "state_dict", "model") if key in state), state)
+            nn.modules.utils.consume_prefix_in_state_dict_if_present(state, "module.")
+            network.load_state_dict(state)
+        except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            first = str(error).strip().partition("\n")[0]
+            raise ValueError(
+                f"--network {' '.join(given)}: no such function, or these are not its weights ({first})."
+            ) from error
         version = name[0] if name else arch.rpartition(":")[2]
         if version in networks:
             raise ValueError(f"Two versions are called {version}: give them names, --network NETWORK FILE NAME.")
@@ -372,7 +384,8 @@ def _png(pixels: Tensor, folder: Path, name: str) -> dict[str, Any]:
 
     array = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
     data = io.BytesIO()
-    Image.fromarray(array.contiguous().numpy()).save(data, "PNG")
+    # Not compressed: the length of a perturbed image's file would tell its level to who looks at the requests.
+    Image.fromarray(array.contiguous().numpy()).save(data, "PNG", compress_level=0)
     path = folder / "png" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:

@@ -215,19 +215,19 @@ def test_the_table_of_digits_is_of_its_result():
 
 @pytest.mark.results
 def test_the_widths_on_the_page_of_the_human_study_are_the_power_tables():
-    widths, covered = (RESULTS / "human_study" / "power.md").read_text(encoding="utf-8").split("how often the 95 %")
-    rows = [dict(re.findall(r"^\| (.*?) \| (.*?) \|$", part, re.MULTILINE)) for part in (widths, covered)]
-    columns = [cell.strip() for cell in rows[0][""].split("|")]
-    row = dict(zip(columns, rows[0]["rate (%), ε = 4"].split("|"), strict=True))
+    parts = (RESULTS / "human_study" / "power.md").read_text(encoding="utf-8").split("Simulated, not a study: ")[1:]
+    widths, covered, extreme = (dict(re.findall(r"^\| (.*?) \| (.*?) \|$", part, re.MULTILINE)) for part in parts)
+    columns = [cell.strip() for cell in widths[""].split("|")]
+    row = dict(zip(columns, widths["rate (%), ε = 4"].split("|"), strict=True))
     page = " ".join((ROOT / "docs" / "howto" / "human_study.md").read_text(encoding="utf-8").split())
     fifty, hundred, most = (f"{float(row[f'{people} people']):.0f}" for people in (50, 100, 330))
     assert f"ε = 4 is {fifty} points wide, with 100 it is {hundred}, with 330 it is {most}" in page
-    ours = [
-        float(cell)
-        for name, cells in rows[1].items()
-        if cells[0].isdigit() and "Wilson" not in name and name != "slope by GEE"
-        for cell in cells.split("|")[1:]
-    ]
+    held = {
+        name: [float(cell) for cell in cells.split("|")[1:]] for name, cells in covered.items() if cells[0].isdigit()
+    }
+    ours, wilson = ([x for name in held if ("Wilson" in name) == of for x in held[name]] for of in (False, True))
     assert 93 <= min(ours) <= max(ours) <= 97
-    wilson = [float(cell) for name, cells in rows[1].items() if "Wilson" in name for cell in cells.split("|")[1:]]
-    assert 78 < min(wilson) <= max(wilson) < 86
+    assert f"the truth in 93 to 97 % of the cases, Wilson's without design effect in {min(wilson):.0f}" in page
+    assert 84 <= max(wilson) <= 85
+    low, high = (extreme[f"rate (%), ε = {level}"].split("|")[2].strip() for level in (0, 8))
+    assert f"rates of 1 and 97 % they hold it in {low} and {high} %" in page

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -63,6 +64,7 @@ def test_who_is_left_out_and_how_many(tmp_path):
     assert groups[ALL].people == 20
     assert not study.notes
     assert "imulated" not in str(make_tables(study, groups, 400)[0])
+    assert "fewer than 40 participants" in str(make_tables(study, groups, 400)[4])
     lenient = read(tmp_path / "study.sqlite", least_median_ms=0)
     assert len(lenient.included) == 21
 
@@ -81,17 +83,17 @@ def test_estimates_are_those_of_their_formulas(tmp_path):
         if level:
             assert values["d'", level][0] == pytest.approx(z[level] - z[0])
             assert values["criterion", level][0] == pytest.approx(-(z[level] + z[0]) / 2)
-    # The slope is statsmodels', and so are its standard errors.
+    # The slope is statsmodels', and so are its standard errors, but for the correction for few participants.
     data = study.answers[study.answers.level > 0].assign(doublings=lambda frame: np.log2(frame.level))
     fit = estimates.gee("perturbed ~ doublings", data)
     assert values["slope", None][0] == pytest.approx(fit.params["doublings"], rel=1e-6)
     assert values["threshold", None][0] == pytest.approx(-fit.params["Intercept"] / fit.params["doublings"], rel=1e-6)
     shares = study.answers.pivot_table(index="participant", columns="level", values="perturbed").to_numpy()
-    _, error, _ = estimates.bootstrap(shares, 10, LEVELS, 100, np.random.default_rng(0))
-    assert error[-2] == pytest.approx(fit.bse["doublings"], rel=1e-5)
+    _, error, *_ = estimates.bootstrap(shares, 10, LEVELS, 100, np.random.default_rng(0))
+    assert error[-2] == pytest.approx(39 / 40 * fit.bse["doublings"], rel=1e-5)
     assert groups[ALL].models["slope of log2(ε)"][:3] == pytest.approx((fit.params.iloc[1], *fit.conf_int().iloc[1]))
     assert set(groups) == {"densenet121", "resnet50", ALL}
-    assert "resnet50 against densenet121, slope" in groups[ALL].models
+    assert "resnet50 against densenet121, slope (40 participants)" in groups[ALL].models
 
 
 def test_gradients_are_those_of_the_values():
@@ -108,10 +110,13 @@ def test_rates_of_zero_and_one(tmp_path):
     values = groups[ALL].values
     assert values["rate", 0][0] == 0
     assert values["rate", 8][0] == pytest.approx(1)
-    assert np.isnan(values["rate", 8][1:]).all()
-    assert np.isnan(values["rate", 0][1:]).all()  # all the same: a bootstrap says nothing
+    # All the same: a bootstrap says nothing, Wilson's interval does; with the design effect, no less than without.
+    assert values["rate", 0][1] == 0
+    assert wilson_interval(0, 100)[1] <= values["rate", 0][2] < 0.2
+    assert values["rate", 8][1] == pytest.approx(1 - values["rate", 0][2])
     assert values["d'", 8][0] == pytest.approx(2 * norm.ppf(100.5 / 101))
-    assert "0.0 [–, –]" in make_tables(study, groups, 400)[1].to_markdown().replace("\\", "")
+    assert groups[ALL].wilson == {0, 8}
+    assert f"0.0 [0.0, {100 * values['rate', 0][2]:.1f}]*" in str(make_tables(study, groups, 400)[1])
     assert np.isfinite(values["threshold", None]).all()
     figure(study, groups)
 
@@ -122,9 +127,59 @@ def test_the_papers_statements_beside(tmp_path):
         study, groups = analysed(path, 60, rates=rates)
         return [cells[-1] for _, cells in make_tables(study, groups, 400)[2].table().rows]
 
-    assert verdicts((0.1, 0.15, 0.4, 0.7, 0.93)) == ["yes", "yes", "yes"]
+    assert verdicts((0.1, 0.1, 0.4, 0.7, 0.93)) == ["yes", "yes", "yes"]
     assert verdicts((0.1, 0.7, 0.3, 0.3, 0.6)) == ["no", "no", "no"]
-    assert verdicts((0.1, 0.15, 0.4, 0.5, 0.8)) == ["yes", "open", "open"]
+    assert verdicts((0.1, 0.2, 0.4, 0.5, 0.8)) == ["open", "open", "open"]
+
+
+def test_the_slope_is_of_all_whatever_their_versions(tmp_path):
+    write_answers(tmp_path / "study.sqlite", 12, versions=("a", "b", "c"))
+    with sqlite3.connect(tmp_path / "study.sqlite") as connection:  # two are left of the last
+        few = "version = 'c' AND number NOT IN (SELECT number FROM participants WHERE version = 'c' LIMIT 2)"
+        connection.execute(f"UPDATE participants SET finished = NULL WHERE {few}")
+    connection.close()
+    study = read(tmp_path / "study.sqlite")
+    groups = analyse(study, 200, np.random.default_rng(0))
+    people = groups["a"].people + groups["b"].people
+    assert (list(groups), groups[ALL].people) == (["a", "b", ALL], people + 2)
+    assert groups[ALL].models["slope of log2(ε)"][0] == pytest.approx(groups[ALL].values["slope", None][0])
+    assert f"b against a, slope ({people} participants)" in groups[ALL].models
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "rates",
+    [(0.3, 1e-9, 1e-9, 1 - 1e-9, 1 - 1e-9), (0.3, 1e-9, 0.5, 1 - 1e-9, 1 - 1e-9), (0.3, *[1e-9] * 4), None],
+)
+def test_no_slope_where_the_model_has_no_maximum(tmp_path, rates):
+    write_answers(tmp_path / "study.sqlite", 8, rates=rates or (0.3, 0.4, 0.4, 0.4, 0.7), simulated=0)
+    if rates is None:  # one level above 0
+        with sqlite3.connect(tmp_path / "study.sqlite") as connection:
+            connection.execute("DELETE FROM answers WHERE level NOT IN (0, 4)")
+        connection.close()
+    study = read(tmp_path / "study.sqlite")
+    tables = make_tables(study, analyse(study, 200, np.random.default_rng(0)), 200)
+    for _, cells in tables[4].table().rows:
+        assert cells[2:] == ["– [–, –]", "– [–, –]", "–"]
+    assert all(cells[1] == "– [–, –]" for _, cells in tables[5].table().rows)
+
+
+def test_no_threshold_where_the_slope_may_be_0_and_no_absurd_odds(tmp_path):
+    study, groups = analysed(tmp_path / "flat.sqlite", 12, rates=[0.4] * 5)
+    assert np.isnan(groups[ALL].values["threshold", None][1:]).all()
+    assert make_tables(study, groups, 400)[5].table().rows[-1][1][1] == "– [–, –]"
+    steep = {ALL: replace(groups[ALL], models={"slope": (5, 1, 40, 0.04)})}
+    assert make_tables(study, steep, 400)[4].table().rows[0][1][3] == "148.41 [2.72, > 1000]"
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.97])
+def test_rates_near_0_and_1_have_intervals_that_hold_the_truth(rate):
+    random, held = np.random.default_rng(0), []
+    for _ in range(400):
+        shares = power.simulated_shares(60, (rate, *power.RATES[1:]), random)
+        low, high = estimates.wilson_of_clusters(shares, 10)[0]
+        held.append(low <= rate <= high)
+    assert 0.93 < np.mean(held) < 0.995
 
 
 def test_the_picture_says_that_it_is_simulated(tmp_path):
@@ -177,6 +232,9 @@ def test_the_committed_run():
     for cell in result["sizes"]["60"]:
         if cell["quantity"] != "rate by Wilson":
             assert 0.93 <= cell["coverage"] <= 0.97
+    for cell in result["extreme"]["found"][:5]:
+        assert 0.93 <= cell["coverage"] <= 0.98
+        assert cell["none"] == 0
     widths = {size: cells[0]["width"] for size, cells in result["sizes"].items()}
     assert widths["50"] > widths["100"] > widths["330"]
     assert "\n".join(table.to_markdown() for table in power.tables(result)) == (power.RESULTS / "power.md").read_text()

@@ -151,6 +151,16 @@ def test_examples_are_not_in_the_pool(digits_pool):
             assert not any((clean == image).all() for image in pool)
 
 
+def test_no_file_tells_its_level_by_its_length_and_all_have_a_digest(digits_pool):
+    folder, _ = digits_pool
+    manifest = json.loads((folder / "out" / "manifest.json").read_text())
+    files = list((folder / "out" / "png").iterdir())
+    assert len({file.stat().st_size for file in files}) == 1
+    digests = {f"png/{file.name}": hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    examples = {file for kinds in manifest["examples"].values() for pair in kinds.values() for file in pair}
+    assert manifest["examples_sha256"] == {file: digests[file] for file in examples}
+
+
 def test_the_same_command_goes_on_and_gives_the_same(digits_pool, monkeypatch):
     folder, command = digits_pool
     path = folder / "out" / "manifest.json"
@@ -269,10 +279,17 @@ def test_rounds_towards_the_clean_image():
 
 
 def test_refuses_options_that_do_not_go_together(tmp_path, capsys):
+    torch.save({"network": nn.Linear(2, 2).state_dict()}, tmp_path / "w.pt")
+    (tmp_path / "text.pt").write_text("no weights")
     for arguments, message in (
         (["--dataset", "cifar10", "--data-dir", str(tmp_path)], "torchvision expects"),
         (["--dataset", "digits", "--levels", "1", "--fooled-at", "2"], "one of the levels"),
         (["--dataset", "digits", "--levels", "0"], "above 0"),
+        (["--dataset", "digits", "--levels", "0.5"], "invalid int value"),
+        (["--dataset", "digits", "--network", f"{HERE}:nothing", str(tmp_path / "w.pt")], "no such function"),
+        (["--dataset", "digits", "--network", "linear", str(tmp_path / "w.pt")], "no such function"),
+        (["--dataset", "digits", "--network", f"{HERE}:linear", str(tmp_path / "w.pt")], "not its weights"),
+        (["--dataset", "digits", "--network", f"{HERE}:linear", str(tmp_path / "text.pt")], "not its weights"),
         (["--dataset", "digits", "--network", "convnet8"], "the file of its weights"),
     ):
         with pytest.raises(SystemExit):
