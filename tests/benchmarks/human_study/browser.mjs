@@ -49,11 +49,13 @@ async function agree(page) {
 }
 
 async function toTrials(page) { // by keys alone
-  await button(page, "I agree and take part").waitFor();
+  await page.locator("h1:focus").waitFor();
   await page.keyboard.press("Tab");
   await page.keyboard.press("Enter");
-  await page.getByText("strongly perturbed").waitFor();
-  for (const key of ["Tab", "Enter", "Tab", "Tab", "Enter", "Tab", "Tab", "Enter"]) await page.keyboard.press(key);
+  for (const [k, title] of ["Perturbed images", "Your task", "A weak perturbation"].entries()) {
+    await page.locator("h1:focus").getByText(title).waitFor();
+    for (const key of k ? ["Tab", "Tab", "Enter"] : ["Tab", "Enter"]) await page.keyboard.press(key);
+  }
   await shown(page, 1);
 }
 
