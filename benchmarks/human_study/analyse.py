@@ -96,7 +96,7 @@ class Study:
 
     @property
     def simulated(self) -> int:
-        """How many participants are no people."""
+        """How many participants are not people."""
         return int(self.participants.simulated.sum())
 
     @property
@@ -150,7 +150,7 @@ def read(path: Path, least_median_ms: float = 300) -> Study:
         raise ValueError(f"Finished participants of {path} do not have the same number of answers at each level.")
     simulated, notes = int(people.simulated.sum()), []
     if simulated:
-        notes.append(f"Simulated, not a study: {simulated} of {len(people)} participants are no people.")
+        notes.append(f"Simulated, not a study: {simulated} of {len(people)} participants are not people.")
     if str(conditions.get("preview", "0")).lower() in ("1", "true"):
         notes.append("Preview, not a study.")
     levels = tuple(map(float, counts.columns))
@@ -356,7 +356,7 @@ def _paper(group: Group, levels: Sequence[float]) -> Iterator[list[str]]:
 
 
 def figure(study: Study, groups: Mapping[str, Group]) -> Figure:
-    """Draw figure 5: detection rates by ε, with intervals; what are no people's answers has that written across."""
+    """Draw figure 5: detection rates by ε, with intervals; what are not people's answers has that written across."""
     drawn: Figure = import_extra("matplotlib.figure", "plots").Figure((6.4, 4.2), layout="constrained")
     axes = drawn.subplots()
     places = np.arange(len(study.levels))

@@ -31,7 +31,7 @@ def test_the_command_writes_everything_and_marks_what_is_simulated(tmp_path, cap
     out = tmp_path / "out"
     arguments = ["analyse", "--data", str(tmp_path), "--out", str(out), "--samples", "300"]
     assert main(arguments) == 0
-    mark = "Simulated, not a study: 34 of 34 participants are no people."
+    mark = "Simulated, not a study: 34 of 34 participants are not people."
     printed = " ".join(capsys.readouterr().out.split())
     tables = 6
     assert printed.count(mark) == tables
