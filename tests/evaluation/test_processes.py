@@ -15,6 +15,7 @@ from tests.evaluation.conftest import QuickPackage, same
 from tests.evaluation.test_checkpoint import Counter, Interrupt
 from tests.evaluation.test_evaluate import evaluate
 
+pytestmark = pytest.mark.xdist_group("processes of an evaluation")  # they are started once for all tests
 OPTIONS = {"version": ["apgd-ce", "fab-t"], "batch_size": 4, "return_adversarial": True}
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from sip_plugin.training import FAT, MART, PART, SIPAT, TRADES, AdversarialTrainer, Madry, Standard
 
+pytestmark = pytest.mark.xdist_group("processes in training")  # they are started once for all tests
 HALF = 8
 
 
