@@ -1,5 +1,6 @@
 """DistributedDataParallel over two processes: the gradients of one process on the joined batch, and no deadlock."""
 
+import contextlib
 import datetime
 
 import pytest
@@ -64,7 +65,9 @@ def gradients(model, name, x, y, salience):
     return [parameter.grad.clone() for parameter in model.parameters()], trainer.metrics.get("steps")
 
 
-def process(rank, folder):
+@contextlib.contextmanager
+def process_group(rank, folder):
+    """One of two processes, which meet in a folder."""
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo",
@@ -74,6 +77,13 @@ def process(rank, folder):
         timeout=datetime.timedelta(seconds=60),  # a process that waits in vain is an error, not a test that hangs
     )
     try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def process(rank, folder):
+    with process_group(rank, folder):
         part = slice(rank * HALF, (rank + 1) * HALF)
         mine = [tensor[part] for tensor in batch()]
         found = {}
@@ -85,8 +95,6 @@ def process(rank, folder):
                 found[f"{name}, compiled"] = gradients(compiled, name, *mine)
         torch.save(found, f"{folder}/{rank}.pt")
         del parallel, compiled  # after the group they could wait for the group's threads for ever
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

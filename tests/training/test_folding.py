@@ -1,7 +1,6 @@
 """fold_batchnorm=True: the losses of the search on the network as it is, but for rounding, in every kind of loop."""
 
 import copy
-import datetime
 import pickle
 
 import pytest
@@ -17,6 +16,7 @@ from tests.conftest import small_network
 from tests.test_folding import DataDependent
 from tests.training.table import every_search
 from tests.training.test_compile import without_code_generation  # noqa: F401
+from tests.training.test_distributed import process_group
 
 METHODS = ("madry", "sip-at", "trades", "mart", "fat", "part")
 
@@ -148,15 +148,7 @@ def test_the_twin_keeps_the_librarys_precision(library, network, images):
 
 
 def process(rank, folder):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=60),
-    )
-    try:
+    with process_group(rank, folder):
         generator = torch.Generator().manual_seed(rank)
         x, y = torch.rand(6, 3, 16, 16, generator=generator, dtype=torch.float64), torch.arange(6)
         salience = torch.rand(6, 1, 16, 16, generator=generator) < 0.3
@@ -168,8 +160,6 @@ def process(rank, folder):
                 found[name, fold] = losses(model, name, x, y, salience, fold)
         torch.save(found, f"{folder}/{rank}.pt")
         del model  # after the group it could wait for the group's threads for ever
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
