@@ -229,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             loss = trainer(images, labels)
         loss.backward()
 
-    def in_precision(function: Callable[[], None]) -> None:
+    def in_precision(function: Callable[[], Any]) -> None:
         with cast():
             function()
 
