@@ -1,11 +1,12 @@
 """evaluate_robustness against independent AutoAttack runs, one for each ε, on one Madry-trained network: accuracy and time.
 
-    python -m benchmarks.evaluation --data-dir DIR [--network FILE] [--images 256] [--out FOLDER]
+    python -m benchmarks.evaluation --data-dir DIR [--network FILE] [--images 256] [--unfolded] [--out FOLDER]
 
 Trains the network (saved in FILE, and read from there if it exists), then attacks the first test images: the package's own
 standard evaluation at each ε, evaluate_robustness as it is by default, and with assume_survivors=True. All in one process on
 one thread, the package's runs before and after ours. Processor time is reported beside wall time, which other processes
-on the machine disturb.
+on the machine disturb. With --unfolded ours also run without folding BatchNorm. The result file has the peak memory of APGD
+on one batch with and without.
 """
 
 from __future__ import annotations
@@ -26,12 +27,14 @@ from benchmarks.paper.data import Source
 from benchmarks.paper.networks import ConvNet
 from benchmarks.record import run_record, write_json, write_text
 from benchmarks.small import CIFAR10, Data, load, train
+from benchmarks.speed.measure import PeakMemory
 from sip_plugin import AdversarialTrainer
 from sip_plugin.evaluation import RobustnessReport, evaluate_robustness
 
 EPS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 WIDTH = 16
-MODES = {"default": False, "assume_survivors": True}
+MODES: dict[str, dict[str, Any]] = {"default": {}, "assume_survivors": {"assume_survivors": True}}
+UNFOLDED = {f"{mode}, not folded": settings | {"fold_batchnorm": False} for mode, settings in MODES.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -42,7 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     model, training = network(options, data)
     x, y = data.test[0][: options.images], data.test[1][: options.images]
     logging.getLogger("auto-attack").disabled = True
-    result = compared(model, x, y, EPS, options.batch_size, options.seed)
+    modes = MODES | (UNFOLDED if options.unfolded else {})
+    result = compared(model, x, y, EPS, options.batch_size, options.seed, modes)
+    result["peak_bytes_of_apgd"] = peak_memory(model, x[: options.batch_size], y[: options.batch_size])
     text = table(result)
     if options.out is not None:
         conditions = {"data": data.source, "network": f"ConvNet, width {WIDTH}", "training": training}
@@ -53,7 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def compared(
-    model: nn.Module, x: Tensor, y: Tensor, eps: Sequence[float], batch_size: int, seed: int
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: Sequence[float],
+    batch_size: int,
+    seed: int,
+    modes: dict[str, dict[str, Any]] = MODES,
 ) -> dict[str, Any]:
     """Both ways on the same images: who is still right at each ε, wall and processor time, agreement image by image."""
     half = len(eps) // 2
@@ -68,7 +79,7 @@ def compared(
 
     reports: dict[str, RobustnessReport] = {}
     independently(eps[:half])
-    for mode, assume in MODES.items():
+    for mode, settings in modes.items():
         reports[mode], seconds[mode] = timed(
             partial(
                 evaluate_robustness,
@@ -77,8 +88,8 @@ def compared(
                 eps=eps,
                 batch_size=batch_size,
                 seed=seed,
-                assume_survivors=assume,
                 progress=False,
+                **settings,
             )
         )
         print(f"{mode}: {seconds[mode]}", flush=True)
@@ -99,7 +110,7 @@ def compared(
         "seconds_of_each_independent_run": each,
         "ratio": {
             mode: {clock: seconds[mode][clock] / seconds["independent"][clock] for clock in ("wall", "processor")}
-            for mode in MODES
+            for mode in modes
         },
         "warnings": {mode: list(report.warnings) for mode, report in reports.items()},
     }
@@ -112,6 +123,25 @@ def autoattack(model: nn.Module, x: Tensor, y: Tensor, eps: float, batch_size: i
     attack = AutoAttack(model, norm="Linf", eps=eps, version="standard", seed=seed, device=x.device)
     predicted: Tensor = attack.run_standard_evaluation(x, y, batch_size=batch_size)[1]
     return predicted == y
+
+
+def peak_memory(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, int]:
+    """The most bytes alive at once while one batch is attacked by APGD, with BatchNorm folded and not."""
+    found = {}
+    for name, fold in {"as it is": False, "folded": True}.items():
+        with PeakMemory() as peak:
+            evaluate_robustness(
+                model,
+                (x, y),
+                eps=EPS[-1],
+                version=["apgd-ce"],
+                batch_size=len(x),
+                fold_batchnorm=fold,
+                sanity_checks=False,
+                progress=False,
+            )
+        found[name] = peak.bytes
+    return found
 
 
 def against(independent: Tensor, ours: Tensor) -> dict[str, Any]:
@@ -161,15 +191,16 @@ def table(result: dict[str, Any]) -> str:
         f"| {corner} | {radii} | processor time | wall time |",
         "|---|" + "---|" * (len(result["eps"]) + 2),
     ]
-    for mode in ("independent", *MODES):
+    modes = list(result["ratio"])
+    for mode in ("independent", *modes):
         spent = [f"{result['seconds'][mode][clock]:.0f} s" for clock in ("processor", "wall")]
-        if mode in MODES:
+        if mode in modes:
             spent = [
                 f"{s} ({result['ratio'][mode][clock]:.2f})"
                 for s, clock in zip(spent, ("processor", "wall"), strict=True)
             ]
         lines.append(f"| {mode} | " + " | ".join([*map(str, result["right"][mode]), *spent]) + " |")
-    for mode in MODES:
+    for mode in modes:
         same = " | ".join(f"{entry['same']:.1%}" for entry in result["agreement"][mode])
         lines.append(f"| {mode}: same verdict as the independent run | {same} | | |")
     return "\n".join(lines) + "\n"
@@ -189,6 +220,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--unfolded", action="store_true", help="ours also without folding BatchNorm")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder of the results")
     return parser.parse_args(arguments)

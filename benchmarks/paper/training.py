@@ -87,6 +87,7 @@ def train_network(
         alpha=protocol.alpha,
         steps=protocol.steps,
         compile=protocol.compile and cell.method not in ("fat", "sip-fat"),
+        fold_batchnorm=protocol.fold_search,
     )
     order = EpochOrder(len(splits.train), protocol.batch_size, cell.seed, fabric.global_rank, fabric.world_size)  # type: ignore[arg-type]
     loader = fabric.setup_dataloaders(

@@ -5,13 +5,15 @@
 The network is pyautoattack's ResNet-18 for CIFAR-10, the images are random and the labels what it predicts for them. Maps
 are ready (random halves), so that only the wrapper is timed. AutoAttack runs each of its four attacks on half a batch, with
 10 iterations, one target class and 20 queries in place of 100, 9 and 5000, at ε = 1/255, where some images fall and some do
-not. The attacks of ART and Foolbox have ε = 8/255, and ART's take all of the batch at once. The last row but one is what it
-costs to know which images a query about part of a batch is about, on a small network.
+not. The attacks of ART and Foolbox have ε = 8/255, and ART's take all of the batch at once. The rows about a query are what
+it costs to know which images a query about part of a batch is about, on a small network. In the last rows PGD attacks the
+network with BatchNorm folded into its convolutions (once, before the clock starts), in each precision and layout.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,10 +32,11 @@ from benchmarks.record import run_record, write_json
 from benchmarks.speed.measure import interleaved, ratio, reference_resnet18, shown
 from sip_plugin import AdversarialTrainer, SIPWrapper
 from sip_plugin.adapters.projection import BatchProjection, RowSelections, plain_tensor, watched
+from sip_plugin.folding import FoldedModel
 
 STEPS = 10
 EPS = 8 / 255
-PARTS = ("torchattacks", "art", "foolbox", "autoattack", "rows", "trainer")
+PARTS = ("torchattacks", "art", "foolbox", "autoattack", "rows", "trainer", "folding")
 _REPEATS = 500  # of what takes microseconds
 Ways = dict[str, Callable[[], Any]]
 
@@ -178,6 +181,16 @@ def of_trainer(model: nn.Module, images: Tensor, labels: Tensor, salience: Tenso
     return {"SIP-AT step": step, "bare passes": partial(bare_passes, model, images, labels)}
 
 
+def of_folding(model: nn.Module, images: Tensor, labels: Tensor, salience: Tensor) -> Ways:
+    """PGD of torchattacks around the network as it is, and around its folded form; each wrapped and bare."""
+    ways: Ways = {}
+    for form, network in {"": model, ", folded": FoldedModel(model, images)}.items():
+        attack = torchattacks.PGD(network, steps=STEPS)
+        ways[f"wrapped{form}"] = partial(SIPWrapper(attack, salience), images, labels)
+        ways[f"bare{form}"] = partial(attack, images, labels)
+    return ways
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Measure, print the ratios, write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -221,6 +234,17 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if "trainer" in options.parts:
         seconds = interleaved(of_trainer(model, *batch), rounds=options.rounds, device=options.device)
         results["AdversarialTrainer('sip-at') step / bare passes"] = ratio(seconds, "SIP-AT step", "bare passes")
+    if "folding" in options.parts:  # the last, because it changes the network's layout
+        layouts = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
+        for layout, bf16 in itertools.product(layouts, (False, True)):
+            model.to(memory_format=layouts[layout])  # type: ignore[call-overload]
+            x = batch[0].contiguous(memory_format=layouts[layout])
+            cast = torch.autocast(options.device, torch.bfloat16, enabled=bf16)
+            ways = {name: cast(run) for name, run in of_folding(model, x, *batch[1:]).items()}
+            seconds = interleaved(ways, rounds=max(3, options.rounds // 2), device=options.device)
+            where = f"torchattacks.PGD, {layout}, {'bfloat16' if bf16 else 'float32'}"
+            for ours, theirs in (("wrapped", "bare"), ("wrapped, folded", "bare, folded"), ("wrapped, folded", "bare")):
+                results[f"{where}: {ours} / {theirs}"] = ratio(seconds, ours, theirs)
     print(shown(list(results.items())))
     if options.out is not None:
         conditions = {"network": "ResNet-18 of pyautoattack", "batch": options.batch, "steps": STEPS}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import evaluation
-from tests.evaluation.conftest import EPS, QuickAutoAttack, evaluated  # noqa: F401
+from tests.evaluation.conftest import EPS, QuickAutoAttack, evaluated, quick  # noqa: F401
 
 pyautoattack = pytest.importorskip("pyautoattack", reason="pyautoattack is not installed")
 
@@ -12,11 +12,12 @@ pyautoattack = pytest.importorskip("pyautoattack", reason="pyautoattack is not i
 def test_both_ways_are_compared_on_the_same_images(network, evaluated, monkeypatch):  # noqa: F811
     monkeypatch.setattr(pyautoattack, "AutoAttack", QuickAutoAttack)
     x, y = evaluated
-    result = evaluation.compared(network, x, y, EPS, 20, 0)
+    modes = {"default": {}, "assume_survivors, not folded": {"assume_survivors": True, "fold_batchnorm": False}}
+    result = evaluation.compared(network, x, y, EPS, 20, 0, modes)
     with torch.no_grad():
         assert result["clean_right"] == int((network(x).argmax(1) == y).sum())
-    assert set(result["right"]) == {"independent", "default", "assume_survivors"}
-    for mode in ("default", "assume_survivors"):
+    assert set(result["right"]) == {"independent", *modes}
+    for mode in modes:
         for ball, entry in enumerate(result["agreement"][mode]):
             alone, ours = result["right"]["independent"][ball], result["right"][mode][ball]
             lost, gained = entry["broken_by_ours_alone"], entry["broken_by_the_independent_run_alone"]
@@ -28,6 +29,11 @@ def test_both_ways_are_compared_on_the_same_images(network, evaluated, monkeypat
     text = evaluation.table(result)
     assert f"of 20 images ({result['clean_right']} right when clean)" in text
     assert "| independent | " + " | ".join(map(str, result["right"]["independent"])) in text
+
+
+def test_an_attack_on_the_folded_network_keeps_less(network, evaluated, quick):  # noqa: F811
+    alive = evaluation.peak_memory(network, *evaluated)
+    assert 0 < alive["folded"] < alive["as it is"]
 
 
 def test_verdicts_are_compared_image_by_image():

@@ -20,6 +20,7 @@ from benchmarks.paper.seeds import derived
 from benchmarks.paper.training import Augmented, EpochOrder
 from sip_plugin.model_utils import model_hash
 from sip_plugin.salience import GradientSalience
+from tests.conftest import ROOT
 
 PUBLISHED = json.loads((Path(networks.__file__).parent / "published.json").read_text())
 
@@ -74,6 +75,22 @@ def test_a_checkpoint_belongs_to_one_training_protocol(field):
     changed = a_cell(training=dataclasses.replace(cell.training, **{field: other}))
     assert changed.training_key("data", None) != cell.training_key("data", None)
     assert a_cell(evaluation=Evaluation(images=3)).training_key("data", None) == cell.training_key("data", None)
+
+
+@pytest.mark.results
+def test_the_committed_cells_are_those_of_their_preset():
+    folder = ROOT / "benchmarks" / "results" / "paper" / "cifar10-cpu" / "cells"
+    for cell in PRESETS["cifar10-cpu"].cells():
+        result = json.loads((folder / f"{cell.name}.json").read_text())
+        assert result["cell"] == cell.as_dict()
+        teacher = result["teacher"] and result["teacher"]["weights_sha256"]
+        assert result["training_key"] == cell.training_key(result["data"]["content"], teacher)
+
+
+def test_a_teacher_is_the_same_for_a_folded_search():
+    cell = a_cell()
+    folded = a_cell(training=dataclasses.replace(cell.training, fold_search=True))
+    assert folded.teacher() == cell.teacher()
 
 
 def test_the_order_of_the_radii_makes_no_other_evaluation():

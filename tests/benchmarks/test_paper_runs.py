@@ -272,10 +272,10 @@ def test_a_network_is_never_taken_for_one_of_another_teacher(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_log_can_be_tensorboards_and_the_precision_mixed(tmp_path):
+def test_the_log_can_be_tensorboards_the_precision_mixed_and_the_search_folded(tmp_path):
     tensorboard = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     arguments = ["run", "--dataset", "digits", "--method", "madry", "--results", str(tmp_path), *TINY, "--train-only"]
-    assert main([*arguments, "--log", "tensorboard", "--precision", "bf16-mixed"]) == 0
+    assert main([*arguments, "--log", "tensorboard", "--precision", "bf16-mixed", "--fold-search"]) == 0
     (log,) = (tmp_path / "work").glob("digits-convnet8-madry-*/log/version_0")
     events = tensorboard.EventAccumulator(str(log)).Reload()
     assert [event.step for event in events.Scalars("loss")] == [0, 1]

@@ -47,6 +47,12 @@ def test_wrapper_overhead_runs_and_writes_its_record(tmp_path, monkeypatch):
         "a query about 99 of 100 images with its rows known / that query",
         "a query about 99 of 100 images, and its gradient, with its rows known / that query",
         "AdversarialTrainer('sip-at') step / bare passes",
+        *(
+            f"torchattacks.PGD, {layout}, {precision}: {ways}"
+            for layout in ("contiguous", "channels-last")
+            for precision in ("float32", "bfloat16")
+            for ways in ("wrapped / bare", "wrapped, folded / bare, folded", "wrapped, folded / bare")
+        ),
     ]
     assert all(result["median_ratio"] > 0 for result in record["results"].values())
 
@@ -66,6 +72,8 @@ def test_training_step_runs_and_writes_its_record(tmp_path):
         assert results[f"{name} step / its bare passes"]["rows"] == rows
     assert sum(results["fat step / its bare passes"]["rows"]) <= 40
     assert len(results) == 6 + 15 + 1
+    for name in ("search of Madry", "GradientSalience"):
+        assert record["peak_bytes"][f"{name}, folded"] < 0.8 * record["peak_bytes"][name]
 
 
 def test_salience_selection_runs_and_writes_its_record(tmp_path):
