@@ -145,8 +145,9 @@ def digits_setting() -> str:
     return _paragraph(
         f"""scikit-learn's digits, 8×8: {result["train_images"]:,} images to train, {result["test_images"]} to test; five
         convolutions (width {settings["width"]}), {settings["epochs"]} epochs, trained at ε = {settings["eps"]:g} (L∞,
-        {settings["steps"]} steps of {settings["alpha"]:g}); AutoAttack (standard version) on the first
-        {settings["attacked"]} test images, free to change every element. Accuracy in per cent, one seed:"""
+        {settings["steps"]} steps of {settings["alpha"]:g}); AutoAttack (standard version) on
+        {settings["attacked"]} other test images for each seed, free to change every element. Accuracy in per cent, mean ±
+        standard deviation over {len(settings["seeds"])} seeds:"""
     )
 
 

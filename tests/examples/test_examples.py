@@ -5,6 +5,7 @@ import json
 import sys
 
 import pytest
+import torch
 
 from tests.conftest import ROOT
 
@@ -153,13 +154,19 @@ def test_quickstart_on_digits(tmp_path, monkeypatch, capsys, quick_autoattack):
     quickstart = example("quickstart")
     monkeypatch.setitem(quickstart.BUDGET, "steps", 4)
     monkeypatch.setattr(quickstart, "TEST_EPS", (0.1, 0.3))
-    result = quickstart.main(["--epochs", "3", "--attacked", "6", "--out", str(tmp_path)])
+    result = quickstart.main(["--epochs", "2", "--attacked", "3", "--seeds", "0", "1", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
-    assert "first 6 test images" in printed
+    assert "300 training and 1497 test images" in printed
     assert "| SIP-AT (SIP-S) |" in printed
+    assert quickstart.LOOK_AT in printed
     assert json.loads((tmp_path / "result.json").read_text())["results"] == result["results"]
     assert (tmp_path / "table.md").read_text() in printed
     assert (tmp_path / "picture.png").stat().st_size > 10_000
-    for values in result["results"].values():
-        robust = [values["clean_attacked"], *values["robust"].values()]
-        assert robust == sorted(robust, reverse=True)
+    for method, runs in result["results"].items():
+        assert [run["seed"] for run in runs] == [0, 1]
+        for run in runs:
+            assert (tmp_path / f"{method}.{run['seed']}.report.json").exists()
+            robust = [run["clean_attacked"], *run["robust"].values()]
+            assert robust == sorted(robust, reverse=True)
+    maps = torch.rand(4, 1, 8, 8) < 0.3
+    assert torch.equal(quickstart.at_random(maps).sum((1, 2, 3)), maps.sum((1, 2, 3)))
