@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.record import write_text
-from benchmarks.speed import folding, mask_store, measure, salience_selection, training_step, wrapper_overhead
+from benchmarks.speed import epoch, folding, mask_store, measure, salience_selection, training_step, wrapper_overhead
 from tests.conftest import ROOT, small_network
 
 
@@ -66,6 +66,15 @@ def test_training_step_runs_and_writes_its_record(tmp_path):
         assert results[f"{name} step / its bare passes"]["rows"] == rows
     assert sum(results["fat step / its bare passes"]["rows"]) <= 40
     assert len(results) == 6 + 15 + 1
+
+
+def test_an_epoch_runs_and_writes_its_record(tmp_path):
+    out = tmp_path / "result.json"
+    result = epoch.main(["--width", "2", "--batch", "4", "--images", "8", "--out", str(out)])
+    assert json.loads(out.read_text())["results"] == result["results"]
+    assert set(result["results"]) == {"as it is", "folded"}
+    assert all(way["images_per_second"] == pytest.approx(8 / way["seconds"]) for way in result["results"].values())
+    assert result["operations_of_a_step"] > 0
 
 
 def test_salience_selection_runs_and_writes_its_record(tmp_path):
