@@ -36,7 +36,8 @@ class Casting(nn.Module):
 
 def classifier(network: nn.Module, **options: Any) -> PyTorchClassifier:
     """An ART classifier of the tests' network."""
-    settings = {"input_shape": (3, 16, 16), "nb_classes": 10, "clip_values": (0.0, 1.0), "device_type": "cpu"}
+    kind = "gpu" if any(parameter.is_cuda for parameter in network.parameters()) else "cpu"
+    settings = {"input_shape": (3, 16, 16), "nb_classes": 10, "clip_values": (0.0, 1.0), "device_type": kind}
     return PyTorchClassifier(network, nn.CrossEntropyLoss(), **{**settings, **options})
 
 

@@ -67,7 +67,7 @@ class FoolboxRow:
     def outcome(self, attack: Any, images: torch.Tensor, labels: torch.Tensor, **options: Any) -> Any:
         """What Foolbox's call gives: raw and clipped images and success, for each budget."""
         network = _networks[attack.__dict__.get("wrapped", attack)]
-        model = foolbox.PyTorchModel(network, bounds=(0, 1), device="cpu")
+        model = foolbox.PyTorchModel(network, bounds=(0, 1), device=images.device)
         criterion = TargetedMisclassification((labels + 1) % 10) if self.targeted else labels
         return attack(model, images, criterion, epsilons=self.epsilons, **self.options(images.detach()), **options)
 

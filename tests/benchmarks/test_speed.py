@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks.record import write_text
-from benchmarks.speed import folding, mask_store, measure, salience_selection, training_step, wrapper_overhead
+from benchmarks.speed import epoch, folding, mask_store, measure, salience_selection, training_step, wrapper_overhead
 from tests.conftest import ROOT, small_network
 
 
@@ -74,6 +74,15 @@ def test_training_step_runs_and_writes_its_record(tmp_path):
     assert len(results) == 6 + 15 + 1
     for name in ("search of Madry", "GradientSalience"):
         assert record["peak_bytes"][f"{name}, folded"] < 0.8 * record["peak_bytes"][name]
+
+
+def test_an_epoch_runs_and_writes_its_record(tmp_path):
+    out = tmp_path / "result.json"
+    result = epoch.main(["--width", "2", "--batch", "4", "--images", "8", "--out", str(out)])
+    assert json.loads(out.read_text())["results"] == result["results"]
+    assert set(result["results"]) == {"as it is", "folded"}
+    assert all(way["images_per_second"] == pytest.approx(8 / way["seconds"]) for way in result["results"].values())
+    assert result["operations_of_a_step"] > 0
 
 
 def test_salience_selection_runs_and_writes_its_record(tmp_path):

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# What needs a GPU, in a slice of minutes that the next one takes up: tests, speed, then cells of the table cifar10-w32.
+#
+#     scripts/gpu.sh DATA OUT [SECONDS] [cuda|cpu]
+#
+# DATA holds cifar-10-batches-py, or UNOFFICIAL names another folder in it of the same layout. OUT gets the results, the state
+# of unfinished cells among them: give the next slice the same OUT. With cpu all of it is of toy size, to try the script.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+DATA=$1 OUT=$2 END=$((SECONDS + ${3:-500})) DEVICE=${4:-cuda}
+export OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$PWD
+mkdir -p "$OUT"
+PYTHON=${PYTHON:-python3}
+
+# Runs a command once, with the rest of the time at most; its output and exit status are kept in OUT.
+once() {
+  local name=$1; shift
+  [ "$(cat "$OUT/$name.rc" 2>/dev/null)" = 0 ] && return
+  echo "== $name, $((END - SECONDS)) s left"
+  timeout $((END > SECONDS ? END - SECONDS : 1)) "$@" >"$OUT/$name.log" 2>&1
+  echo $? | tee "$OUT/$name.rc"
+  tail -n 3 "$OUT/$name.log"
+}
+
+if [ "$DEVICE" = cuda ]; then
+  once tests "$PYTHON" -m pytest -q -m gpu tests -p no:cacheprovider --timeout=120
+  for batch in 64 512; do
+    once "training_step_$batch" "$PYTHON" -m benchmarks.speed.training_step --device cuda --bf16 --compile --no-peers \
+      --width 64 --batch $batch --out "$OUT/training_step_$batch.json"
+    once "epoch_$batch" "$PYTHON" -m benchmarks.speed.epoch --device cuda --batch $batch --out "$OUT/epoch_$batch.json"
+  done
+  once wrapper_overhead "$PYTHON" -m benchmarks.speed.wrapper_overhead --device cuda --out "$OUT/wrapper_overhead.json"
+else
+  once tests "$PYTHON" -m pytest -q -n0 tests/test_devices.py -k "PGD or float32" -p no:cacheprovider
+  once training_step "$PYTHON" -m benchmarks.speed.training_step --no-peers --width 2 --batch 4 --rounds 1 \
+    --out "$OUT/training_step.json"
+  once epoch "$PYTHON" -m benchmarks.speed.epoch --width 2 --batch 4 --images 8 --out "$OUT/epoch.json"
+fi
