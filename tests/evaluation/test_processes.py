@@ -1,10 +1,7 @@
 """Two processes share an evaluation: the report of one, and no process waits for one that failed."""
 
-import datetime
-
 import pytest
 import torch
-import torch.distributed
 import torch.multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
@@ -14,6 +11,7 @@ from tests.conftest import small_network
 from tests.evaluation.conftest import QuickPackage, same
 from tests.evaluation.test_checkpoint import Counter, Interrupt
 from tests.evaluation.test_evaluate import evaluate
+from tests.training.test_distributed import process_group
 
 pytestmark = pytest.mark.xdist_group("processes of an evaluation")  # they are started once for all tests
 OPTIONS = {"version": ["apgd-ce", "fab-t"], "batch_size": 4, "return_adversarial": True}
@@ -60,16 +58,8 @@ def cases(rank, folder, network, data):
 
 
 def process(rank, folder):
-    torch.set_num_threads(1)
     sip_plugin.evaluation.autoattack.autoattack_package = lambda: QuickPackage
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=datetime.timedelta(seconds=120),  # a process that waits in vain is an error, not a test that hangs
-    )
-    try:
+    with process_group(rank, folder):
         state, *data = torch.load(f"{folder}/data.pt")
         network = small_network()
         network.load_state_dict(state)
@@ -80,8 +70,6 @@ def process(rank, folder):
             except Exception as error:
                 found[name] = error
         torch.save(found, f"{folder}/{rank}.pt")
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")

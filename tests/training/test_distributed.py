@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import gc
 
 import pytest
 import torch
@@ -74,11 +75,12 @@ def process_group(rank, folder):
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=2,
-        timeout=datetime.timedelta(seconds=60),  # a process that waits in vain is an error, not a test that hangs
+        timeout=datetime.timedelta(seconds=120),  # a process that waits in vain is an error, not a test that hangs
     )
     try:
         yield
     finally:
+        gc.collect()  # what is left of a DistributedDataParallel could wait for the group's threads for ever
         torch.distributed.destroy_process_group()
 
 
