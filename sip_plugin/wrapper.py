@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from sip_plugin.adapters.autoattack import SalienceAutoAttack, adapter, is_autoattack
 from sip_plugin.adapters.base import SalienceAttack
-from sip_plugin.adapters.generic import SalienceCallable
+from sip_plugin.adapters.generic import SalienceCallable, SalienceFunction
 from sip_plugin.mask_source import MaskSource
 
 _SUPPORTED = (
     "Supported are the attacks of torchattacks (FGSM, PGD, AutoAttack, ...), the evasion attacks of ART on a "
     "PyTorchClassifier, the attacks of Foolbox, AutoAttack of pyautoattack and autoattack, and any object that is called as "
-    "attack(images, labels) and keeps its network in the attribute .model (for a function, a small class that does)."
+    "attack(images, labels) and keeps its network in the attribute .model, or functools.partial(function, model, ...)."
 )
 
 
@@ -82,7 +83,7 @@ class SIPWrapper(ABC):  # noqa: B024  (abstract only so that adapters can regist
     ) -> SalienceAutoAttack: ...
     @overload
     def __new__(  # type: ignore[misc]
-        cls, attack: _Callable, mask_fn: MaskSource = None, *, one_by_one: bool = False
+        cls, attack: _Callable | functools.partial[Any], mask_fn: MaskSource = None, *, one_by_one: bool = False
     ) -> SalienceCallable: ...
     def __new__(cls, attack: Any, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> Any:
         """The wrapped attack, an instance of the adapter's class."""
@@ -111,6 +112,8 @@ def _adapter(attack: Any) -> type[SalienceAttack]:
         return adapter_of(attack)
     if is_autoattack(attack):
         return adapter(type(attack))  # type: ignore[arg-type]
+    if isinstance(attack, functools.partial):
+        return SalienceFunction
     if callable(attack) and callable(getattr(attack, "model", None)):
         return SalienceCallable
     what = f"the class {attack.__qualname__}" if isinstance(attack, type) else f"an object of {type(attack)}"
