@@ -87,10 +87,12 @@ class SalienceCallable(SalienceAttack):
             return found[-1]
 
         result = map_tensors(projected, result)
-        if len(found) != 1:
+        if not found:
+            project_result(self.wrapped, result, images, batch.salience)  # says what is wrong
+        if len(found) > 1:
             raise RuntimeError(
-                f"{attack_name(self.wrapped)} returned {len(found) or 'no'} tensors of the images' shape "
-                f"{tuple(images.shape)}. Expected one: of several it cannot be known which hold perturbations."
+                f"{attack_name(self.wrapped)} returned {len(found)} tensors of the images' shape. Expected one, the "
+                "adversarial images: of several it cannot be known which hold perturbations."
             )
         warn_if_not_queried(self.wrapped, stand_in.queried, torch.equal(found[0], images), len(calls))
         return result
