@@ -27,6 +27,8 @@ from sip_plugin.model_state import preserve_model_state
 from sip_plugin.utils import attack_name, short_repr
 
 _LABELS = ("labels", "label", "y", "y_true")  # what attack functions call them
+# Modules of attacks that ask about copies of one image, also in pieces of as many rows as the batch has.
+_COPIES = ("attacks.stochastic_sparse_attacks", "torchattack.geoda", "attacks.spsa", "attacks.hop_skip_jump_attack")
 _BY_POSITION, _BY_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 
 
@@ -35,6 +37,8 @@ class SalienceCallable(SalienceAttack):
 
     def __init__(self, attack: Any, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> None:
         super().__init__(attack, mask_fn, one_by_one=one_by_one)
+        copies = getattr(attack, "func", type(attack)).__module__.endswith(_COPIES)
+        self.__dict__.update(_copies=copies, _queries_unknown_rows=copies)
         with model_replaced(self._holder, ProjectedModel(self._holder.model)):
             pass  # an attack whose model cannot be replaced is refused now and not at its first call
 
@@ -71,6 +75,8 @@ class SalienceCallable(SalienceAttack):
 
     def _attack(self, batch: Batch) -> Any:
         holder, images = self._holder, batch.images
+        if self._copies and bool(batch.salience.all()):
+            return images.clone()  # nothing would fool the network, and some search until something does
         is_torchattack = any(kind.__module__.startswith("torchattack.") for kind in type(self.wrapped).__mro__)
         # Mean and standard deviation between the images and the network; SecML-Torch's classifier has a _preprocessing.
         prepare = self.wrapped.normalize if is_torchattack else getattr(holder, "_preprocessing", None)
@@ -143,8 +149,7 @@ class SalienceFunction(SalienceCallable):
         return super().__call__(images, labels, *args, mask=mask, **self.wrapped.keywords | kwargs)
 
     def _run(self, holder: Any, batch: Batch) -> Any:
-        put = holder.model if isinstance(holder, SimpleNamespace) else holder
-        function = self.wrapped.func
+        put, function = holder.model if isinstance(holder, SimpleNamespace) else holder, self.wrapped.func
         args = [put if value is self._network else value for value in self.wrapped.args]
         kwargs = {name: put if value is self._network else value for name, value in batch.kwargs.items()}
         images, labels = batch.images.clone(), batch.labels
