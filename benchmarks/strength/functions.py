@@ -16,6 +16,7 @@ from benchmarks.strength.setting import Setting, Ways
 from sip_plugin import SIPWrapper
 
 LINF = {"eps": 0.12, "alpha": 0.02, "steps": 10}
+LONG = {"eps": 0.12, "alpha": 0.01, "steps": 40}  # for attacks whose queries are random or transformed
 LAYER = {**LINF, "feature_layer_cfg": "4", "num_ens": 5}
 CLIPPED = {"clip_min": 0.0, "clip_max": 1.0}
 SEARCH = {"binary_search_steps": 4, "max_iterations": 60, "initial_const": 1.0}
@@ -27,7 +28,12 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "adv_lib.apgd L1": {"norm": 1, "eps": 20.0, "n_iter": 20},
     "adv_lib.apgd_targeted": {"norm": "inf", "eps": 0.12, "n_iter": 20, "num_targets": 3},
     "adv_lib.carlini_wagner_l2": {"learning_rate": 0.03, **SEARCH},
-    "adv_lib.carlini_wagner_linf": {"learning_rate": 0.05, "max_iterations": 20, "initial_const": 0.1},
+    "adv_lib.carlini_wagner_linf": {
+        "learning_rate": 0.05,
+        "max_iterations": 20,
+        "initial_const": 0.1,
+        "largest_const": 2.0,
+    },
     "adv_lib.ddn": {"steps": 30},
     "adv_lib.df": {"steps": 50},
     "adv_lib.fab Linf": {"norm": "inf", "n_iter": 20},
@@ -55,30 +61,30 @@ ATTACKS: dict[str, dict[str, Any]] = {
     "torchattack.PGDL2": {"eps": 1.2, "alpha": 0.3, "steps": 10},
     "torchattack.MIFGSM": LINF,
     "torchattack.NIFGSM": LINF,
-    "torchattack.DIFGSM": LINF,
+    "torchattack.DIFGSM": LONG,
     "torchattack.TIFGSM": {**LINF, "kern_len": 5},
     "torchattack.SINIFGSM": LINF,
     "torchattack.VMIFGSM": LINF,
     "torchattack.VNIFGSM": LINF,
     "torchattack.Admix": {**LINF, "num_classes": 10},
-    "torchattack.BSR": {**LINF, "num_scale": 5},
-    "torchattack.DeCoWA": {**LINF, "num_warping": 4},
+    "torchattack.BSR": {**LONG, "num_scale": 5, "num_block": 2},
+    "torchattack.DeCoWA": {**LONG, "num_warping": 4},
     "torchattack.GRA": {**LINF, "num_neighbors": 4},
-    "torchattack.MIG": {**LINF, "s_factor": 5},
+    "torchattack.MIG": {**LINF, "s_factor": 5, "targeted": True},  # otherwise it makes the true class more likely
     "torchattack.MuMoDIG": LINF,
     "torchattack.BFA": {**LAYER, "num_classes": 10},
     "torchattack.DANAA": LAYER,
     "torchattack.FIA": LAYER,
     "torchattack.NAA": LAYER,
-    "torchattack.DR": {**LINF, "steps": 40, "feature_layer_cfg": "4"},
-    "torchattack.ILPD": {**LINF, "feature_layer_cfg": "4"},
-    "torchattack.FDA": LINF,
+    "torchattack.DR": {**LONG, "eps": 0.3, "feature_layer_cfg": "4"},
+    "torchattack.ILPD": {**LONG, "feature_layer_cfg": "4"},
+    "torchattack.FDA": {**LONG, "eps": 0.25},
     "torchattack.DeepFool": {"steps": 20},
     "cleverhans.fast_gradient_method": {"eps": 0.12, "norm": "inf", **CLIPPED},
     "cleverhans.projected_gradient_descent": {"eps": 1.2, "eps_iter": 0.3, "nb_iter": 10, "norm": 2, **CLIPPED},
     "cleverhans.sparse_l1_descent": {"eps": 20.0, "eps_iter": 3.0, "grad_sparsity": 95, **CLIPPED},
     "cleverhans.carlini_wagner_l2": {"n_classes": 10, "lr": 0.03, **SEARCH},
-    "cleverhans.spsa": {"eps": 0.2, "nb_iter": 10, "learning_rate": 0.02, "spsa_samples": 64, **CLIPPED},
+    "cleverhans.spsa": {"eps": 0.3, "nb_iter": 20, "learning_rate": 0.03, "spsa_samples": 64, **CLIPPED},
     "cleverhans.hop_skip_jump_attack": {"norm": 2, "num_iterations": 4, "initial_num_evals": 20, "verbose": False},
     "secml_torch.PGD native": {
         "perturbation_model": "linf",
@@ -88,13 +94,13 @@ ATTACKS: dict[str, dict[str, Any]] = {
         "backend": "native",
     },
     "secml_torch.FMN native": {"perturbation_model": "l2", "num_steps": 60, "step_size": 1.0, "backend": "native"},
-    "secml_torch.DDN native": {"num_steps": 30, "backend": "native"},
+    "secml_torch.DDN native": {"num_steps": 30, "eps_init": 1.0, "backend": "native"},
     "secml_torch.DeepFool foolbox": {"num_steps": 50, "backend": "foolbox"},
 }
 """Each attack that can be measured, with its arguments."""
 
 LEFT_OUT = {"torchattack.GeoDA": "it searches for ever where no random noise fools the network"}
-IMAGES = {"adv_lib.carlini_wagner_linf": 16, "cleverhans.spsa": 16, "cleverhans.hop_skip_jump_attack": 16}
+IMAGES = {"adv_lib.carlini_wagner_linf": 8, "cleverhans.spsa": 16, "cleverhans.hop_skip_jump_attack": 16}
 """How many images a slow attack has, where not all."""
 
 

@@ -10,7 +10,32 @@ from typing import Any
 import torch
 from torch import nn
 
-VERSIONS = {"adv_lib": "0.2.8", "torchattack": "1.7.2", "cleverhans": "4.0.0", "secml_torch": "1.5"}
+LIBRARIES = {
+    "adv_lib": "adv_lib 0.2 (`adv-lib`)",
+    "torchattack": "torchattack 1.7",
+    "cleverhans": "CleverHans 4.0 (`cleverhans.torch`)",
+    "secml_torch": "SecML-Torch 1.5 (`secml-torch`)",
+}
+VIT, GENERATOR = (
+    "bound to certain vision transformers of timm; not tried",
+    "asks a generator of its own, and never the wrapped network",
+)
+OUTSIDE = {
+    "torchattack": {
+        **dict.fromkeys(("ATT", "PNAPatchOut", "TGR", "VDC"), VIT),
+        **dict.fromkeys(("BIA", "CDA", "GAMA", "LTP"), GENERATOR),
+        "BPA": "bound to ResNets; works on a ResNet-18",
+        "L2T": "calls CUDA whatever its device is; not tried",
+        "SGM": "bound to ResNets and DenseNets; works on a ResNet-18",
+        "SSA": "takes images of 224×224 only; works on them",
+        "SSP": "asks a VGG of its own, and never the wrapped network",
+    },
+    "cleverhans": {
+        "noise": "asks no network",
+        "semantic": "asks no network",
+    },
+}
+"""Attacks that the contract does not run over: why, and whether they work."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,10 +138,18 @@ TABLE = [
     *(FunctionRow("adv_lib", "pdpgd", {"norm": norm, "num_steps": 5}, **FREE) for norm in (0, 1, 2, INF)),
     *(FunctionRow("adv_lib", "fab", {"norm": norm, "n_iter": 3}, **FREE) for norm in (1, 2, INF)),
     FunctionRow("adv_lib", "apgd", {"norm": INF, "eps": 0.1, "n_iter": 4}, fixed_steps=False),
-    FunctionRow("adv_lib", "apgd", {"norm": 2, "eps": 1.0, "n_iter": 4, "n_restarts": 2}, "L2", **ALONE),
+    FunctionRow(
+        "adv_lib", "apgd", {"norm": 2, "eps": 1.0, "n_iter": 4, "n_restarts": 2}, "L2", **ALONE, remark="with restarts"
+    ),
     FunctionRow("adv_lib", "apgd", {"norm": 1, "eps": 10.0, "n_iter": 4}, None, fixed_steps=False),
     FunctionRow("adv_lib", "apgd_targeted", {"norm": INF, "eps": 0.1, "n_iter": 3, "num_targets": 2}, **ALONE),
-    FunctionRow("adv_lib", "pgd_linf", {"ε": 0.15, "steps": 3, "restarts": 2, "absolute_step_size": 0.1}, **ALONE),
+    FunctionRow(
+        "adv_lib",
+        "pgd_linf",
+        {"ε": 0.15, "steps": 3, "restarts": 2, "absolute_step_size": 0.1},
+        **ALONE,
+        remark="with restarts",
+    ),
     *(
         FunctionRow("torchattack", name, {**STEPS, **arguments}, fixed_steps=name not in PARTS, alone=name in PARTS)
         for name, arguments in {
