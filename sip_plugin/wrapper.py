@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 from abc import ABC
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from sip_plugin.adapters.autoattack import SalienceAutoAttack, adapter, is_autoattack
@@ -75,6 +75,10 @@ class SIPWrapper(ABC):  # noqa: B024  (abstract only so that adapters can regist
 
         def __getattr__(self, name: str) -> Any: ...
 
+    @overload
+    def __new__(  # type: ignore[misc]
+        cls, attack: partial[Any], mask_fn: MaskSource = None, *, one_by_one: bool = False
+    ) -> SalienceFunction: ...
     @overload  # the libraries' attacks take any keyword, so their own types are also those of the wrapped ones
     def __new__(cls, attack: _Attack, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> _Attack: ...  # type: ignore[misc]
     @overload
@@ -83,7 +87,7 @@ class SIPWrapper(ABC):  # noqa: B024  (abstract only so that adapters can regist
     ) -> SalienceAutoAttack: ...
     @overload
     def __new__(  # type: ignore[misc]
-        cls, attack: _Callable | functools.partial[Any], mask_fn: MaskSource = None, *, one_by_one: bool = False
+        cls, attack: _Callable, mask_fn: MaskSource = None, *, one_by_one: bool = False
     ) -> SalienceCallable: ...
     def __new__(cls, attack: Any, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> Any:
         """The wrapped attack, an instance of the adapter's class."""
@@ -112,7 +116,7 @@ def _adapter(attack: Any) -> type[SalienceAttack]:
         return adapter_of(attack)
     if is_autoattack(attack):
         return adapter(type(attack))  # type: ignore[arg-type]
-    if isinstance(attack, functools.partial):
+    if isinstance(attack, partial):
         return SalienceFunction
     if callable(attack) and callable(getattr(attack, "model", None)):
         return SalienceCallable

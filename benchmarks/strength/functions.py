@@ -112,7 +112,8 @@ def part(name: str, everything: Setting) -> Setting:
 def ways(name: str, part: Setting) -> Ways:
     """The bare and the projected attack of one row."""
     arguments = {key: math.inf if value == "inf" else value for key, value in ATTACKS[name].items()}
-    attack = built(*name.split()[0].split("."), part.model, arguments)
+    library, kind = name.split()[0].split(".")
+    attack = built(library, kind, part.model, arguments)
     bare, projected = partial(called, name, attack), partial(called, name, SIPWrapper(attack, part.salience))
     return partial(bare, part.x, part.y), partial(projected, part.x, part.y)
 
@@ -131,6 +132,7 @@ def built(library: str, name: str, model: nn.Module, arguments: dict[str, Any]) 
 
 def called(name: str, attack: Any, x: Tensor, y: Tensor, **options: Any) -> Tensor:
     """What an attack, bare or wrapped, gives for a batch."""
+    adversarial: Tensor
     if name.startswith("secml_torch") and not isinstance(attack, SIPWrapper):
         ((adversarial, _),) = attack([(x.detach(), y)], stream=True)
     elif name.startswith("cleverhans"):

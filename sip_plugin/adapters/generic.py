@@ -37,7 +37,7 @@ class SalienceCallable(SalienceAttack):
 
     def __init__(self, attack: Any, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> None:
         super().__init__(attack, mask_fn, one_by_one=one_by_one)
-        copies = getattr(attack, "func", type(attack)).__module__.endswith(_COPIES)
+        copies = str(getattr(attack, "func", type(attack)).__module__).endswith(_COPIES)
         self.__dict__.update(_copies=copies, _queries_unknown_rows=copies)
         with model_replaced(self._holder, ProjectedModel(self._holder.model)):
             pass  # an attack whose model cannot be replaced is refused now and not at its first call

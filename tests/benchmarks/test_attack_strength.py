@@ -59,7 +59,7 @@ def test_every_name_in_the_settings_is_that_of_a_row(library):
         ("torchattacks", ["CW", "PGDL2"], "out"),
         ("art", ["FastGradientMethod L2", "NewtonFool", "HopSkipJump"], "out_art"),
         ("foolbox", ["LinfBasicIterativeAttack", "L2DeepFoolAttack", "BoundaryAttack"], "out_foolbox"),
-        ("functions", ["adv_lib.ddn", "secml_torch.DDN native", "cleverhans.hop_skip_jump_attack"], "out_functions"),
+        ("functions", ["adv_lib.ddn", "cleverhans.hop_skip_jump_attack", "secml_torch.DDN native"], "out_functions"),
     ],
 )
 def test_it_runs_and_writes_its_record(library, names, folder, tmp_path):
