@@ -48,12 +48,7 @@ class SalienceCallable(SalienceAttack):
         return self.wrapped
 
     def __call__(
-        self,
-        images: Tensor,
-        labels: Tensor | None = None,
-        *args: Any,
-        mask: SalienceMap | None = None,
-        **kwargs: Any,
+        self, images: Tensor, labels: Tensor | None = None, *args: Any, mask: SalienceMap | None = None, **kwargs: Any
     ) -> Any:
         """Adversarial images ``(N, C, H, W)`` that equal the clean ones on salient elements.
 
