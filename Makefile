@@ -34,9 +34,11 @@ $(PAGE)/node_modules/.package-lock.json: $(PAGE)/package.json $(PAGE)/package-lo
 	npm ci --prefix $(PAGE) --no-audit --no-fund
 	touch $@
 
+# adv-lib and cleverhans need torch alone, but ask for visdom, which no longer builds, and tensorflow-probability.
 $(VENV)/.installed: pyproject.toml constraints.txt scripts/cure_torchvision.py
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(PY) -m pip install --quiet --constraint constraints.txt --no-deps adv-lib cleverhans
 	$(PY) scripts/cure_torchvision.py
 	touch $@
 

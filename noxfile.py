@@ -60,6 +60,7 @@ def tests(session: nox.Session, resolution: str) -> None:
         *("uv", "pip", "compile", "--quiet", *compiled, "-o", requirements, "pyproject.toml"), external=True
     )
     session.install("--no-build", "--reinstall-package", "sip-plugin", "-r", requirements, wheel)
+    session.install("--no-build", "--no-deps", "-c", "constraints.txt", "adv-lib", "cleverhans")  # as in the Makefile
     session.run_install("python", "scripts/cure_torchvision.py")
 
     python = str(session.run("python", "-c", "import platform; print(platform.python_version())", silent=True)).strip()

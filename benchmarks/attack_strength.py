@@ -1,10 +1,10 @@
 """Projecting every step against masking only the result: how many images each attack of a library leaves correct.
 
-    python -m benchmarks.attack_strength [--library torchattacks art foolbox] [--images 64] [--out FOLDER]
+    python -m benchmarks.attack_strength [--library torchattacks art foolbox functions] [--images 64] [--out FOLDER]
 
 A small convolutional network, trained on scikit-learn's digits (as 3×16×16 images with a little noise); a random half of all
-elements is salient, another half for each image. Both ways use the same seeds. Results of ART and Foolbox go to FOLDER_art
-and FOLDER_foolbox.
+elements is salient, another half for each image. Both ways use the same seeds. Results of the others go to FOLDER_art,
+FOLDER_foolbox and FOLDER_functions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from benchmarks.record import run_record, write_json, write_text
 from benchmarks.strength.setting import Setting, compared, setting
 
-LIBRARIES = ("torchattacks", "art", "foolbox")
+LIBRARIES = ("torchattacks", "art", "foolbox", "functions")
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, dict[str, int]]]:

@@ -24,6 +24,10 @@ _PACKAGES = (
     "adversarial-robustness-toolbox",
     "foolbox",
     "pyautoattack",
+    "adv-lib",
+    "torchattack",
+    "cleverhans",
+    "secml-torch",
     "scikit-learn",
     "statsmodels",
 )

@@ -14,11 +14,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works in a clone
 
 from sip_plugin.adapters.autoattack import MEMBERS
 from sip_plugin.adapters.specs import ART, FOOLBOX, TORCHATTACKS
+from tests.adapters.function_rows import LIBRARIES, OUTSIDE, TABLE
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "compatibility.md"
 
 HEAD = """\
-<!-- Written by scripts/make_compatibility.py from the tables in sip_plugin/adapters; do not edit. -->
+<!-- Written by scripts/make_compatibility.py from the tables in sip_plugin/adapters and tests/adapters; do not edit. -->
 # Which attacks can be wrapped, and how each is projected
 
 `SIPWrapper(attack, mask_fn)` projects **every step** of an attack. Where, depends on the attack:
@@ -37,9 +38,9 @@ rows.
 
 What masking only the result costs, for every attack:
 [torchattacks](attack_strength.md#torchattacks), [ART](attack_strength.md#art),
-[Foolbox](attack_strength.md#foolbox). The arguments there are such that the bare attack
-works: with short runs of the randomised ones (DI-FGSM at 10 steps, SI-NI-FGSM, Jitter at its default scale) the two
-differ by a few images either way with the seed.
+[Foolbox](attack_strength.md#foolbox), [others](attack_strength.md#functions-and-other-objects). The
+arguments there are such that the bare attack works: with short runs of the randomised ones (DI-FGSM at 10 steps,
+SI-NI-FGSM, Jitter at its default scale) the two differ by a few images either way with the seed.
 
 ## Which map belongs to which query
 
@@ -105,15 +106,35 @@ Refused with a `TypeError` that says why:
 |---|---|
 """
 
+FUNCTIONS_HEAD = """
+## Functions and other objects
+
+A function, given as `functools.partial(function, model, ...)`, and an object that is called as `attack(images, labels)` and
+keeps its network in `.model` are [projected at their queries](howto/functions.md). Whatever has neither is refused with a
+`TypeError`: there would be no place to project its steps, and masking only its result is weaker while it looks the same.
+For each of torchattack's attacks, projecting the iterate instead was tried, and left no fewer images correct.
+Where *one image* is noted an attack asks about parts or copies of its batch, and runs one image at a time where the map
+marks anything. `transferattack` 1.1 is an empty distribution on the package index: there is nothing to wrap.
+"""
+
+FUNCTIONS_OUTSIDE = """
+Not among the rows of the tests:
+
+| Attack | Reason |
+|---|---|
+"""
+
 TAIL = """
-## Any other library
-
-An object that is called as `attack(images, labels)` and keeps its network in `.model` is projected at its queries.
-Whatever has no `.model` is refused with a `TypeError`: there would be no place to project its steps, and masking only its
-result is weaker while it looks the same.
-
 ## Found upstream
 
+- adv_lib 0.2.8 imports `visdom`, which no longer builds, and CleverHans 4.0.0 requires `tensorflow-probability`, which its
+  PyTorch attacks do not use: `pip install --no-deps adv-lib cleverhans`, and `import secmlt.adv.evasion` (SecML-Torch)
+  before adv_lib, which stands in for visdom.
+- adv_lib 0.2.8, `carlini_wagner_l2`: fails with fewer than 10 iterations (`ZeroDivisionError`).
+- torchattack 1.7.2, MIG: makes the true class more likely; with `targeted=True` and the true labels it attacks.
+- torchattack 1.7.2, GeoDA: searches for ever where no random noise fools the network, writes a file into its own package,
+  and is not meant for more than one image at a time.
+- CleverHans 4.0.0, `hop_skip_jump_attack`: an `AssertionError` where no random image fools the network; takes no labels.
 - torchattacks 3.5.1, EADL1 and EADEN: the variable shares its memory with the images, so that the first step moves the
   images themselves and results can leave [0, 1], bare and wrapped alike.
 - torchattacks 3.5.1, JSMA, PGDL2, SparseFool, FAB, Square (L2): fail on images that are not contiguous (`view` of a
@@ -194,7 +215,7 @@ def page() -> str:
         "|---|---|",
     ]
     lines += [f"| `{name}` | {mechanism.value} |" for name, mechanism in MEMBERS.items()]
-    return "\n".join(lines) + "\n" + _art() + _foolbox() + TAIL
+    return "\n".join(lines) + "\n" + _art() + _foolbox() + _functions() + TAIL
 
 
 def _art() -> str:
@@ -210,6 +231,19 @@ def _art() -> str:
 def _foolbox() -> str:
     rows = [f"| {name} | {entry.reason} |\n" for name, entry in FOOLBOX.specs.items()]
     return FOOLBOX_HEAD + "".join(rows) + FOOLBOX_REFUSED + _reasons(FOOLBOX.refused)
+
+
+def _functions() -> str:
+    text = FUNCTIONS_HEAD
+    for library, title in LIBRARIES.items():
+        text += f"\n### {title}\n\n| Attack | Batch | Remark |\n|---|---|---|\n"
+        for name in dict.fromkeys(row.name for row in TABLE if row.library == library):
+            rows = [row for row in TABLE if (row.library, row.name) == (library, name)]
+            alone = "one image" if any(row.alone for row in rows) else ""
+            remarks = {row.remark or row.arguments.get("backend", "") for row in rows} - {""}
+            text += f"| {name} | {alone} | {', '.join(sorted(remarks))} |\n"
+        text += FUNCTIONS_OUTSIDE + _reasons(OUTSIDE[library]) if library in OUTSIDE else ""
+    return text
 
 
 def _reasons(refused: Mapping[str, str]) -> str:

@@ -73,6 +73,12 @@ def short_repr(value: Any) -> str:
     return name or textwrap.shorten(repr(value), 200, placeholder=" ...")
 
 
+def attack_name(attack: Any) -> str:
+    """An attack's class, or the function of a ``functools.partial``, by name."""
+    attack = attack.func if isinstance(attack, functools.partial) else attack
+    return getattr(attack, "__name__", type(attack).__name__)
+
+
 def show_in_notebooks(figure: _T) -> _T:
     """The figure, which shows as the last line of a cell although it is not registered with ``matplotlib.pyplot``."""
     vars(figure)["_repr_png_"] = functools.partial(_png, figure)

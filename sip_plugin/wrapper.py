@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from sip_plugin.adapters.autoattack import SalienceAutoAttack, adapter, is_autoattack
 from sip_plugin.adapters.base import SalienceAttack
-from sip_plugin.adapters.generic import SalienceCallable
+from sip_plugin.adapters.generic import SalienceCallable, SalienceFunction
 from sip_plugin.mask_source import MaskSource
 
 _SUPPORTED = (
     "Supported are the attacks of torchattacks (FGSM, PGD, AutoAttack, ...), the evasion attacks of ART on a "
     "PyTorchClassifier, the attacks of Foolbox, AutoAttack of pyautoattack and autoattack, and any object that is called as "
-    "attack(images, labels) and keeps its network in the attribute .model (for a function, a small class that does)."
+    "attack(images, labels) and keeps its network in the attribute .model, or functools.partial(function, model, ...)."
 )
 
 
@@ -74,6 +75,10 @@ class SIPWrapper(ABC):  # noqa: B024  (abstract only so that adapters can regist
 
         def __getattr__(self, name: str) -> Any: ...
 
+    @overload
+    def __new__(  # type: ignore[misc]
+        cls, attack: partial[Any], mask_fn: MaskSource = None, *, one_by_one: bool = False
+    ) -> SalienceFunction: ...
     @overload  # the libraries' attacks take any keyword, so their own types are also those of the wrapped ones
     def __new__(cls, attack: _Attack, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> _Attack: ...  # type: ignore[misc]
     @overload
@@ -111,6 +116,8 @@ def _adapter(attack: Any) -> type[SalienceAttack]:
         return adapter_of(attack)
     if is_autoattack(attack):
         return adapter(type(attack))  # type: ignore[arg-type]
+    if isinstance(attack, partial):
+        return SalienceFunction
     if callable(attack) and callable(getattr(attack, "model", None)):
         return SalienceCallable
     what = f"the class {attack.__qualname__}" if isinstance(attack, type) else f"an object of {type(attack)}"

@@ -47,6 +47,8 @@ sip_reports: list[RobustnessReport]
 
 # An attack's own type is what an editor completes from. mypy does not read libraries without type hints: to it they are Any.
 CALLS = """
+from functools import partial
+from typing import Any
 from typing_extensions import assert_type
 
 import foolbox
@@ -67,6 +69,10 @@ class Own:
         return images
 
 
+def function(network: nn.Module, x: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
+    return x
+
+
 classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), input_shape, 10)
 fmodel = foolbox.PyTorchModel(model, bounds=(0, 1))
 assert_type(SIPWrapper(torchattacks.PGD(model), mask_fn), torchattacks.PGD)
@@ -79,7 +85,9 @@ assert_type(attack, foolbox.attacks.LinfPGD)
 assert_type(attack(fmodel, images, labels, epsilons=[0.1], mask=images), tuple[list[Tensor], list[Tensor], Tensor])
 attack.generate(images)  # type: ignore[attr-defined]
 SIPWrapper(AutoAttack(model)).run_standard_evaluation(images, labels, mask=images)
-assert_type(SIPWrapper(Own(model), mask_fn)(images, labels, mask=images), Tensor)
+assert_type(SIPWrapper(Own(model), mask_fn)(images, labels, mask=images), Any)
+SIPWrapper(partial(function, model), mask_fn)(images, labels, targeted=True, mask=images)
+SIPWrapper(partial(function, network=model), mask_fn).one_by_one = True
 SIPWrapper(len)  # type: ignore[call-overload]
 
 RobustnessReport.compare({"a": report, "b": [report, report]})

@@ -20,7 +20,7 @@ from torch import Tensor
 from sip_plugin.adapters.projection import UnknownRowsError, salience_rows
 from sip_plugin.constraint import SalienceMap, prepare_mask, project
 from sip_plugin.mask_source import MaskSource, check_mask_source, compute_mask
-from sip_plugin.utils import short_repr
+from sip_plugin.utils import attack_name, short_repr
 
 _Result = TypeVar("_Result")
 _OWN = frozenset({"wrapped", "mask_fn", "one_by_one"})
@@ -56,13 +56,19 @@ class Batch:
 
     def take(self, rows: Any) -> Batch:
         """Some of the images, by a slice or an index."""
-        per_image = {name: self.kwargs[name][rows] for name in _PER_IMAGE if self.kwargs.get(name) is not None}
+        count = len(self.images)
+
+        def cut(value: Any, known: bool = False) -> Any:
+            known |= isinstance(value, Tensor) and value.shape[:1] == (count,)
+            return value[rows] if known and value is not None else value
+
         return dataclasses.replace(
             self,
             images=self.images[rows],
             labels=None if self.labels is None else self.labels[rows],
             salience=salience_rows(self.salience, rows),
-            kwargs={**self.kwargs, **per_image},
+            args=tuple(map(cut, self.args)),
+            kwargs={name: cut(value, name in _PER_IMAGE) for name, value in self.kwargs.items()},
         )
 
     def split(self, size: int) -> list[Batch]:
@@ -110,7 +116,8 @@ class SalienceAttack:
 
     def __repr__(self) -> str:
         alone = self.one_by_one or self._queries_unknown_rows
-        return f"SIPWrapper({self.wrapped!r}, mask_fn={short_repr(self.mask_fn)}{', one_by_one=True' if alone else ''})"
+        attack = attack_name(self.wrapped) if isinstance(self.wrapped, functools.partial) else repr(self.wrapped)
+        return f"SIPWrapper({attack}, mask_fn={short_repr(self.mask_fn)}{', one_by_one=True' if alone else ''})"
 
     def _alone_if_need_be(self, run: Callable[[bool], _Result], salience: Tensor) -> _Result:
         """What ``run(False)`` gives; or ``run(True)``, image by image, if wanted or if a query's rows cannot be known."""
@@ -120,7 +127,7 @@ class SalienceAttack:
             except UnknownRowsError as unknown:
                 self.__dict__["_queries_unknown_rows"] = True
                 warnings.warn(
-                    f"Which images the queries of {type(self.wrapped).__name__} are about cannot be known. {unknown} Each "
+                    f"Which images the queries of {attack_name(self.wrapped)} are about cannot be known. {unknown} Each "
                     "image is attacked in a batch of its own from now on, as with one_by_one=True.",
                     RuntimeWarning,
                     stacklevel=4,
@@ -190,7 +197,8 @@ def map_tensors(function: Callable[..., Any], *results: Any) -> Any:
     if isinstance(first, dict):
         return {name: map_tensors(function, *(result[name] for result in results)) for name in first}
     if isinstance(first, (list, tuple)):
-        return type(first)(map_tensors(function, *parts) for parts in zip(*results, strict=True))
+        build = getattr(type(first), "_make", type(first))  # also of a named tuple
+        return build(map_tensors(function, *parts) for parts in zip(*results, strict=True))
     return function(*results)
 
 
@@ -198,13 +206,15 @@ def project_result(attack: Any, adversarial: Any, images: Tensor, salience: Tens
     """An attack's result with the clean values on salient elements; refuse one of another shape than the images'."""
     if not isinstance(adversarial, Tensor) or adversarial.shape != images.shape:
         got = tuple(adversarial.shape) if isinstance(adversarial, Tensor) else type(adversarial).__name__
-        raise RuntimeError(f"{attack!r} returned {got}, not adversarial images of shape {tuple(images.shape)}.")
+        raise RuntimeError(
+            f"{attack_name(attack)} returned {got}, not adversarial images of shape {tuple(images.shape)}."
+        )
     result = project(adversarial.detach(), images.detach(), salience)
     broken = ~result.isfinite().flatten(1).all(1) & salience.flatten(1).any(1)
     if bool(broken.any()):
         # Attacks that divide by the gradient's norm give NaN where it is zero on all the elements left to them.
         warnings.warn(
-            f"{type(attack).__name__} gave NaN or infinity for {int(broken.sum())} of {len(images)} images "
+            f"{attack_name(attack)} gave NaN or infinity for {int(broken.sum())} of {len(images)} images "
             f"(indices {broken.nonzero().flatten().tolist()[:10]}), most likely because the gradient is zero on all "
             "their non-salient elements; their clean images are returned.",
             RuntimeWarning,

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from sip_plugin.checks import check_classes, check_logits
 from sip_plugin.constraint import project
+from sip_plugin.utils import attack_name
 
 # To be compared with == and not `is`: the setter's slot wrapper is a new object each time it is looked up.
 _MARKS = (torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
@@ -319,7 +320,7 @@ def warn_if_not_queried(attack: Any, queried: int, unchanged: bool, calls: int =
         past = f"with {calls - queried} call(s) of its network past .model"
         how = past if queried else "without one query to its network (.model; ART's .estimator)"
         warnings.warn(
-            f"{type(attack).__name__} changed the images {how}, so steps of it were not projected, only its result. If it "
+            f"{attack_name(attack)} changed the images {how}, so steps of it were not projected, only its result. If it "
             "asks the network under another name or through another attack, wrap that instead.",
             RuntimeWarning,
             stacklevel=4,

@@ -6,6 +6,7 @@ image's label, which travels with the image into the attack's own methods.
 """
 
 import functools
+import math
 
 import art.attacks.evasion as evasion
 import foolbox
@@ -18,6 +19,7 @@ import torchattacks
 from sklearn.datasets import load_digits
 from torch import nn
 
+from benchmarks.strength.functions import built
 from sip_plugin import SIPWrapper
 from sip_plugin.adapters.projection import RowSelections, UnknownRowsError
 from tests.adapters.art_rows import build_autoattack, classifier, one_hot
@@ -147,6 +149,19 @@ def art_autoattack(network, norm, eps):
     return attack
 
 
+def of_adv_lib(name, **arguments):
+    return lambda network, norm, eps: built(
+        "adv_lib", name, network, {key: eps if value == "eps" else value for key, value in arguments.items()}
+    )
+
+
+ADV_LIB = {  # those that ask about parts or copies of their batch
+    "apgd": {"norm": math.inf, "eps": "eps", "n_iter": 4, "n_restarts": 2},
+    "df": {"steps": 4},
+    "fga": {"targeted": False, "max_iter": 8, "n_samples": 2},
+    "vfga": {"targeted": False, "max_iter": 8, "n_samples": 2},
+    "pgd_linf": {"ε": "eps", "steps": 3, "restarts": 2},
+}
 QUIET = {"verbose": False}
 CARLINI = {
     "max_iter": 4,
@@ -188,6 +203,7 @@ OTHER = {  # without a ball in both norms; those that take no eps leave it alone
     "ART SaliencyMapMethod": lambda network, norm, eps: of_art(
         "SaliencyMapMethod", theta=0.3, gamma=0.01, batch_size=3, **QUIET
     )(network, norm, None),
+    **{f"adv_lib {name}": of_adv_lib(name, **arguments) for name, arguments in ADV_LIB.items()},
     "Foolbox LinfPGD": lambda network, norm, eps: foolbox.attacks.LinfPGD(steps=3),
     "Foolbox L2CarliniWagnerAttack": lambda network, norm, eps: foolbox.attacks.L2CarliniWagnerAttack(3, steps=5),
     "Foolbox GenAttack": lambda network, norm, eps: foolbox.attacks.GenAttack(steps=3, population=4),
@@ -197,7 +213,7 @@ OTHER = {  # without a ball in both norms; those that take no eps leave it alone
 def adversarial(library, attack, network, x, y, salience, eps, **options):
     torch.manual_seed(0)
     np.random.seed(0)
-    if library == "torchattacks":
+    if library in ("torchattacks", "adv_lib"):
         return SIPWrapper(attack, salience, **options)(x, y)
     if library == "pyautoattack":
         return SIPWrapper(attack, salience, **options).run_standard_evaluation(x, y)[0]
@@ -212,7 +228,17 @@ def adversarial(library, attack, network, x, y, salience, eps, **options):
 BALLS = [("Linf", 0.03), ("Linf", 0.3), ("L2", 0.5), ("L2", 5.0)]
 CASES = [(name, BALL[name], *ball) for name in BALL for ball in BALLS]
 CASES += [(name, OTHER[name], *ball) for name in OTHER for ball in BALLS[:2]]
-SLOW = ("SPSA", "DeepFool", "CW", "Carlini", "ElasticNet", "SaliencyMap", "NewtonFool", "Gen")  # or image by image
+SLOW = (
+    "adv_lib",
+    "SPSA",
+    "DeepFool",
+    "CW",
+    "Carlini",
+    "ElasticNet",
+    "SaliencyMap",
+    "NewtonFool",
+    "Gen",
+)  # or image by image
 
 
 @pytest.mark.parametrize(("name", "build", "norm", "eps"), CASES, ids=[f"{c[0]}-{c[2]}-{c[3]}" for c in CASES])

@@ -129,7 +129,7 @@ def check_attacks(page, images, changed):
 
 
 def check_functions(page, images, changed):
-    check_projected([page.adv, page.adv_function], page.mask_fn(images), images)
+    check_projected([page.adv, page.adv_targeted], page.mask_fn(images), images)
 
 
 def check_training(page, images, changed):
