@@ -160,6 +160,7 @@ NETWORKS: dict[str, Callable[[int, int, bool], nn.Module]] = {
     "convnet8": _convnet(8),  # for 8×8 images
     "convnet16": _convnet(16),
     "convnet24": _convnet(24, 5, 2),  # for 32×32 images on two CPU cores
+    "convnet32": _convnet(32, 5, 2),
     "convnet48": _convnet(48, 5, 2),
 }
 """Name -> (channels, classes, pretrained) -> network."""

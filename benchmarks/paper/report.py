@@ -38,8 +38,13 @@ def read_results(preset: Preset, folder: Path, seeds: Sequence[int] | None = Non
     Raises:
         ValueError: If there is none, or cells do not belong in one table: other settings, data or teachers.
     """
-    results = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "cells").glob("*.json"))}
-    results = {path: result for path, result in results.items() if not path.name.endswith(".report.json")}
+    results = _results(folder)
+    if preset.base:
+        results |= {
+            path: result
+            for path, result in _results(folder.parent / preset.base).items()
+            if result["cell"]["method"] in preset.methods and result["cell"]["seed"] in preset.seeds
+        }
     if not results:
         raise ValueError(f"There are no results under {folder}/cells: make some with the command `table`.")
     _check_one_table(results)
@@ -58,6 +63,11 @@ def read_results(preset: Preset, folder: Path, seeds: Sequence[int] | None = Non
         report = RobustnessReport.from_json(images)
         runs.setdefault(cell["arch"], {}).setdefault(cell["method"], {})[cell["seed"]] = report
     return {arch: {m: runs[arch][m] for m in METHODS if m in runs[arch]} for arch in archs if arch in runs}
+
+
+def _results(folder: Path) -> dict[Path, dict[str, Any]]:
+    paths = (path for path in sorted((folder / "cells").glob("*.json")) if not path.name.endswith(".report.json"))
+    return {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def _check_one_table(results: dict[Path, dict[str, Any]]) -> None:
