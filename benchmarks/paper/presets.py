@@ -91,7 +91,7 @@ PRESETS = {
         archs=("convnet32",),
         methods=("madry", "sip-s", "sip-random", "fat", "sip-fat", "sip-s-pixel", "sip-random-pixel"),
         seeds=(0, 1),
-        training=dataclasses.replace(_CPU.training, epochs=30, validation_every=10, fold_batchnorm=True),
+        training=dataclasses.replace(_CPU.training, epochs=30, validation_every=10, fold_search=True),
     ),
     # Minutes on two cores: shows the machinery, not the methods' worth.
     "digits": Preset(

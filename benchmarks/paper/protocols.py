@@ -42,7 +42,7 @@ class Training:
         precision: Lightning Fabric's: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         pretrained: Start from torchvision's ImageNet weights.
         compile: Compile the search's step as one graph.
-        fold_batchnorm: Search on the network with its BatchNorm layers folded into the convolutions before them.
+        fold_search: Search on the network with its BatchNorm layers folded into the convolutions before them.
     """
 
     epochs: int
@@ -63,7 +63,7 @@ class Training:
     precision: Precision = "32-true"
     pretrained: bool = False
     compile: bool = False
-    fold_batchnorm: bool = False
+    fold_search: bool = False
 
     def __post_init__(self) -> None:
         _at_least("epochs", self.epochs, 1)
@@ -160,8 +160,8 @@ class Cell:
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        if not self.training.fold_batchnorm:
-            del plain["training"]["fold_batchnorm"]  # which earlier results do not have
+        if not self.training.fold_search:
+            del plain["training"]["fold_search"]  # which earlier results do not have
         return plain
 
     def training_key(self, data: str, teacher: str | None) -> str:

@@ -87,7 +87,7 @@ def train_network(
         alpha=protocol.alpha,
         steps=protocol.steps,
         compile=protocol.compile and method.fixed_length,
-        fold_batchnorm=protocol.fold_batchnorm,
+        fold_batchnorm=protocol.fold_search,
     )
     order = EpochOrder(len(splits.train), protocol.batch_size, cell.seed, fabric.global_rank, fabric.world_size)  # type: ignore[arg-type]
     loader = fabric.setup_dataloaders(
