@@ -31,6 +31,7 @@ class Row:
             ``other-class``.
         mass: The share of the teacher's gradient that the map of an image holds.
         per_pixel: Whether all channels of a pixel are salient or none.
+        against: The row that it is compared with, beside Madry's.
     """
 
     label: str
@@ -38,6 +39,7 @@ class Row:
     salience: Salience | None = None
     mass: float = 0.5
     per_pixel: bool = False
+    against: str | None = None
 
 
 _RISING = partial(FAT, rising(0, 1, 3, None))
@@ -47,24 +49,24 @@ METHODS = {
     "madry": Row("Madry", Madry),
     "trades": Row("TRADES", TRADES),
     "fat": Row("FAT", FAT),
-    "fat-rising": Row("FAT, rising τ", _RISING),
+    "fat-rising": Row("FAT, rising τ", _RISING, against="fat"),
     "part": Row("PART", PART),
     "mart": Row("MART", MART),
-    "sip-s": Row("SIP-S", SIPAT, "teacher"),
+    "sip-s": Row("SIP-S", SIPAT, "teacher", against="sip-random"),
     "sip-h": Row("SIP-H", SIPAT, "human"),
-    "sip-trades": Row("SIP-S + TRADES", TRADES, "teacher"),
-    "sip-fat": Row("SIP-S + FAT", FAT, "teacher"),
-    "sip-fat-rising": Row("SIP-S + FAT, rising τ", _RISING, "teacher"),
+    "sip-trades": Row("SIP-S + TRADES", TRADES, "teacher", against="trades"),
+    "sip-fat": Row("SIP-S + FAT", FAT, "teacher", against="fat"),
+    "sip-fat-rising": Row("SIP-S + FAT, rising τ", _RISING, "teacher", against="fat-rising"),
+    "sip-s-pixel": Row("SIP-S per pixel", SIPAT, "teacher", per_pixel=True, against="sip-random-pixel"),
+    "sip-s-25": Row("SIP-S, mass 0.25", SIPAT, "teacher", mass=0.25, against="sip-random-25"),
+    "sip-s-75": Row("SIP-S, mass 0.75", SIPAT, "teacher", mass=0.75, against="sip-random-75"),
     "sip-random": Row("control: random map", SIPAT, "random"),
-    "sip-least": Row("control: least gradient", SIPAT, "least"),
-    "sip-s-pixel": Row("SIP-S per pixel", SIPAT, "teacher", per_pixel=True),
+    "sip-least": Row("control: least gradient", SIPAT, "least", against="sip-random"),
     "sip-random-pixel": Row("control: random pixels", SIPAT, "random", per_pixel=True),
-    "sip-s-25": Row("SIP-S, mass 0.25", SIPAT, "teacher", mass=0.25),
     "sip-random-25": Row("control: random map, mass 0.25", SIPAT, "random", mass=0.25),
-    "sip-s-75": Row("SIP-S, mass 0.75", SIPAT, "teacher", mass=0.75),
     "sip-random-75": Row("control: random map, mass 0.75", SIPAT, "random", mass=0.75),
-    "sip-same-class": Row("control: map of another image of the class", SIPAT, "same-class"),
-    "sip-other-class": Row("control: map of an image of another class", SIPAT, "other-class"),
+    "sip-same-class": Row("control: another image's map, same class", SIPAT, "same-class", against="sip-s"),
+    "sip-other-class": Row("control: another image's map, another class", SIPAT, "other-class", against="sip-s"),
 }
 """Name -> row."""
 

@@ -167,6 +167,18 @@ def test_a_random_map_has_as_many_elements_and_is_another_for_each_image_and_see
         assert not torch.equal(drawn[index], methods.RandomLike(maps, seed=2)[index])
 
 
+@pytest.mark.parametrize("same_class", [True, False])
+def test_another_images_map_is_of_the_same_class_or_of_another_one_and_never_its_own(same_class):
+    labels = torch.arange(60) % 3
+    images = list(torch.arange(60))  # each map says which image's it is
+    drawn = [methods.AnotherImages(images, labels, same_class, seed) for seed in (1, 2)]
+    of = torch.stack([drawn[0][index] for index in range(len(drawn[0]))])
+    assert ((labels[of] == labels) == same_class).all()
+    assert (of != torch.arange(60)).all()
+    assert len(of.unique()) > 30
+    assert [drawn[0][index] for index in range(60)] == of.tolist() != [drawn[1][index] for index in range(60)]
+
+
 def test_the_least_gradient_map_has_as_many_elements_as_eq_8_and_none_of_them():
     torch.manual_seed(0)
     source = GradientSalience(nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 6, 12), nn.Tanh(), nn.Linear(12, 4)))
@@ -272,3 +284,14 @@ def test_every_network_is_in_no_preset_or_known():
         assert {*preset.archs, preset.teacher_arch} <= set(NETWORKS)
         assert set(preset.methods) <= set(methods.METHODS)
         assert len({cell.name for cell in preset.cells()}) == len(list(preset.cells()))
+
+
+def test_a_preset_on_the_base_of_another_runs_only_what_that_one_has_not():
+    for preset in PRESETS.values():
+        if preset.base:
+            base = PRESETS[preset.base]
+            own = {cell.method for cell in preset.cells()}
+            assert own == set(preset.methods) - set(base.methods)
+            assert {"madry", "sip-s", "sip-random"} <= set(preset.methods) - own
+            assert (preset.training, preset.evaluation, preset.archs) == (base.training, base.evaluation, base.archs)
+            assert set(preset.seeds) <= set(base.seeds)

@@ -66,6 +66,19 @@ def test_a_standard_row_without_a_seed_is_no_reason_to_leave_out_the_gains(resul
 
 
 @pytest.mark.results
+def test_the_committed_cells_are_the_presets():
+    for folder in (report.HERE.parent / "results" / "paper").iterdir():
+        cells = {cell.name: cell for cell in PRESETS[folder.name].cells()}
+        files = [path for path in (folder / "cells").glob("*.json") if ".report" not in path.name]
+        assert files
+        for path in files:
+            found, cell = json.loads(path.read_text()), cells[path.stem]
+            assert cell.as_dict() == found["cell"]
+            teacher = (found["teacher"] or {}).get("weights_sha256")
+            assert cell.training_key(found["data"]["content"], teacher) == found["training_key"]
+
+
+@pytest.mark.results
 def test_the_committed_table_is_that_of_the_committed_cells(results, capsys):
     committed = report.HERE.parent / "results" / "paper" / "cifar10-cpu"
     shutil.copytree(committed / "cells", results / "again" / "cells")

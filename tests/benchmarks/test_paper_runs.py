@@ -68,7 +68,7 @@ def teacher(tmp_path_factory):
     return str(path)
 
 
-METHODS = ["standard", "madry", "sip-s", "fat", "sip-random", "sip-least"]
+METHODS = ["standard", "madry", "sip-s", "fat", "sip-random", "sip-least", "sip-s-25", "sip-other-class"]
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +90,10 @@ def test_a_table_is_trained_evaluated_and_reported(table):
         assert 0 <= cell["robust_accuracy"]["51/255"] <= cell["clean_accuracy"] <= 1
         assert cell["data"]["training_images"] == 1167
         assert {"validation_clean_accuracy", "validation_pgd_accuracy"} <= set(cell["training"]["epochs"][-1])
-    teachers = {cells[method]["teacher"]["weights_sha256"] for method in ("sip-s", "sip-random", "sip-least")}
+    teachers = {cells[method]["teacher"]["weights_sha256"] for method in METHODS if "sip" in method}
     assert len(teachers) == 1  # one teacher for all, trained once
+    shares = {method: cell["teacher"]["salient_share"] for method, cell in cells.items() if cell["teacher"]}
+    assert shares["sip-s-25"] < shares["sip-s"] == shares["sip-random"] == shares["sip-least"]
     assert cells["madry"]["teacher"] is None
     hashes = {cell["network"]["weights_sha256"] for cell in cells.values()}
     assert len(hashes) == len(METHODS)  # each method trains another network
