@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from benchmarks.paper.intervals import Difference, paired_differences
 from benchmarks.paper.methods import METHODS
@@ -15,6 +18,7 @@ from benchmarks.paper.settings import differences
 from sip_plugin.evaluation import RobustnessReport
 from sip_plugin.evaluation.comparison import Spread
 from sip_plugin.evaluation.eps import EpsDict
+from sip_plugin.utils import atomic_write
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results" / "paper"
@@ -107,7 +111,7 @@ def _check_one_table(results: dict[Path, dict[str, Any]]) -> None:
 def write_report(preset: Preset, folder: Path, seeds: Sequence[int] | None = None) -> None:
     """Write ``table.md``, ``table.tex`` and the curves beside the results, and print the table; see `read_results`.
 
-    ``curves.png`` has the accuracies, ``gains.png`` the differences to Madry where every row has Madry's seeds.
+    ``shares.png`` is of a preset with maps of several sizes, see `draw_shares`; ``curves.png`` has the accuracies, ``gains.png`` the differences to Madry where every row has Madry's seeds.
     """
     runs = read_results(preset, folder, seeds)
     comparison = RobustnessReport.compare(
@@ -130,8 +134,55 @@ def write_report(preset: Preset, folder: Path, seeds: Sequence[int] | None = Non
     else:
         (folder / "gains.png").unlink(missing_ok=True)  # of other cells
         written += " (no gains.png: not every row has the seeds of a row of Madry's)"
+    if preset.base:
+        draw_shares(preset, folder, seeds)
+        written += ", shares.png"
     print(comparison)
     print(f"\n{written}: {folder}/")
+
+
+def draw_shares(preset: Preset, folder: Path, seeds: Sequence[int] | None = None) -> None:
+    """``shares.png``: clean accuracy and that at the largest ε against the share of salient elements, each seed a dot.
+
+    A line for the teacher's maps and one for random maps, both from Madry's networks, which have none; the maps of other
+    images stand beside them.
+    """
+    (rows,) = read_results(preset, folder, seeds).values()
+    shares = {
+        result["cell"]["method"]: (result["teacher"] or {"salient_share": 0.0})["salient_share"]
+        for result in _one_table(preset, folder, seeds).values()
+    }
+    kinds: dict[str, list[str]] = {}
+    for method in rows:
+        kinds.setdefault(METHODS[method].salience or "", []).append(method)
+    figure = Figure((8.4, 3.4), layout="constrained")
+    eps = preset.evaluation.eps[-1]
+    for axes, radius, what in zip(
+        figure.subplots(1, 2), (0.0, eps), ("Clean accuracy (%)", f"Accuracy at ε = {255 * eps:g}/255 (%)"), strict=True
+    ):
+        for (kind, label, style), marker in zip(_LINES, "osD^", strict=True):
+            methods = sorted([*kinds.get(kind, []), *(["madry"] if style else [])], key=shares.__getitem__)
+            dots = [
+                (100 * shares[method], [100 * report.accuracy[radius] for report in rows[method].values()])
+                for method in methods
+            ]
+            means = [statistics.fmean(accuracies) for _, accuracies in dots]
+            (line,) = axes.plot([share for share, _ in dots], means, f"{style}{marker}", label=label)
+            for share, accuracies in dots:
+                axes.plot([share] * len(accuracies), accuracies, marker, color=line.get_color(), markersize=3, alpha=0.5)
+        axes.set_xlabel("Salient elements (%); 0: Madry")
+        axes.set_ylabel(what)
+    axes.legend(frameon=False, fontsize=8)
+    with atomic_write(folder / "shares.png") as file:
+        figure.savefig(file, dpi=200)
+
+
+_LINES = (
+    ("teacher", "SIP-S", "-"),
+    ("random", "control: random map", "--"),
+    ("same-class", "another image's map, same class", ""),
+    ("other-class", "another image's map, another class", ""),
+)
 
 
 def published_table(dataset: str, arch: str) -> str:
