@@ -36,9 +36,9 @@ def paired_differences(first: Sequence[RobustnessReport], second: Sequence[Robus
     """The difference at each ε (0: clean images) between two methods' networks, paired by seed and by image.
 
     A bootstrap over seeds and images: each draw takes as many seeds and as many images as there are, with replacement, the
-    same images for all seeds, since all networks are tested on the same ones. Where what is left of a difference without the
-    effects of seed and image is large, as here, such intervals are rather too wide than too narrow (Owen 2007, The pigeonhole
-    bootstrap). Of one seed they say nothing about other seeds.
+    same images for all seeds, since all networks are tested on the same ones. Where seed and image together explain little
+    of a difference, as here, such intervals are rather too wide than too narrow (Owen 2007, The pigeonhole bootstrap). Of one
+    seed they say nothing about other seeds.
 
     Args:
         first: Reports of one method, a seed each.
@@ -49,7 +49,9 @@ def paired_differences(first: Sequence[RobustnessReport], second: Sequence[Robus
     means = (seeds[:, None] * (gaps @ images)).sum(0)  # (eps, draws)
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype), 1)
     figures = zip(gaps.mean((0, 2)).tolist(), low.tolist(), high.tolist(), strict=True)
-    return EpsDict(zip(first[0].accuracy, (Difference(*(100 * each for each in figure)) for figure in figures), strict=True))
+    return EpsDict(
+        zip(first[0].accuracy, (Difference(*(100 * each for each in figure)) for figure in figures), strict=True)
+    )
 
 
 def _correct(report: RobustnessReport) -> Tensor:

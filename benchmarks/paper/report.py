@@ -111,7 +111,8 @@ def _check_one_table(results: dict[Path, dict[str, Any]]) -> None:
 def write_report(preset: Preset, folder: Path, seeds: Sequence[int] | None = None) -> None:
     """Write ``table.md``, ``table.tex`` and the curves beside the results, and print the table; see `read_results`.
 
-    ``shares.png`` is of a preset with maps of several sizes, see `draw_shares`; ``curves.png`` has the accuracies, ``gains.png`` the differences to Madry where every row has Madry's seeds.
+    ``curves.png`` has the accuracies, ``gains.png`` the differences to Madry where every row has Madry's seeds; for
+    ``shares.png`` of a preset with maps of several sizes see `draw_shares`.
     """
     runs = read_results(preset, folder, seeds)
     comparison = RobustnessReport.compare(
@@ -169,10 +170,12 @@ def draw_shares(preset: Preset, folder: Path, seeds: Sequence[int] | None = None
             means = [statistics.fmean(accuracies) for _, accuracies in dots]
             (line,) = axes.plot([share for share, _ in dots], means, f"{style}{marker}", label=label)
             for share, accuracies in dots:
-                axes.plot([share] * len(accuracies), accuracies, marker, color=line.get_color(), markersize=3, alpha=0.5)
+                axes.plot(
+                    [share] * len(accuracies), accuracies, marker, color=line.get_color(), markersize=3, alpha=0.5
+                )
         axes.set_xlabel("Salient elements (%); 0: Madry")
         axes.set_ylabel(what)
-    axes.legend(frameon=False, fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False, fontsize=8)
     with atomic_write(folder / "shares.png") as file:
         figure.savefig(file, dpi=200)
 
@@ -214,7 +217,9 @@ def differences_table(ours: str, dataset: str | None = None) -> str:
     for arch, runs in _results_so_far(ours).items():
         for method in runs:
             if found := gains_over(runs, method, "madry"):
-                rows.append((method, f"ours ({len(_shared_seeds(runs, method, 'madry'))}), {arch}", [*map(str, found.values())]))
+                rows.append(
+                    (method, f"ours ({len(_shared_seeds(runs, method, 'madry'))}), {arch}", [*map(str, found.values())])
+                )
     for method in METHODS:
         if method not in ("standard", "madry"):
             lines += [_row([METHODS[method].label, name, *points]) for of, name, points in rows if of == method]
@@ -243,8 +248,8 @@ def conclusions(ours: str) -> str:
                 if found := gains_over(runs, method, other):
                     (_, clean), *_, (eps, robust) = found.items()
                     clauses.append(
-                        f"{words[clean.shown]} {METHODS[other].label} on clean images ({clean}) and {words[robust.shown]} it "
-                        f"at {255 * eps:g}/255 ({robust})"
+                        f"{words[clean.shown]} {METHODS[other].label} on clean images ({clean}) and "
+                        f"{words[robust.shown]} it at {255 * eps:g}/255 ({robust})"
                     )
             if clauses:
                 sentences.append(f"- {METHODS[method].label} {'; it '.join(clauses)}.")

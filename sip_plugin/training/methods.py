@@ -152,8 +152,8 @@ class FAT(Method):
 
     Args:
         tau: Misclassifications after which an image still goes on (τ). None for the published schedule: 0, from 50/120 of
-            the epochs on 1, from 90/120 on 2. Or a callable of the share of training that is done, from 0 to below 1, to τ, or to
-            None for the full search: :func:`rising`, for example. A schedule needs ``trainer.set_epoch(epoch, epochs)``.
+            the epochs on 1, from 90/120 on 2. Or a callable, such as :func:`rising`: the share of training that is done, from 0
+            to below 1, to τ, or to None for the full search. A schedule needs ``trainer.set_epoch(epoch, epochs)``.
         omega: Standard deviation of the normal noise that each step adds (ω).
         random_start: Start uniformly in the budget, not at the image.
 

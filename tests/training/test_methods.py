@@ -126,7 +126,9 @@ def test_fats_tau_grows_after_50_and_90_of_120_epochs(epoch, epochs, tau):
 
 def test_a_rising_tau_has_each_value_over_an_equal_part_of_training():
     method = FAT(tau=rising(0, 1, 3, None))
-    assert [method.patience(TrainingProgress(epoch, 12)) for epoch in range(12)] == [0] * 3 + [1] * 3 + [3] * 3 + [None] * 3
+    assert [method.patience(TrainingProgress(epoch, 12)) for epoch in range(12)] == [0] * 3 + [1] * 3 + [3] * 3 + [
+        None
+    ] * 3
     assert [method.patience(TrainingProgress(epoch, 2)) for epoch in range(2)] == [0, 3]
 
 
