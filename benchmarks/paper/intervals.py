@@ -37,8 +37,8 @@ def paired_differences(first: Sequence[RobustnessReport], second: Sequence[Robus
 
     A bootstrap over seeds and images: each draw takes as many seeds and as many images as there are, with replacement, the
     same images for all seeds, since all networks are tested on the same ones. Where seed and image together explain little
-    of a difference, as here, such intervals are rather too wide than too narrow (Owen 2007, The pigeonhole bootstrap). Of one
-    seed they say nothing about other seeds.
+    of a difference, as here, such intervals are rather too wide than too narrow (Owen 2007, The pigeonhole bootstrap). Those
+    of one seed say nothing about other seeds.
 
     Args:
         first: Reports of one method, a seed each.

@@ -106,7 +106,5 @@ class Method:
         """Take up a state that ``state_dict`` gave."""
 
     def __repr__(self) -> str:
-        given = ", ".join(
-            f"{name}={short_repr(value)}" for name, value in vars(self).items() if not name.startswith("_")
-        )
+        given = ", ".join(f"{name}={short_repr(each)}" for name, each in vars(self).items() if not name.startswith("_"))
         return f"{type(self).__name__}({given})"

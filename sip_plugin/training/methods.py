@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +13,8 @@ from sip_plugin.cam import CAM, KINDS, Reshape, class_activation_maps
 from sip_plugin.checks import check_eps, check_int, check_logits
 from sip_plugin.constraint import FeasibleSet
 from sip_plugin.training.method import Method, TrainingProgress
+
+_Schedule = Callable[[float], int | None]
 
 
 class Standard(Method):
@@ -124,15 +125,12 @@ def _float_logits(output: Any, rows: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-@dataclass(frozen=True)
-class _Rising:
-    values: tuple[int | None, ...]
-
+class _Rising(tuple[int | None, ...]):
     def __call__(self, share: float) -> int | None:
-        return self.values[int(share * len(self.values))]
+        return self[int(share * len(self))]
 
 
-def rising(first: int | None, *later: int | None) -> Callable[[float], int | None]:
+def rising(first: int | None, *later: int | None) -> _Schedule:
     """A schedule for ``FAT(tau=…)``: each value over an equal part of training, None for the full search.
 
     ``rising(0, 1, 3, None)`` gives 0 in the first quarter of the epochs, then 1, then 3, and the full search in the last.
@@ -152,8 +150,8 @@ class FAT(Method):
 
     Args:
         tau: Misclassifications after which an image still goes on (τ). None for the published schedule: 0, from 50/120 of
-            the epochs on 1, from 90/120 on 2. Or a callable, such as :func:`rising`: the share of training that is done, from 0
-            to below 1, to τ, or to None for the full search. A schedule needs ``trainer.set_epoch(epoch, epochs)``.
+            the epochs on 1, from 90/120 on 2. Or a callable, such as :func:`rising`, from the share of training that is
+            done (below 1) to τ, or to None for the full search. A schedule needs ``trainer.set_epoch(epoch, epochs)``.
         omega: Standard deviation of the normal noise that each step adds (ω).
         random_start: Start uniformly in the budget, not at the image.
 
@@ -165,12 +163,7 @@ class FAT(Method):
     takes_attack = False
     fixed_length = False
 
-    def __init__(
-        self,
-        tau: int | Callable[[float], int | None] | None = None,
-        omega: float = 0.001,
-        random_start: bool = True,
-    ) -> None:
+    def __init__(self, tau: int | _Schedule | None = None, omega: float = 0.001, random_start: bool = True) -> None:
         self.tau = tau if tau is None or callable(tau) else check_int(tau, "tau", 0)
         self.omega = check_eps(omega, "L2", name="omega")
         self.random_start = random_start
