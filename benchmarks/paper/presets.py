@@ -93,6 +93,28 @@ PRESETS = {
         seeds=(0, 1),
         training=dataclasses.replace(_CPU.training, epochs=30, validation_every=10, fold_search=True),
     ),
+    # For slices of minutes on one GPU.
+    "cifar10-w32": Preset(
+        "cifar10",
+        ("resnet18-w32",),
+        (
+            *("madry", "sip-s", "sip-random", "trades", "fat", "standard", "part", "sip-fat"),
+            *("fat-rising", "sip-fat-rising"),
+        ),
+        (0, 1, 2),
+        "resnet18-w32",
+        Training(
+            epochs=30,
+            batch_size=256,
+            learning_rate=0.2,
+            schedule="one-cycle",
+            nesterov=True,
+            precision="bf16-mixed",
+            compile=True,
+            fold_search=True,
+        ),
+        Evaluation(assume_survivors=True, batch_size=512, fold_batchnorm=True),
+    ),
     # Minutes on two cores: shows the machinery, not the methods' worth.
     "digits": Preset(
         "digits",

@@ -123,6 +123,7 @@ def test_the_data_sets_content_tells_other_labels_and_another_split():
     ("arch", "size", "parameters"),
     [
         ("resnet18", 32, 11_173_962),
+        ("resnet18-w32", 32, 2_797_610),
         ("wrn-34-10", 32, 46_160_474),
         ("resnet50", 64, 23_528_522),
         ("densenet121", 64, 6_964_106),
