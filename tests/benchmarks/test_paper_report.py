@@ -210,6 +210,7 @@ def test_a_preset_shows_its_bases_cells_beside_its_own(maps):
     runs = report.read_results(preset, maps)["convnet24"]
     assert set(runs) == {"madry", "sip-s", *(cell.method for cell in preset.cells())}
     assert all(list(seeds) == [0, 1] for seeds in runs.values())
+    assert "| SIP-S, mass 0.25 | ours (2), convnet24 | +19.0 [" in report.differences_table("cifar10-cpu-maps")
     report.write_report(preset, maps)
     assert (maps / "shares.png").read_bytes()[:4] == b"\x89PNG"
 
