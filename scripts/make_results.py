@@ -22,6 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works in a clone that is not installed too
 
 from benchmarks.paper import report
+from benchmarks.paper.intervals import Difference
 from benchmarks.paper.methods import METHODS
 from benchmarks.paper.presets import PRESETS
 from benchmarks.record import write_text
@@ -46,8 +47,12 @@ def filled(page: str) -> str:
 
 
 def unbroken(text: str) -> str:
-    """With no-break spaces in figures, such as ``ε = 1/255`` and ``44.7 ± 0.6``."""
-    return re.sub(r"(?<=ε) = (?=\d)|(?<=\d) ± (?=\d)|(?<=\d) (?=%)", lambda m: m[0].replace(" ", "\u00a0"), text)
+    """With no-break spaces in figures, such as ``ε = 1/255``, ``44.7 ± 0.6`` and ``[−1.2, +1.8]``."""
+    return re.sub(
+        r"(?<=ε) = (?=\d)|(?<=\d) ± (?=\d)|(?<=\d) (?=%)|(?<=\d,) (?=[+−]\d)",
+        lambda m: m[0].replace(" ", "\u00a0"),
+        text,
+    )
 
 
 @functools.cache
@@ -62,15 +67,17 @@ def committed_table(folder: str) -> str:
 
 
 @functools.cache
-def runs() -> dict[str, Any]:
-    """The reports of the comparison on two CPU cores: method -> seed -> report."""
-    (found,) = report.read_results(PRESETS["cifar10-cpu"], RESULTS / "paper" / "cifar10-cpu").values()
+def runs(preset: str = "cifar10-cpu") -> dict[str, Any]:
+    """The reports of a comparison on two CPU cores: method -> seed -> report."""
+    (found,) = report.read_results(PRESETS[preset], RESULTS / "paper" / preset).values()
     return found
 
 
-def gain(method: str, other: str) -> list[str]:
-    """What a method has more than another one in points, mean ± standard deviation: clean, then at each ε."""
-    return [figure.replace("-", "−") for figure in report.gains(runs(), method, other)[1]]
+def gain(method: str, other: str, preset: str = "cifar10-cpu") -> list[Difference]:
+    """What a method has more than another one in points, with intervals: clean, then at each ε."""
+    found = report.gains_over(runs(preset), method, other)
+    assert found is not None  # both have been run
+    return list(found.values())
 
 
 def comparison_summary() -> str:
@@ -85,12 +92,19 @@ def comparison_summary() -> str:
     return "\n".join(lines)
 
 
-def comparison_verdict() -> str:
-    """The sentence beneath these rows."""
-    clean, *_, largest = gain("sip-s", "sip-random")
+def comparison_verdict(preset: str = "cifar10-cpu") -> str:
+    """The sentence beneath these rows: whether it is salience."""
+    clean, *_, largest = gain("sip-s", "sip-random", preset)
+    found = {
+        (1, 0): "Here salience helps on clean images",
+        (1, 1): "Here salience helps",
+        (0, 1): "Here salience helps at 8/255",
+        (1, -1): "Here salience gains clean accuracy and loses robustness",
+        (0, 0): "Nothing here shows that salience helps",
+    }.get((clean.shown, largest.shown), "Here random maps do better than salience")
     return _paragraph(
-        f"""**Nothing here shows that salience helps**: SIP-S against the control with a random map of the same size is
-        {clean} points on clean images and {largest} at 8/255, within what the seeds differ."""
+        f"""**{found}**: SIP-S against the control with a random map of the same size is {clean} points on clean images and
+        {largest} at 8/255 (95 % intervals over seeds and images)."""
     )
 
 
@@ -102,13 +116,22 @@ def comparison_setting() -> str:
     )
     share = _same(cell["teacher"]["salient_share"] for cell in cells if cell["teacher"])
     training = cells[0]["cell"]["training"]
+    cropped = [
+        statistics.fmean(
+            epoch["salient"] for cell in cells if cell["cell"]["method"] == method for epoch in _epochs(cell)
+        )
+        for method in ("sip-s", "sip-random", "sip-least")
+    ]
+    whose, random, least = (f"{100 * each:.1f}" for each in cropped)
     return _paragraph(
         f"""CIFAR-10, but a sixth of it ({images:,} training images) and a network of five convolutions
         ({parameters:,} parameters), {training["epochs"]} epochs; every method but the standard one trained at
         ε = {training["eps"] * 255:g}/255 (L∞, {training["steps"]} steps of {training["alpha"] * 255:g}/255);
         {len(runs()["madry"])} seeds. SIP-S has its maps from a larger Madry-trained network ({100 * share:.1f} % of the
         elements are salient). The controls preserve as many elements of each image: at random, or those with the least
-        gradient. AutoAttack on {tested:,} test images, free to change every element."""
+        gradient. Crops cut off more of theirs, which are not in the middle: in training {whose} % of the elements are
+        salient with SIP-S, {random} % and {least} % with the controls. AutoAttack on {tested:,} test images, free to change
+        every element."""
     )
 
 
@@ -120,22 +143,29 @@ def comparison_findings() -> str:
     }
     resnet, wide = published["resnet18"], published["wrn-34-10"]
     over_madry = gain("sip-s", "madry")
-    fat, trades = (gain("sip-s", other)[0].removeprefix("−") for other in ("fat", "trades"))
+    fat, trades = (gain(other, "sip-s")[0] for other in ("fat", "trades"))
     return "\n".join(
         [
             _item(
-                f"""As in the paper, SIP-S is above Madry on clean images (by {over_madry[0]} points; the paper has
-                {resnet[0]:+.1f} on its ResNet-18 and {wide[0]:+.1f} on its WRN-34-10), TRADES and FAT give up robustness at
-                8/255 for clean accuracy, and the standard network is best on clean images and has next to nothing left at
-                8/255."""
+                f"""Clean accuracy of SIP-S over Madry's: {over_madry[0]} points here; {resnet[0]:+.1f} on the
+                paper's ResNet-18 and {wide[0]:+.1f} on its WRN-34-10. At 8/255: {over_madry[-1]} here; {resnet[-1]:+.1f} and
+                {_signed(wide[-1])} there."""
             ),
             _item(
-                f"""Unlike in the paper, FAT and TRADES are ahead of SIP-S on clean images (by {fat} and {trades} points) and
-                at 1/255. At 8/255, where the paper's SIP-S gains {resnet[-1]:.1f} points on one network and loses
-                {-wide[-1]:.1f} on the other, ours is where Madry is ({over_madry[-1]})."""
+                f"""Clean accuracy of FAT over that of SIP-S: {fat} points; of TRADES: {trades}. In the paper SIP-S is ahead
+                of both."""
             ),
         ]
     )
+
+
+def conclusions(preset: str) -> str:
+    """A sentence for each row of a comparison."""
+    return "\n".join(_item(line.removeprefix("- ")) for line in report.conclusions(preset).splitlines())
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.1f}".replace("-", "−")
 
 
 def digits_setting() -> str:
@@ -214,6 +244,11 @@ def _cells() -> list[Path]:
     return sorted((RESULTS / "paper" / "cifar10-cpu" / "cells").glob("*-seed[0-9].json"))
 
 
+def _epochs(cell: dict[str, Any]) -> list[dict[str, float]]:
+    found: list[dict[str, float]] = cell["training"]["epochs"]
+    return found
+
+
 def _same(values: Iterable[Any]) -> Any:
     (value,) = set(values)
     return value
@@ -233,6 +268,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "published": report.published_table,
     "differences": report.differences_table,
     "against": report.against_table,
+    "conclusions": conclusions,
     "table": committed_table,
     "comparison-summary": comparison_summary,
     "comparison-verdict": comparison_verdict,

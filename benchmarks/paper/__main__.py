@@ -5,8 +5,9 @@
     python -m benchmarks.paper table --preset cifar10-cpu --data-dir DIR --unofficial-data FOLDER
     python -m benchmarks.paper report --preset cifar10-cpu
 
-Everything can be interrupted (kill -9 too) and started again with the same command; several `table` commands may work on one
-table at once. Several GPUs: ``torchrun --nproc-per-node 4 -m benchmarks.paper run … --accelerator cuda``.
+Everything can be interrupted (kill -9 too, or by --time-limit) and started again with the same command, with --state FOLDER
+on another machine, too; several `table` commands may work on one table at once. Several GPUs:
+``torchrun --nproc-per-node 4 -m benchmarks.paper run … --accelerator cuda``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from benchmarks.paper.methods import METHODS
 from benchmarks.paper.networks import NETWORKS
 from benchmarks.paper.presets import PRESETS, Preset
 from benchmarks.paper.protocols import Cell, Evaluation, Precision, Training
+from benchmarks.paper.state import TimeUp, pack, time_limit, unpack
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -48,7 +50,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             write_report(preset, options.results, options.seeds)
             return 0
-        return _run(_cells(options, preset), options)
+        cells = _cells(options, preset)
+        if options.state:
+            unpack(options.state, options.results, options.work)
+        try:
+            with time_limit(options.time_limit):
+                return _run(cells, options)
+        except TimeUp:
+            print("The time is up: the same command goes on.")
+            return 0
+        finally:
+            if options.state and int(os.environ.get("RANK", 0)) == 0:
+                pack(options.state, options.results, options.work)
     except (OSError, ValueError, ImportError, FloatingPointError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
@@ -62,7 +75,7 @@ def _run(cells: list[Cell], options: argparse.Namespace) -> int:
             raise ValueError(f"--threads must be at least 1, got {options.threads}.")
         torch.set_num_threads(options.threads)
     place = Place(
-        Source(options.data_dir, options.download, options.unofficial_data),
+        Source(options.data_dir, options.download, options.unofficial_data, options.unofficial_test),
         options.work,
         options.results,
         options.teacher,
@@ -164,6 +177,16 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--download", action="store_true", help="fetch CIFAR if it is not there")
     parser.add_argument(
         "--unofficial-data", metavar="FOLDER", help="folder under --data-dir in CIFAR's layout that is not the archive"
+    )
+    parser.add_argument(
+        "--unofficial-test", metavar="FOLDER", help="such a folder for the test images alone (default: that one)"
+    )
+    parser.add_argument("--time-limit", type=int, metavar="SECONDS", help="stop in time; not on Windows")
+    parser.add_argument(
+        "--state",
+        type=Path,
+        metavar="FOLDER",
+        help="take up and leave here, in files of 15 MiB, what the next run needs",
     )
     parser.add_argument("--results", type=Path, help="folder of the result files (default: out/paper/PRESET)")
     parser.add_argument("--work", type=Path, help="folder of checkpoints and maps (default: work/ in it)")

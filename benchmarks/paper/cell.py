@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks.paper.data import Maps, Source, Splits, load_splits
 from benchmarks.paper.files import load, locked, save
-from benchmarks.paper.methods import METHODS, LeastGradient, RandomLike
+from benchmarks.paper.methods import METHODS, AnotherImages, LeastGradient, RandomLike
 from benchmarks.paper.networks import build_network
 from benchmarks.paper.protocols import Cell
 from benchmarks.paper.seeds import derived
@@ -179,15 +179,22 @@ def _maps(cell: Cell, splits: Splits, place: Place, fabric: Fabric) -> tuple[Map
             "annotations_sha256": splits.human_maps.content(),
         }
     teacher, note = _teacher(cell, splits, place, fabric)
-    source = GradientSalience(teacher)
-    least = kind == "least"
-    path = place.work / f"maps-{cell.dataset}-{splits.content}-{note['weights_sha256'][:12]}{'-least' * least}.masks"
+    row, train = METHODS[cell.method], splits.train
+    source = GradientSalience(teacher, row.mass, per_pixel=row.per_pixel)
+    least = row.salience == "least"
+    settings = f"-mass{row.mass:g}" * (row.mass != 0.5) + "-pixel" * row.per_pixel + "-least" * least
+    path = place.work / f"maps-{cell.dataset}-{splits.content}-{note['weights_sha256'][:12]}{settings}.masks"
     with locked(path.with_suffix(".lock"), fabric, wait=True):
-        maps = MaskStore.build(
-            path, splits.train, LeastGradient(source) if least else source, batch_size=64, device=fabric.device
+        maps: Maps = MaskStore.build(
+            path, train, LeastGradient(source) if least else source, batch_size=64, device=fabric.device
         )
     note["salient_share"] = sum(maps[i].float().mean().item() for i in range(len(maps))) / len(maps)
-    return (RandomLike(maps, cell.seed) if kind == "random" else maps), note
+    if row.salience == "random":
+        maps = RandomLike(maps, cell.seed)
+    elif row.salience in ("same-class", "other-class"):
+        labels = torch.tensor([train[i][1] for i in range(len(maps))])
+        maps = AnotherImages(maps, labels, row.salience == "same-class", cell.seed)
+    return maps, note
 
 
 def _teacher(cell: Cell, splits: Splits, place: Place, fabric: Fabric) -> tuple[nn.Module, dict[str, Any]]:

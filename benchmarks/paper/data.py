@@ -41,11 +41,13 @@ class Source:
         folder: The data set's folder (``--data-dir``); not needed for digits.
         download: Fetch the official archive if it is not there.
         unofficial: A folder under ``folder`` in the archive's layout that is not the archive.
+        unofficial_test: Another such folder, for the test images alone.
     """
 
     folder: Path | None = None
     download: bool = False
     unofficial: str | None = None
+    unofficial_test: str | None = None
 
 
 @dataclass(frozen=True)
@@ -136,29 +138,35 @@ def _cifar(name: str, source: Source) -> tuple[Any, Any, int, int, str, None]:
     from torchvision import datasets
 
     base: Any = datasets.CIFAR10 if name == "cifar10" else datasets.CIFAR100
-    if source.unofficial is not None:
-        files = [f"data_batch_{k}" for k in range(1, 6)] if name == "cifar10" else ["train"]
-
-        class Unofficial(base):  # type: ignore[misc]
-            base_folder = source.unofficial
-            train_list: ClassVar = [[file, None] for file in files]
-            test_list: ClassVar = [["test_batch" if name == "cifar10" else "test", None]]
-            meta: ClassVar = base.meta | {"md5": None}
-
-        base = Unofficial
 
     def tensors(train: bool) -> _InMemory:
+        folder = source.unofficial_test if source.unofficial_test and not train else source.unofficial
+        kind = base if folder is None else _unofficial(base, folder)
         try:
-            part = base(str(source.folder), train=train, download=source.download)
+            part = kind(str(source.folder), train=train, download=source.download)
         except RuntimeError as error:  # torchvision's, for files that are missing or not the official ones
             raise FileNotFoundError(
-                f"{source.folder} does not hold {base.base_folder} as torchvision expects it ({error}). --download fetches "
+                f"{source.folder} does not hold {kind.base_folder} as torchvision expects it ({error}). --download fetches "
                 "the official archive; files in its layout that are not the archive need --unofficial-data FOLDER."
             ) from error
         return _InMemory(torch.from_numpy(part.data).permute(0, 3, 1, 2).float() / 255, torch.tensor(part.targets))
 
-    kind = "official archive" if source.unofficial is None else f"not the official archive: {source.unofficial}"
-    return tensors(True), tensors(False), 10 if name == "cifar10" else 100, 3, f"{name}, {kind}", None
+    origin = "official archive" if source.unofficial is None else f"not the official archive: {source.unofficial}"
+    if source.unofficial_test:
+        origin += f", test images of {source.unofficial_test}"
+    return tensors(True), tensors(False), 10 if name == "cifar10" else 100, 3, f"{name}, {origin}", None
+
+
+def _unofficial(base: Any, folder: str) -> Any:
+    """torchvision's data set, reading a folder of its layout without its checksums."""
+
+    class Unofficial(base):  # type: ignore[misc]
+        base_folder = folder
+        train_list: ClassVar = [[file, None] for file, _ in base.train_list]
+        test_list: ClassVar = [[file, None] for file, _ in base.test_list]
+        meta: ClassVar = base.meta | {"md5": None}
+
+    return Unofficial
 
 
 def _cub(name: str, source: Source) -> tuple[Any, Any, int, int, str, FolderMasks | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,9 +14,9 @@ from benchmarks.paper.data import Maps
 from benchmarks.paper.seeds import derived
 from sip_plugin.salience import GradientSalience
 from sip_plugin.salience.selection import top_mass_mask
-from sip_plugin.training import FAT, MART, PART, SIPAT, TRADES, Madry, Method, Standard
+from sip_plugin.training import FAT, MART, PART, SIPAT, TRADES, Madry, Method, Standard, rising
 
-Salience = Literal["teacher", "human", "random", "least"]
+Salience = Literal["teacher", "human", "random", "least", "same-class", "other-class"]
 
 
 @dataclass(frozen=True)
@@ -25,28 +26,47 @@ class Row:
     Attributes:
         label: What the tables call it.
         method: Makes its method.
-        salience: Its maps: of the ``teacher`` (SIP-S), ``human`` (SIP-H), or a control: as many elements at ``random``, or
-            as many with the ``least`` gradient of the teacher.
+        salience: Its maps: of the ``teacher`` (SIP-S), ``human`` (SIP-H), or a control: as many elements at ``random``, as
+            many with the ``least`` gradient of the teacher, or those of another image of the ``same-class`` or of an
+            ``other-class``.
+        mass: The share of the teacher's gradient that the map of an image holds.
+        per_pixel: Whether all channels of a pixel are salient or none.
+        against: The row that it is compared with, beside Madry's.
     """
 
     label: str
     method: Callable[[], Method]
     salience: Salience | None = None
+    mass: float = 0.5
+    per_pixel: bool = False
+    against: str | None = None
 
+
+_RISING = partial(FAT, rising(0, 1, 3, None))
 
 METHODS = {
     "standard": Row("Basic", Standard),
     "madry": Row("Madry", Madry),
     "trades": Row("TRADES", TRADES),
     "fat": Row("FAT", FAT),
+    "fat-rising": Row("FAT, rising τ", _RISING, against="fat"),
     "part": Row("PART", PART),
     "mart": Row("MART", MART),
-    "sip-s": Row("SIP-S", SIPAT, "teacher"),
+    "sip-s": Row("SIP-S", SIPAT, "teacher", against="sip-random"),
     "sip-h": Row("SIP-H", SIPAT, "human"),
-    "sip-trades": Row("SIP-S + TRADES", TRADES, "teacher"),
-    "sip-fat": Row("SIP-S + FAT", FAT, "teacher"),
+    "sip-trades": Row("SIP-S + TRADES", TRADES, "teacher", against="trades"),
+    "sip-fat": Row("SIP-S + FAT", FAT, "teacher", against="fat"),
+    "sip-fat-rising": Row("SIP-S + FAT, rising τ", _RISING, "teacher", against="fat-rising"),
+    "sip-s-pixel": Row("SIP-S per pixel", SIPAT, "teacher", per_pixel=True, against="sip-random-pixel"),
+    "sip-s-25": Row("SIP-S, mass 0.25", SIPAT, "teacher", mass=0.25, against="sip-random-25"),
+    "sip-s-75": Row("SIP-S, mass 0.75", SIPAT, "teacher", mass=0.75, against="sip-random-75"),
     "sip-random": Row("control: random map", SIPAT, "random"),
-    "sip-least": Row("control: least gradient", SIPAT, "least"),
+    "sip-least": Row("control: least gradient", SIPAT, "least", against="sip-random"),
+    "sip-random-pixel": Row("control: random pixels", SIPAT, "random", per_pixel=True),
+    "sip-random-25": Row("control: random map, mass 0.25", SIPAT, "random", mass=0.25),
+    "sip-random-75": Row("control: random map, mass 0.75", SIPAT, "random", mass=0.75),
+    "sip-same-class": Row("control: another image's map, same class", SIPAT, "same-class", against="sip-s"),
+    "sip-other-class": Row("control: another image's map, another class", SIPAT, "other-class", against="sip-s"),
 }
 """Name -> row."""
 
@@ -70,6 +90,30 @@ class RandomLike:
         generator = torch.Generator().manual_seed(derived(self.seed, index))
         order = torch.randperm(salience.numel(), generator=generator)
         return salience.flatten()[order].view(salience.shape)
+
+
+class AnotherImages:
+    """For each image the map of another one, drawn at random: salience that is not the image's own.
+
+    Args:
+        maps: The maps.
+        labels: Of their images.
+        same_class: Draw from the other images of the image's class, rather than from those of the other classes.
+        seed: With the index it determines which.
+    """
+
+    def __init__(self, maps: Maps, labels: Tensor, same_class: bool, seed: int = 0) -> None:
+        self.maps, self.labels, self.same_class, self.seed = maps, labels, same_class, seed
+
+    def __len__(self) -> int:
+        return len(self.maps)
+
+    def __getitem__(self, index: int) -> Tensor:
+        allowed = (self.labels == self.labels[index]) == self.same_class
+        allowed[index] = False
+        others = allowed.nonzero().flatten()
+        generator = torch.Generator().manual_seed(derived(self.seed, index))
+        return self.maps[int(others[torch.randint(len(others), (), generator=generator)])]
 
 
 class LeastGradient:

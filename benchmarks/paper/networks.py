@@ -94,6 +94,24 @@ def _cifar_resnet18(channels: int, classes: int, pretrained: bool) -> nn.Module:
     return network  # type: ignore[no-any-return]
 
 
+def _narrow_resnet18(channels: int, classes: int, pretrained: bool) -> nn.Module:
+    """ResNet-18 for 32×32 images of half the width, which torchvision's constructor does not offer."""
+    from torchvision.models.resnet import BasicBlock
+
+    _from_scratch("resnet18-w32", pretrained)
+    layers: list[nn.Module] = [nn.Conv2d(channels, 32, 3, 1, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
+    inputs = 32
+    for width, stride in ((32, 1), (64, 2), (128, 2), (256, 2)):
+        shortcut = None
+        if width != inputs:
+            shortcut = nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+        layers += [BasicBlock(inputs, width, stride, shortcut), BasicBlock(width, width)]
+        inputs = width
+    for module in (module for layer in layers for module in layer.modules() if isinstance(module, nn.Conv2d)):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, classes))
+
+
 def _imagenet(arch: str, channels: int, classes: int, pretrained: bool) -> nn.Module:
     """A network of torchvision with ImageNet's weights and a new head, mean and deviation of ImageNet inside."""
     from torchvision import models
@@ -154,12 +172,14 @@ def _colour(arch: str, channels: int) -> None:
 
 NETWORKS: dict[str, Callable[[int, int, bool], nn.Module]] = {
     "resnet18": _cifar_resnet18,
+    "resnet18-w32": _narrow_resnet18,
     "wrn-34-10": _wide,
     "resnet50": lambda *given: _imagenet("resnet50", *given),
     "densenet121": lambda *given: _imagenet("densenet121", *given),
     "convnet8": _convnet(8),  # for 8×8 images
     "convnet16": _convnet(16),
     "convnet24": _convnet(24, 5, 2),  # for 32×32 images on two CPU cores
+    "convnet32": _convnet(32, 5, 2),
     "convnet48": _convnet(48, 5, 2),
 }
 """Name -> (channels, classes, pretrained) -> network."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -22,16 +23,36 @@ class Preset:
     teacher_arch: str
     training: Training
     evaluation: Evaluation = field(default_factory=Evaluation)
+    base: str | None = None
+    """A preset with the same settings, whose cells of some methods stand in this table, too."""
 
     def cells(self) -> Iterator[Cell]:
-        """Seed by seed, so that an interrupted table is whole for the seeds that it has."""
+        """Seed by seed, so that an interrupted table is whole for the seeds that it has; without those of ``base``."""
+        others = PRESETS[self.base].methods if self.base else ()
         for seed in self.seeds:
             for arch in self.archs:
-                for method in self.methods:
+                for method in (method for method in self.methods if method not in others):
                     yield Cell(self.dataset, arch, method, seed, self.teacher_arch, self.training, self.evaluation)
 
 
 _CIFAR = Training(epochs=100, milestones=(60,))
+# A sixth of CIFAR-10 and a network and schedule that two CPU cores finish; every method of the library and the controls.
+_CPU = Preset(
+    "cifar10",
+    ("convnet24",),
+    ("standard", "madry", "sip-s", "trades", "fat", "fat-rising", "part", "mart", "sip-fat-rising", *CONTROLS),
+    (0, 1, 2),
+    "convnet48",
+    Training(
+        epochs=12,
+        learning_rate=0.1,
+        schedule="one-cycle",
+        nesterov=True,
+        precision="bf16-mixed",
+        validation_every=4,
+    ),
+    Evaluation(assume_survivors=True, batch_size=64, fold_batchnorm=True),
+)
 
 PRESETS = {
     "cifar10": Preset("cifar10", ("resnet18", "wrn-34-10"), PAPER_METHODS, tuple(range(5)), "wrn-34-10", _CIFAR),
@@ -53,22 +74,46 @@ PRESETS = {
         ),
         Evaluation(batch_size=64),
     ),
-    # A sixth of CIFAR-10 and a network and schedule that two CPU cores finish; every method of the library and the controls.
-    "cifar10-cpu": Preset(
+    "cifar10-cpu": _CPU,
+    # How large the maps are, and whose.
+    "cifar10-cpu-maps": dataclasses.replace(
+        _CPU,
+        methods=(
+            *("madry", "sip-s", "sip-random", "sip-s-25", "sip-random-25", "sip-s-75", "sip-random-75"),
+            *("sip-same-class", "sip-other-class"),
+        ),
+        seeds=(0, 1),
+        base="cifar10-cpu",
+    ),
+    # A larger network, trained for longer.
+    "cifar10-cpu-long": dataclasses.replace(
+        _CPU,
+        archs=("convnet32",),
+        methods=("madry", "sip-s", "sip-random", "fat", "sip-fat", "sip-s-pixel", "sip-random-pixel"),
+        seeds=(0, 1),
+        training=dataclasses.replace(_CPU.training, epochs=30, validation_every=10, fold_search=True),
+    ),
+    # For slices of minutes on one GPU.
+    "cifar10-w32": Preset(
         "cifar10",
-        ("convnet24",),
-        ("standard", "madry", "sip-s", "trades", "fat", "part", "mart", *CONTROLS),
+        ("resnet18-w32",),
+        (
+            *("madry", "sip-s", "sip-random", "trades", "fat", "standard", "part", "sip-fat"),
+            *("fat-rising", "sip-fat-rising"),
+        ),
         (0, 1, 2),
-        "convnet48",
+        "resnet18-w32",
         Training(
-            epochs=12,
-            learning_rate=0.1,
+            epochs=30,
+            batch_size=256,
+            learning_rate=0.2,
             schedule="one-cycle",
             nesterov=True,
             precision="bf16-mixed",
-            validation_every=4,
+            compile=True,
+            fold_search=True,
         ),
-        Evaluation(assume_survivors=True, batch_size=64, fold_batchnorm=True),
+        Evaluation(assume_survivors=True, batch_size=512, fold_batchnorm=True),
     ),
     # Minutes on two cores: shows the machinery, not the methods' worth.
     "digits": Preset(

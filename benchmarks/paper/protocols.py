@@ -42,8 +42,7 @@ class Training:
         precision: Lightning Fabric's: ``"32-true"``, ``"bf16-mixed"`` or ``"16-mixed"``.
         pretrained: Start from torchvision's ImageNet weights.
         compile: Compile the search's step as one graph.
-        fold_search: Search on the network with its BatchNorm layers folded into the convolutions before them; the teacher is
-            trained without.
+        fold_search: Search on the network with its BatchNorm layers folded into the convolutions before them.
     """
 
     epochs: int
@@ -156,16 +155,13 @@ class Cell:
 
     def teacher(self) -> Cell:
         """The cell that trains this one's teacher."""
-        training = dataclasses.replace(self.training, fold_search=False)
-        return dataclasses.replace(
-            self, arch=self.teacher_arch, method="madry", seed=self.teacher_seed, training=training
-        )
+        return dataclasses.replace(self, arch=self.teacher_arch, method="madry", seed=self.teacher_seed)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        if not self.training.fold_search:  # as in results from before there was the choice
-            del plain["training"]["fold_search"]
+        if not self.training.fold_search:
+            del plain["training"]["fold_search"]  # which earlier results do not have
         return plain
 
     def training_key(self, data: str, teacher: str | None) -> str:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
+from benchmarks.paper.intervals import Difference, paired_differences
 from benchmarks.paper.methods import METHODS
 from benchmarks.paper.networks import NETWORKS
 from benchmarks.paper.presets import PRESETS, Preset
 from benchmarks.paper.settings import differences
 from sip_plugin.evaluation import RobustnessReport
 from sip_plugin.evaluation.comparison import Spread
+from sip_plugin.evaluation.eps import EpsDict
+from sip_plugin.utils import atomic_write
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results" / "paper"
@@ -38,19 +44,10 @@ def read_results(preset: Preset, folder: Path, seeds: Sequence[int] | None = Non
     Raises:
         ValueError: If there is none, or cells do not belong in one table: other settings, data or teachers.
     """
-    results = {path: json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "cells").glob("*.json"))}
-    results = {path: result for path, result in results.items() if not path.name.endswith(".report.json")}
-    if not results:
-        raise ValueError(f"There are no results under {folder}/cells: make some with the command `table`.")
-    _check_one_table(results)
-    if seeds is not None:
-        results = {path: result for path, result in results.items() if result["cell"]["seed"] in seeds}
-        if not results:
-            raise ValueError(f"There are no results of seed {', '.join(map(str, seeds))} under {folder}/cells.")
     runs: Runs = {}
     # The preset's networks and methods in its order, then whatever else there is.
     archs = [*preset.archs, *(arch for arch in NETWORKS if arch not in preset.archs)]
-    for path, result in sorted(results.items(), key=lambda item: item[1]["cell"]["seed"]):
+    for path, result in _one_table(preset, folder, seeds).items():
         cell = result["cell"]
         images = path.with_suffix(".report.json")
         if not images.exists():
@@ -58,6 +55,30 @@ def read_results(preset: Preset, folder: Path, seeds: Sequence[int] | None = Non
         report = RobustnessReport.from_json(images)
         runs.setdefault(cell["arch"], {}).setdefault(cell["method"], {})[cell["seed"]] = report
     return {arch: {m: runs[arch][m] for m in METHODS if m in runs[arch]} for arch in archs if arch in runs}
+
+
+def _one_table(preset: Preset, folder: Path, seeds: Sequence[int] | None = None) -> dict[Path, dict[str, Any]]:
+    """The results of a table, those of the preset's ``base`` included, by the seed; checked."""
+    results = _results(folder)
+    if preset.base:
+        results |= {
+            path: result
+            for path, result in _results(folder.parent / preset.base).items()
+            if result["cell"]["method"] in preset.methods and result["cell"]["seed"] in preset.seeds
+        }
+    if not results:
+        raise ValueError(f"There are no results under {folder}/cells: make some with the command `table`.")
+    _check_one_table(results)
+    if seeds is not None:
+        results = {path: result for path, result in results.items() if result["cell"]["seed"] in seeds}
+        if not results:
+            raise ValueError(f"There are no results of seed {', '.join(map(str, seeds))} under {folder}/cells.")
+    return dict(sorted(results.items(), key=lambda item: item[1]["cell"]["seed"]))
+
+
+def _results(folder: Path) -> dict[Path, dict[str, Any]]:
+    paths = (path for path in sorted((folder / "cells").glob("*.json")) if not path.name.endswith(".report.json"))
+    return {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
 def _check_one_table(results: dict[Path, dict[str, Any]]) -> None:
@@ -90,7 +111,8 @@ def _check_one_table(results: dict[Path, dict[str, Any]]) -> None:
 def write_report(preset: Preset, folder: Path, seeds: Sequence[int] | None = None) -> None:
     """Write ``table.md``, ``table.tex`` and the curves beside the results, and print the table; see `read_results`.
 
-    ``curves.png`` has the accuracies, ``gains.png`` the differences to Madry where every row has Madry's seeds.
+    ``curves.png`` has the accuracies, ``gains.png`` the differences to Madry where every row has Madry's seeds; for
+    ``shares.png`` of a preset with maps of several sizes see `draw_shares`.
     """
     runs = read_results(preset, folder, seeds)
     comparison = RobustnessReport.compare(
@@ -113,8 +135,57 @@ def write_report(preset: Preset, folder: Path, seeds: Sequence[int] | None = Non
     else:
         (folder / "gains.png").unlink(missing_ok=True)  # of other cells
         written += " (no gains.png: not every row has the seeds of a row of Madry's)"
+    if preset.base:
+        draw_shares(preset, folder, seeds)
+        written += ", shares.png"
     print(comparison)
     print(f"\n{written}: {folder}/")
+
+
+def draw_shares(preset: Preset, folder: Path, seeds: Sequence[int] | None = None) -> None:
+    """``shares.png``: clean accuracy and that at the largest ε against the share of salient elements, each seed a dot.
+
+    A line for the teacher's maps and one for random maps, both from Madry's networks, which have none; the maps of other
+    images stand beside them.
+    """
+    (rows,) = read_results(preset, folder, seeds).values()
+    shares = {
+        result["cell"]["method"]: (result["teacher"] or {"salient_share": 0.0})["salient_share"]
+        for result in _one_table(preset, folder, seeds).values()
+    }
+    kinds: dict[str, list[str]] = {}
+    for method in rows:
+        kinds.setdefault(METHODS[method].salience or "", []).append(method)
+    figure = Figure((8.4, 3.4), layout="constrained")
+    eps = preset.evaluation.eps[-1]
+    for axes, radius, what in zip(
+        figure.subplots(1, 2), (0.0, eps), ("Clean accuracy (%)", f"Accuracy at ε = {255 * eps:g}/255 (%)"), strict=True
+    ):
+        for (kind, label, style), marker in zip(_LINES, "osD^", strict=True):
+            methods = sorted([*kinds.get(kind, []), *(["madry"] if style else [])], key=shares.__getitem__)
+            dots = [
+                (100 * shares[method], [100 * report.accuracy[radius] for report in rows[method].values()])
+                for method in methods
+            ]
+            means = [statistics.fmean(accuracies) for _, accuracies in dots]
+            (line,) = axes.plot([share for share, _ in dots], means, f"{style}{marker}", label=label)
+            for share, accuracies in dots:
+                axes.plot(
+                    [share] * len(accuracies), accuracies, marker, color=line.get_color(), markersize=3, alpha=0.5
+                )
+        axes.set_xlabel("Salient elements (%); 0: Madry")
+        axes.set_ylabel(what)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False, fontsize=8)
+    with atomic_write(folder / "shares.png") as file:
+        figure.savefig(file, dpi=200)
+
+
+_LINES = (
+    ("teacher", "SIP-S", "-"),
+    ("random", "control: random map", "--"),
+    ("same-class", "another image's map, same class", ""),
+    ("other-class", "another image's map, another class", ""),
+)
 
 
 def published_table(dataset: str, arch: str) -> str:
@@ -130,23 +201,25 @@ def published_table(dataset: str, arch: str) -> str:
     return "\n".join(lines)
 
 
-def differences_table(ours: str, dataset: str) -> str:
-    """What each method gains over Madry, in points: in the paper's table of a data set, and in a preset of ours.
+def differences_table(ours: str, dataset: str | None = None) -> str:
+    """What each method gains over Madry, in points: in a preset of ours, and in the paper's table of a data set.
 
-    Ours are means, with standard deviation, of the differences between two networks of one seed, of which ours (n) has n.
+    Ours have intervals, see `paired_differences`; ours (n) is of n seeds.
     """
     lines = _head("Method")
     rows: list[tuple[str, str, list[str]]] = []
-    for arch, published in PUBLISHED["tables"][dataset].items():
+    for arch, published in PUBLISHED["tables"][dataset].items() if dataset else ():
         madry = [mean for mean, _ in published["madry"]]
         for method, figures in published.items():
-            points = [_points(mean - base) for (mean, _), base in zip(figures, madry, strict=True)]
+            gains = [mean - base for (mean, _), base in zip(figures, madry, strict=True)]
+            points = [f"{round(gain, 1) + 0:+.1f}".replace("-", "−") for gain in gains]
             rows.append((method, f"paper, {NETWORK_NAMES[arch]}", points))
     for arch, runs in _results_so_far(ours).items():
         for method in runs:
-            count, points = gains(runs, method, "madry")
-            if points:
-                rows.append((method, f"ours ({count}), {arch}", points))
+            if found := gains_over(runs, method, "madry"):
+                rows.append(
+                    (method, f"ours ({len(_shared_seeds(runs, method, 'madry'))}), {arch}", [*map(str, found.values())])
+                )
     for method in METHODS:
         if method not in ("standard", "madry"):
             lines += [_row([METHODS[method].label, name, *points]) for of, name, points in rows if of == method]
@@ -158,26 +231,42 @@ def against_table(method: str, ours: str) -> str:
     lines = _head(f"{METHODS[method].label} against")
     for arch, runs in _results_so_far(ours).items():
         for other in runs:
-            count, points = gains(runs, method, other)
-            if points:
-                lines.append(_row([METHODS[other].label, f"ours ({count}), {arch}", *points]))
+            if found := gains_over(runs, method, other):
+                name = f"ours ({len(_shared_seeds(runs, method, other))}), {arch}"
+                lines.append(_row([METHODS[other].label, name, *map(str, found.values())]))
     return "\n".join(lines)
 
 
-def gains(runs: dict[str, dict[int, RobustnessReport]], method: str, other: str) -> tuple[int, list[str]]:
-    """The number of seeds that two methods share, and the differences of their figures; none of a method to itself."""
-    shared = [seed for seed in runs.get(method, {}) if seed in runs.get(other, {})]
-    if not shared or method == other:
-        return 0, []
-    mine, theirs = RobustnessReport.compare(
-        {name: [runs[name][seed] for seed in shared] for name in (method, other)}
-    ).rows
-    return len(shared), [_points(100 * gain.mean, gain.std) for gain in mine.gains_over(theirs).values()]
+def conclusions(ours: str) -> str:
+    """A sentence for each method of a preset: what its differences to Madry, and to one row more, show."""
+    words = {1: "is ahead of", -1: "is behind", 0: "cannot be told from"}
+    sentences = []
+    for runs in _results_so_far(ours).values():
+        for method in (method for method in runs if method not in ("standard", "madry")):
+            clauses = []
+            for other in filter(None, ("madry", METHODS[method].against)):
+                if found := gains_over(runs, method, other):
+                    (_, clean), *_, (eps, robust) = found.items()
+                    clauses.append(
+                        f"{words[clean.shown]} {METHODS[other].label} on clean images ({clean}) and "
+                        f"{words[robust.shown]} it at {255 * eps:g}/255 ({robust})"
+                    )
+            if clauses:
+                sentences.append(f"- {METHODS[method].label} {'; it '.join(clauses)}.")
+    return "\n".join(sentences)
 
 
-def _points(gain: float, deviation: float | None = None) -> str:
-    """A difference in points, with the standard deviation over several runs as a share."""
-    return f"{round(gain, 1) + 0:+.1f}" + ("" if deviation is None else f" ± {100 * deviation:.1f}")
+def gains_over(runs: dict[str, dict[int, RobustnessReport]], method: str, other: str) -> EpsDict[Difference] | None:
+    """What a method has more than another one over the seeds that both have; None if there are none, or of itself."""
+    seeds = _shared_seeds(runs, method, other)
+    if not seeds or method == other:
+        return None
+    return paired_differences(*([runs[name][seed] for seed in seeds] for name in (method, other)))
+
+
+def _shared_seeds(runs: dict[str, dict[int, RobustnessReport]], *methods: str) -> list[int]:
+    first, second = (runs.get(method, {}) for method in methods)
+    return [seed for seed in first if seed in second]
 
 
 def _results_so_far(preset: str) -> Runs:

@@ -79,14 +79,14 @@ def train_network(
             nesterov=protocol.nesterov,
         ),
     )
-    row = METHODS[cell.method]
+    method = METHODS[cell.method].method()
     criterion = AdversarialTrainer(
         model,
-        row.method(),
+        method,
         eps=protocol.eps,
         alpha=protocol.alpha,
         steps=protocol.steps,
-        compile=protocol.compile and cell.method not in ("fat", "sip-fat"),
+        compile=protocol.compile and method.fixed_length,
         fold_batchnorm=protocol.fold_search,
     )
     order = EpochOrder(len(splits.train), protocol.batch_size, cell.seed, fabric.global_rank, fabric.world_size)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sip_plugin.checks import check_logits
 from sip_plugin.constraint import FeasibleSet
+from sip_plugin.utils import short_repr
 
 
 @dataclass(frozen=True)
@@ -105,5 +106,5 @@ class Method:
         """Take up a state that ``state_dict`` gave."""
 
     def __repr__(self) -> str:
-        given = ", ".join(f"{name}={value!r}" for name, value in vars(self).items() if not name.startswith("_"))
+        given = ", ".join(f"{name}={short_repr(each)}" for name, each in vars(self).items() if not name.startswith("_"))
         return f"{type(self).__name__}({given})"

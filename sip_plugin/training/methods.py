@@ -14,6 +14,8 @@ from sip_plugin.checks import check_eps, check_int, check_logits
 from sip_plugin.constraint import FeasibleSet
 from sip_plugin.training.method import Method, TrainingProgress
 
+_Schedule = Callable[[float], int | None]
+
 
 class Standard(Method):
     """Cross-entropy on the clean images: no adversary, so no map is asked for either."""
@@ -123,6 +125,22 @@ def _float_logits(output: Any, rows: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
+class _Rising(tuple[int | None, ...]):
+    def __call__(self, share: float) -> int | None:
+        return self[int(share * len(self))]
+
+
+def rising(first: int | None, *later: int | None) -> _Schedule:
+    """A schedule for ``FAT(tau=…)``: each value over an equal part of training, None for the full search.
+
+    ``rising(0, 1, 3, None)`` gives 0 in the first quarter of the epochs, then 1, then 3, and the full search in the last.
+
+    Raises:
+        ValueError: If a value is neither None nor an integer from 0.
+    """
+    return _Rising(tuple(tau if tau is None else check_int(tau, "tau", 0) for tau in (first, *later)))
+
+
 class FAT(Method):
     """Friendly adversarial training (Zhang et al. 2020, Algorithm 1): the search stops soon after it succeeds.
 
@@ -132,20 +150,21 @@ class FAT(Method):
 
     Args:
         tau: Misclassifications after which an image still goes on (τ). None for the published schedule: 0, from 50/120 of
-            the epochs on 1, from 90/120 on 2; it needs ``trainer.set_epoch(epoch, epochs)``.
+            the epochs on 1, from 90/120 on 2. Or a callable, such as :func:`rising`, from the share of training that is
+            done (below 1) to τ, or to None for the full search. A schedule needs ``trainer.set_epoch(epoch, epochs)``.
         omega: Standard deviation of the normal noise that each step adds (ω).
         random_start: Start uniformly in the budget, not at the image.
 
     Raises:
-        ValueError: If ``tau`` is not an integer, or a number is negative.
+        ValueError: If ``tau``, or what a schedule gives, is not an integer, or a number is negative.
     """
 
     name = "fat"
     takes_attack = False
     fixed_length = False
 
-    def __init__(self, tau: int | None = None, omega: float = 0.001, random_start: bool = True) -> None:
-        self.tau = None if tau is None else check_int(tau, "tau", 0)
+    def __init__(self, tau: int | _Schedule | None = None, omega: float = 0.001, random_start: bool = True) -> None:
+        self.tau = tau if tau is None or callable(tau) else check_int(tau, "tau", 0)
         self.omega = check_eps(omega, "L2", name="omega")
         self.random_start = random_start
 
@@ -158,12 +177,13 @@ class FAT(Method):
         """Uniform in the budget, or the image."""
         return feasible.random_start() if self.random_start else feasible.images
 
-    def patience(self, progress: TrainingProgress) -> int:
+    def patience(self, progress: TrainingProgress) -> int | None:
         """τ, given or by the schedule."""
-        if self.tau is not None:
+        if isinstance(self.tau, int):
             return self.tau
         share = progress.fraction(self)
-        return int(share >= 50 / 120) + int(share >= 90 / 120)
+        tau = int(share >= 50 / 120) + int(share >= 90 / 120) if self.tau is None else self.tau(share)
+        return None if tau is None else check_int(tau, "tau", 0)
 
 
 class PART(Method):

@@ -20,7 +20,6 @@ from benchmarks.paper.seeds import derived
 from benchmarks.paper.training import Augmented, EpochOrder
 from sip_plugin.model_utils import model_hash
 from sip_plugin.salience import GradientSalience
-from tests.conftest import ROOT
 
 PUBLISHED = json.loads((Path(networks.__file__).parent / "published.json").read_text())
 
@@ -77,22 +76,6 @@ def test_a_checkpoint_belongs_to_one_training_protocol(field):
     assert a_cell(evaluation=Evaluation(images=3)).training_key("data", None) == cell.training_key("data", None)
 
 
-@pytest.mark.results
-def test_the_committed_cells_are_those_of_their_preset():
-    folder = ROOT / "benchmarks" / "results" / "paper" / "cifar10-cpu" / "cells"
-    for cell in PRESETS["cifar10-cpu"].cells():
-        result = json.loads((folder / f"{cell.name}.json").read_text())
-        assert result["cell"] == cell.as_dict()
-        teacher = result["teacher"] and result["teacher"]["weights_sha256"]
-        assert result["training_key"] == cell.training_key(result["data"]["content"], teacher)
-
-
-def test_a_teacher_is_the_same_for_a_folded_search():
-    cell = a_cell()
-    folded = a_cell(training=dataclasses.replace(cell.training, fold_search=True))
-    assert folded.teacher() == cell.teacher()
-
-
 def test_the_order_of_the_radii_makes_no_other_evaluation():
     assert Evaluation(eps=(0.2, 0.1, 0.1)) == Evaluation(eps=(0.1, 0.2))
     with pytest.raises(ValueError, match="--test-eps must be one radius or more"):
@@ -140,6 +123,7 @@ def test_the_data_sets_content_tells_other_labels_and_another_split():
     ("arch", "size", "parameters"),
     [
         ("resnet18", 32, 11_173_962),
+        ("resnet18-w32", 32, 2_797_610),
         ("wrn-34-10", 32, 46_160_474),
         ("resnet50", 64, 23_528_522),
         ("densenet121", 64, 6_964_106),
@@ -182,6 +166,18 @@ def test_a_random_map_has_as_many_elements_and_is_another_for_each_image_and_see
         assert torch.equal(drawn[index], drawn[index])
         assert not torch.equal(drawn[index], salience)
         assert not torch.equal(drawn[index], methods.RandomLike(maps, seed=2)[index])
+
+
+@pytest.mark.parametrize("same_class", [True, False])
+def test_another_images_map_is_of_the_same_class_or_of_another_one_and_never_its_own(same_class):
+    labels = torch.arange(60) % 3
+    images = list(torch.arange(60))  # each map says which image's it is
+    drawn = [methods.AnotherImages(images, labels, same_class, seed) for seed in (1, 2)]
+    of = torch.stack([drawn[0][index] for index in range(len(drawn[0]))])
+    assert ((labels[of] == labels) == same_class).all()
+    assert (of != torch.arange(60)).all()
+    assert len(of.unique()) > 30
+    assert [drawn[0][index] for index in range(60)] == of.tolist() != [drawn[1][index] for index in range(60)]
 
 
 def test_the_least_gradient_map_has_as_many_elements_as_eq_8_and_none_of_them():
@@ -289,3 +285,14 @@ def test_every_network_is_in_no_preset_or_known():
         assert {*preset.archs, preset.teacher_arch} <= set(NETWORKS)
         assert set(preset.methods) <= set(methods.METHODS)
         assert len({cell.name for cell in preset.cells()}) == len(list(preset.cells()))
+
+
+def test_a_preset_on_the_base_of_another_runs_only_what_that_one_has_not():
+    for preset in PRESETS.values():
+        if preset.base:
+            base = PRESETS[preset.base]
+            own = {cell.method for cell in preset.cells()}
+            assert own == set(preset.methods) - set(base.methods)
+            assert {"madry", "sip-s", "sip-random"} <= set(preset.methods) - own
+            assert (preset.training, preset.evaluation, preset.archs) == (base.training, base.evaluation, base.archs)
+            assert set(preset.seeds) <= set(base.seeds)

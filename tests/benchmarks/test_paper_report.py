@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
 import torch
+from matplotlib.axes import Axes
 
 from benchmarks.paper import report
+from benchmarks.paper.intervals import paired_differences
+from benchmarks.paper.methods import METHODS
 from benchmarks.paper.presets import PRESETS
 from sip_plugin.evaluation import RobustnessReport
 
@@ -66,6 +70,19 @@ def test_a_standard_row_without_a_seed_is_no_reason_to_leave_out_the_gains(resul
 
 
 @pytest.mark.results
+def test_the_committed_cells_are_the_presets():
+    for folder in (report.HERE.parent / "results" / "paper").iterdir():
+        cells = {cell.name: cell for cell in PRESETS[folder.name].cells()}
+        files = [path for path in (folder / "cells").glob("*.json") if ".report" not in path.name]
+        assert files
+        for path in files:
+            found, cell = json.loads(path.read_text()), cells[path.stem]
+            assert cell.as_dict() == found["cell"]
+            teacher = (found["teacher"] or {}).get("weights_sha256")
+            assert cell.training_key(found["data"]["content"], teacher) == found["training_key"]
+
+
+@pytest.mark.results
 def test_the_committed_table_is_that_of_the_committed_cells(results, capsys):
     committed = report.HERE.parent / "results" / "paper" / "cifar10-cpu"
     shutil.copytree(committed / "cells", results / "again" / "cells")
@@ -98,14 +115,14 @@ def test_a_report_of_some_seeds_leaves_out_the_others(results):
 def test_the_differences_are_between_networks_of_one_seed(results):
     def ours():
         lines = report.differences_table("cifar10-cpu", "cifar10").splitlines()
-        return lines, [line for line in lines if "SIP-S" in line and "ours" in line]
+        return lines, [re.sub(r" \[.*?\]", "", line) for line in lines if "SIP-S" in line and "ours" in line]
 
     lines, found = ours()
-    assert found == ["| SIP-S | ours (2), convnet24 | +9.0 ± 1.4 | +6.0 ± 0.0 | +0.0 ± 0.0 | -2.0 ± 0.0 | -9.0 ± 1.4 |"]
+    assert found == ["| SIP-S | ours (2), convnet24 | +9.0 | +6.0 | +0.0 | −2.0 | −9.0 |"]
     folder = results / "cifar10-cpu" / "cells"
     for file in folder.glob("*madry-seed0*"):
         file.unlink()
-    assert ours()[1] == ["| SIP-S | ours (1), convnet24 | +8.0 | +6.0 | +0.0 | -2.0 | -10.0 |"]
+    assert ours()[1] == ["| SIP-S | ours (1), convnet24 | +8.0 | +6.0 | +0.0 | −2.0 | −10.0 |"]
     for file in folder.glob("*madry-seed1*"):
         file.unlink()
     assert ours()[1] == []
@@ -116,9 +133,99 @@ def test_the_differences_are_between_networks_of_one_seed(results):
 def test_one_method_against_the_others(results):
     lines = report.against_table("sip-s", "cifar10-cpu").splitlines()
     assert lines[0].startswith("| SIP-S against |  | Clean |")
-    assert lines[2:] == [
-        "| Madry | ours (2), convnet24 | +9.0 ± 1.4 | +6.0 ± 0.0 | +0.0 ± 0.0 | -2.0 ± 0.0 | -9.0 ± 1.4 |"
+    (line,) = lines[2:]
+    assert line.startswith("| Madry | ours (2), convnet24 | +9.0 [+")
+    assert " | +0.0 [+0.0, +0.0] | " in line  # the same images are right
+
+
+def test_a_method_is_ahead_or_behind_where_its_interval_has_no_zero(results):
+    says = report.conclusions("cifar10-cpu")
+    assert says.startswith("- SIP-S is ahead of Madry on clean images (+9.0 [+")
+    assert " and is behind it at 8/255 (−9.0 [−" in says
+    assert says.count("\n") == 0
+    for cell in PRESETS["cifar10-cpu"].cells():  # a control that is Madry
+        if cell.method == "sip-random" and cell.seed < 2:
+            folder = results / "cifar10-cpu" / "cells"
+            madry = f"cifar10-convnet24-madry-seed{cell.seed}.report.json"
+            shutil.copy(folder / madry, folder / f"{cell.name}.report.json")
+            (folder / f"{cell.name}.json").write_text(json.dumps(result(cell)))
+    first, second = report.conclusions("cifar10-cpu").splitlines()
+    assert first.startswith(says[:-1] + "; it is ahead of control: random map on clean images (+9.0")
+    assert second.startswith("- control: random map cannot be told from Madry on clean images (+0.0 [+0.0, +0.0])")
+
+
+def of_images(*runs):
+    """A report for each run: which images are right, at every ε."""
+    nobody = torch.zeros(len(runs[0]), dtype=torch.bool)
+    return [
+        RobustnessReport(
+            (0.1,), "Linf", ("pgd",), nobody.long(), torch.where(right, torch.inf, 0.0)[None].double(), nobody
+        )
+        for right in runs
     ]
+
+
+def test_an_interval_of_one_seed_is_that_of_a_mean_of_images():
+    first, second = torch.rand(2, 400, generator=torch.Generator().manual_seed(0)) < 0.5
+    found = paired_differences(of_images(first), of_images(second))
+    gap = 100 * (first.double() - second.double())
+    mean, half = gap.mean().item(), 1.96 * gap.std().item() / 20
+    assert found[0.0] == found[0.1]
+    assert tuple(found[0.0]) == pytest.approx((mean, mean - half, mean + half), abs=0.4)
+
+
+def test_seeds_that_differ_widen_an_interval_and_what_images_share_does_not():
+    generator = torch.Generator().manual_seed(0)
+    hard = torch.rand(400, generator=generator) < 0.5  # for all networks
+    better = torch.rand(400, generator=generator) < 0.3
+    none = of_images(hard, hard, hard)
+    same, other = (
+        paired_differences(of_images(*(hard | (better & gains) for gains in seeds)), none)[0.0]
+        for seeds in ((True, True, True), (True, False, True))
+    )
+    assert same.low < 100 * (~hard & better).double().mean() < same.high
+    assert same.high - same.low < 8
+    assert other.low == 0 < same.low  # all three draws may be of the seed that gains nothing
+    assert (same.shown, other.shown, paired_differences(none, none)[0.1]) == (1, 0, (0, 0, 0))
+
+
+@pytest.fixture
+def maps(results):
+    """The preset of the maps' sizes, with as many salient elements as its cells' names say, beside cifar10-cpu's."""
+    folder = results / "cifar10-cpu-maps" / "cells"
+    folder.mkdir(parents=True)
+    for path in (results / "cifar10-cpu" / "cells").glob("*-sip-s-seed?.json"):
+        found = json.loads(path.read_text())
+        path.write_text(json.dumps(found | {"teacher": found["teacher"] | {"salient_share": 0.12}}))
+    for cell in PRESETS["cifar10-cpu-maps"].cells():
+        found = result(cell)
+        found["teacher"]["salient_share"] = METHODS[cell.method].mass / 4
+        a_report(70, (50, 40, 30, 20)).to_json(folder / f"{cell.name}.report.json")
+        (folder / f"{cell.name}.json").write_text(json.dumps(found))
+    return folder.parent
+
+
+def test_a_preset_shows_its_bases_cells_beside_its_own(maps):
+    preset = PRESETS["cifar10-cpu-maps"]
+    runs = report.read_results(preset, maps)["convnet24"]
+    assert set(runs) == {"madry", "sip-s", *(cell.method for cell in preset.cells())}
+    assert all(list(seeds) == [0, 1] for seeds in runs.values())
+    assert "| SIP-S, mass 0.25 | ours (2), convnet24 | +19.0 [" in report.differences_table("cifar10-cpu-maps")
+    report.write_report(preset, maps)
+    assert (maps / "shares.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_lines_of_the_sizes_start_at_madry(maps, monkeypatch):
+    drawn = []
+    plot = Axes.plot
+    monkeypatch.setattr(
+        Axes, "plot", lambda self, x, y, *rest, **kw: drawn.append((x, y, kw)) or plot(self, x, y, *rest, **kw)
+    )
+    report.draw_shares(PRESETS["cifar10-cpu-maps"], maps)
+    clean, robust = (next(line for line in each if line[2].get("label") == "SIP-S") for each in (drawn, drawn[::-1]))
+    assert clean[0] == robust[0] == pytest.approx([0, 6.25, 12, 18.75])
+    assert clean[1] == pytest.approx([51, 70, 60, 70])
+    assert robust[1] == pytest.approx([21, 20, 12, 20])
 
 
 def test_ours_stand_below_the_papers_row(results, monkeypatch):

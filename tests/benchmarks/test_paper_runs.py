@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from benchmarks.paper.data import Source, load_splits
 from benchmarks.paper.files import load, save
 from benchmarks.paper.networks import build_network
 from benchmarks.paper.protocols import Cell, Evaluation, Training
+from benchmarks.paper.state import TimeUp
 from benchmarks.paper.training import train_network
 from sip_plugin.model_utils import model_hash
 from tests.conftest import SHARED_DATA
@@ -68,7 +70,7 @@ def teacher(tmp_path_factory):
     return str(path)
 
 
-METHODS = ["standard", "madry", "sip-s", "fat", "sip-random", "sip-least"]
+METHODS = ["standard", "madry", "sip-s", "fat", "sip-random", "sip-least", "sip-s-25", "sip-other-class"]
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +92,10 @@ def test_a_table_is_trained_evaluated_and_reported(table):
         assert 0 <= cell["robust_accuracy"]["51/255"] <= cell["clean_accuracy"] <= 1
         assert cell["data"]["training_images"] == 1167
         assert {"validation_clean_accuracy", "validation_pgd_accuracy"} <= set(cell["training"]["epochs"][-1])
-    teachers = {cells[method]["teacher"]["weights_sha256"] for method in ("sip-s", "sip-random", "sip-least")}
+    teachers = {cells[method]["teacher"]["weights_sha256"] for method in METHODS if "sip" in method}
     assert len(teachers) == 1  # one teacher for all, trained once
+    shares = {method: cell["teacher"]["salient_share"] for method, cell in cells.items() if cell["teacher"]}
+    assert shares["sip-s-25"] < shares["sip-s"] == shares["sip-random"] == shares["sip-least"]
     assert cells["madry"]["teacher"] is None
     hashes = {cell["network"]["weights_sha256"] for cell in cells.values()}
     assert len(hashes) == len(METHODS)  # each method trains another network
@@ -136,6 +140,47 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_weights(workers, teacher, t
     assert killed["history"]["workers"] == int(workers)
     for name, value in whole["network"].items():
         assert torch.equal(value, killed["network"][name]), name
+
+
+@pytest.mark.slow
+def test_a_table_goes_on_elsewhere_from_its_state(teacher, tmp_path, monkeypatch, capsys):
+    arguments = ["table", "--preset", "digits", "--seeds", "0", "--methods", "madry", "sip-s", "--teacher", teacher]
+    arguments += [*TINY, "--version", "rand", "--test-eps", "0.1", "--state", str(tmp_path / "state")]
+    assert main([*arguments, "--results", str(tmp_path / "first")]) == 0
+    whole = result(tmp_path / "first", "digits-convnet8-sip-s-seed0")
+    for file in (tmp_path / "state").iterdir():
+        file.unlink()
+
+    def save_and_stop(path, state):
+        save(path, state)
+        if "sip-s" in str(path):
+            raise TimeUp
+
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmarks.paper.training.save", save_and_stop)
+        patch.setattr("benchmarks.paper.state.PIECE", 2**16)
+        assert main([*arguments, "--results", str(tmp_path / "second")]) == 0
+    assert "time is up" in capsys.readouterr().out
+    pieces = sorted((tmp_path / "state").iterdir())
+    assert len(pieces) > 1
+    assert max(piece.stat().st_size for piece in pieces) == 2**16
+    assert main([*arguments, "--results", str(tmp_path / "third")]) == 0
+    assert "train digits-convnet8-madry" not in capsys.readouterr().err  # its result came along
+    resumed = result(tmp_path / "third", "digits-convnet8-sip-s-seed0")
+    assert resumed["network"] == whole["network"]
+    assert result(tmp_path / "third", "digits-convnet8-madry-seed0") == result(
+        tmp_path / "second", "digits-convnet8-madry-seed0"
+    )
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no alarm on Windows")
+def test_a_time_limit_stops_whatever_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.paper.cell.run_cell", lambda *_, **__: time.sleep(60))
+    began = time.monotonic()
+    arguments = ["run", "--dataset", "digits", "--method", "madry", "--results", str(tmp_path), "--accelerator", "cpu"]
+    assert main([*arguments, "--time-limit", "1"]) == 0
+    assert time.monotonic() - began < 30
+    assert "The time is up" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -243,6 +288,11 @@ def test_cifar_is_read_in_its_own_layout_and_only_when_told_that_it_is_not_the_a
             )
         assert "--unofficial-data" in capsys.readouterr().err
     assert sizes == {"cifar10": (7502, 834, 1017, 10), "cifar100": (1005, 112, 916, 100)}
+    shutil.copytree(tmp_path / folders["cifar10"], tmp_path / "train")
+    shutil.copy(tmp_path / "train" / "data_batch_1", tmp_path / "train" / "test_batch")
+    splits = load_splits("cifar10", Source(tmp_path, unofficial="train", unofficial_test=folders["cifar10"]), 0.1, 0)
+    assert (len(splits.train), len(splits.test)) == (7502, 1017)
+    assert splits.origin.endswith(f"not the official archive: train, test images of {folders['cifar10']}")
 
 
 @pytest.mark.slow

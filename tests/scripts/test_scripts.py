@@ -44,6 +44,21 @@ def test_what_stands_between_results_is_left_alone():
     assert results.filled(filled) == filled
 
 
+@pytest.mark.parametrize(
+    ("clean", "robust", "says"),
+    [
+        ((2, 1, 3), (0, -1, 1), "Here salience helps on clean images"),
+        ((2, 1, 3), (-2, -3, -1), "Here salience gains clean accuracy and loses robustness"),
+        ((0, -1, 1), (0, -1, 1), "Nothing here shows that salience helps"),
+        ((-2, -3, -1), (0, -1, 1), "Here random maps do better than salience"),
+    ],
+)
+def test_whether_it_is_salience_follows_from_the_intervals(clean, robust, says, monkeypatch):
+    results = script("make_results")
+    monkeypatch.setattr(results, "gain", lambda *_: [results.Difference(*figure) for figure in (clean, robust)])
+    assert results.comparison_verdict().startswith(f"**{says}**")
+
+
 def test_the_package_index_gets_no_relative_link():
     links = re.findall(r"\]\(([^)]*)\)", metadata.metadata("sip-plugin").json["description"])
     assert len(links) > 20

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sip_plugin import AdversarialTrainer
-from sip_plugin.training import FAT, MART, PART, TRADES, Standard, TrainingProgress
+from sip_plugin.training import FAT, MART, PART, TRADES, Standard, TrainingProgress, rising
 
 EPS, ALPHA, STEPS = 0.1, 0.03, 5
 SEARCH = {"eps": EPS, "alpha": ALPHA, "steps": STEPS}
@@ -124,7 +124,23 @@ def test_fats_tau_grows_after_50_and_90_of_120_epochs(epoch, epochs, tau):
     assert FAT(tau=7).patience(TrainingProgress(epoch, epochs)) == 7
 
 
-@pytest.mark.parametrize("method", ["fat", "part"])
+def test_a_rising_tau_has_each_value_over_an_equal_part_of_training():
+    method = FAT(tau=rising(0, 1, 3, None))
+    assert [method.patience(TrainingProgress(epoch, 12)) for epoch in range(12)] == [0] * 3 + [1] * 3 + [3] * 3 + [
+        None
+    ] * 3
+    assert [method.patience(TrainingProgress(epoch, 2)) for epoch in range(2)] == [0, 3]
+
+
+@pytest.mark.parametrize("tau", [-1, 0.5, "1"])
+def test_what_a_schedule_of_tau_gives_is_checked(tau, network, images, labels):
+    trainer = AdversarialTrainer(network, FAT(tau=lambda share: tau))
+    trainer.set_epoch(0, 1)
+    with pytest.raises(ValueError, match="tau must be an integer from 0"):
+        trainer(images, labels)
+
+
+@pytest.mark.parametrize("method", ["fat", "part", FAT(tau=rising(0, None))])
 def test_a_schedule_needs_the_number_of_epochs(method, network, images, labels):
     trainer = AdversarialTrainer(network, method, steps=1)
     with pytest.raises(ValueError, match=r"set_epoch\(epoch, epochs\)"):
@@ -140,6 +156,7 @@ def test_a_schedule_needs_the_number_of_epochs(method, network, images, labels):
         (lambda: MART(beta=float("nan")), "beta"),
         (lambda: FAT(tau=1.5), "tau"),
         (lambda: FAT(tau=-1), "tau"),
+        (lambda: rising(0, -1), "tau"),
         (lambda: FAT(omega=-0.1), "omega"),
         (lambda: PART(cam="cam"), "gradcam"),
         (lambda: PART(eps_low=-1), "eps_low"),

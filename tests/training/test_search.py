@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from sip_plugin import AdversarialTrainer
-from sip_plugin.training import FAT
+from sip_plugin.training import FAT, rising
 
 SEARCH = {"eps": 0.3, "alpha": 0.02, "steps": 6}
 
@@ -82,6 +82,21 @@ def test_with_no_end_to_its_patience_it_is_madrys_search(network, batch):
         torch.manual_seed(0)
         results.append(AdversarialTrainer(network, method, **SEARCH).perturb(x, y))
     assert torch.equal(*results)
+
+
+def test_a_rising_tau_searches_longer_and_in_the_end_fully(network, batch):
+    scheduled = AdversarialTrainer(network, FAT(tau=rising(0, 1, None)), **SEARCH)
+    passes = []
+    for epoch, tau in enumerate((0, 1, 100)):
+        scheduled.set_epoch(epoch, 3)
+        found = []
+        for trainer in (scheduled, AdversarialTrainer(network, FAT(tau=tau), **SEARCH)):
+            torch.manual_seed(epoch)
+            found.append(trainer.perturb(*batch))
+        assert torch.equal(*found)
+        scheduled(*batch)
+        passes.append(scheduled.metrics["steps"].item())
+    assert passes[0] < passes[1] < passes[2] == SEARCH["steps"]
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])

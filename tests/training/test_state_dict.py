@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sip_plugin import AdversarialTrainer
-from sip_plugin.training import TRADES, Method
+from sip_plugin.training import FAT, TRADES, Method, rising
 from tests.conftest import small_network
 from tests.training.table import every_method
 
@@ -49,6 +49,15 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(row, digits):
     torch.rand(7)  # something else happens in between
     resumed = run(row, digits, checkpoint=checkpoint)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("tau", [lambda: rising(0, None), lambda: lambda share: int(2 * share)])
+def test_a_schedule_made_anew_is_the_same_setting(tau, network):
+    first, second = (AdversarialTrainer(network, FAT(tau=tau())) for _ in range(2))
+    second.load_state_dict(first.state_dict())
+    with pytest.warns(RuntimeWarning, match=r"FAT\(tau="):
+        AdversarialTrainer(network, FAT(tau=rising(1, None))).load_state_dict(first.state_dict())
 
 
 def test_a_methods_own_state_is_kept(network):
