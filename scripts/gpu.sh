@@ -3,8 +3,9 @@
 #
 #     scripts/gpu.sh DATA OUT [SECONDS] [cuda|cpu]
 #
-# DATA holds cifar-10-batches-py, or UNOFFICIAL names another folder in it of the same layout. OUT gets the results, the state
-# of unfinished cells among them: give the next slice the same OUT. With cpu all of it is of toy size, to try the script.
+# DATA holds cifar-10-batches-py, or folders of its layout that are not the archive: UNOFFICIAL names the one to train on,
+# UNOFFICIAL_TEST that of the test images. OUT gets the results, and in OUT/state what unfinished cells need: give the next
+# slice the same OUT. With cpu all of it is of toy size, to try the script.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 DATA=$1 OUT=$2 END=$((SECONDS + ${3:-500})) DEVICE=${4:-cuda}
@@ -12,12 +13,12 @@ export OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$PWD
 mkdir -p "$OUT"
 PYTHON=${PYTHON:-python3}
 
-# Runs a command once, with the rest of the time at most; its output and exit status are kept in OUT.
+# Runs a command once, with half of the rest of the time at most; its output and exit status are kept in OUT.
 once() {
   local name=$1; shift
   [ "$(cat "$OUT/$name.rc" 2>/dev/null)" = 0 ] && return
   echo "== $name, $((END - SECONDS)) s left"
-  timeout $((END > SECONDS ? END - SECONDS : 1)) "$@" >"$OUT/$name.log" 2>&1
+  timeout $((END > SECONDS + 2 ? (END - SECONDS) / 2 : 1)) "$@" >"$OUT/$name.log" 2>&1
   echo $? | tee "$OUT/$name.rc"
   tail -n 3 "$OUT/$name.log"
 }
@@ -36,3 +37,12 @@ else
     --out "$OUT/training_step.json"
   once epoch "$PYTHON" -m benchmarks.speed.epoch --width 2 --batch 4 --images 8 --out "$OUT/epoch.json"
 fi
+
+data=(--data-dir "$DATA")
+[ -d "$DATA/cifar-10-batches-py" ] || data+=(--unofficial-data "${UNOFFICIAL:-cifar-10-batches-py-jpeg75}"
+  --unofficial-test "${UNOFFICIAL_TEST:-cifar-10-batches-py-partial}")
+[ "$DEVICE" = cuda ] || data+=(--archs convnet24 --methods madry sip-s --seeds 0 --epochs 1 --images 8 --no-compile)
+[ $((END - SECONDS)) -gt 20 ] || exit 0
+echo "== cells, $((END - SECONDS)) s left"
+"$PYTHON" -m benchmarks.paper table --preset cifar10-w32 "${data[@]}" --accelerator "$DEVICE" \
+  --time-limit $((END - SECONDS - 10)) --state "$OUT/state" --results "$OUT/w32" --work "${TMPDIR:-/tmp}/w32" 2>&1 | tail -n 20
