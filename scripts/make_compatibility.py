@@ -130,6 +130,7 @@ TAIL = """
 - adv_lib 0.2.8 imports `visdom`, which no longer builds, and CleverHans 4.0.0 requires `tensorflow-probability`, which its
   PyTorch attacks do not use: `pip install --no-deps adv-lib cleverhans`, and `import secmlt.adv.evasion` (SecML-Torch)
   before adv_lib, which stands in for visdom.
+- SecML-Torch 1.5: the Foolbox backend goes past a classifier's preprocessing, bare and wrapped alike.
 - adv_lib 0.2.8, `carlini_wagner_l2`: fails with fewer than 10 iterations (`ZeroDivisionError`).
 - torchattack 1.7.2, MIG: makes the true class more likely; with `targeted=True` and the true labels it attacks.
 - torchattack 1.7.2, GeoDA: searches for ever where no random noise fools the network, writes a file into its own package,

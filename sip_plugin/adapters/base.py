@@ -59,7 +59,7 @@ class Batch:
         count = len(self.images)
 
         def cut(value: Any, known: bool = False) -> Any:
-            known |= isinstance(value, Tensor) and value.shape[:1] == (count,)
+            known |= isinstance(value, Tensor) and value.shape[:1] == (count,) and value.dim() != 3  # (C, 1, 1)
             return value[rows] if known and value is not None else value
 
         return dataclasses.replace(
@@ -204,8 +204,9 @@ def map_tensors(function: Callable[..., Any], *results: Any) -> Any:
 
 def project_result(attack: Any, adversarial: Any, images: Tensor, salience: Tensor) -> Tensor:
     """An attack's result with the clean values on salient elements; refuse one of another shape than the images'."""
-    if not isinstance(adversarial, Tensor) or adversarial.shape != images.shape:
-        got = tuple(adversarial.shape) if isinstance(adversarial, Tensor) else type(adversarial).__name__
+    is_tensor = isinstance(adversarial, Tensor)
+    if not is_tensor or adversarial.shape != images.shape or not adversarial.is_floating_point():
+        got = f"{adversarial.dtype} {tuple(adversarial.shape)}" if is_tensor else type(adversarial).__name__
         raise RuntimeError(
             f"{attack_name(attack)} returned {got}, not adversarial images of shape {tuple(images.shape)}."
         )

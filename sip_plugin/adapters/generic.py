@@ -61,7 +61,8 @@ class SalienceCallable(SalienceAttack):
             check_images(images)
             images = images.detach()
             labels = None if labels is None else check_labels(labels, images)
-            batch = Batch(images, labels, self.salience(images, labels, mask), args, kwargs)
+            bound = self.wrapped.keywords if isinstance(self.wrapped, functools.partial) else {}
+            batch = Batch(images, labels, self.salience(images, labels, mask), args, bound | kwargs)
 
             def run(alone: bool) -> Any:
                 return map_tensors(_joined, *map(self._attack, batch.split(1 if alone else len(images))))
@@ -75,8 +76,11 @@ class SalienceCallable(SalienceAttack):
         is_torchattack = any(kind.__module__.startswith("torchattack.") for kind in type(self.wrapped).__mro__)
         # Mean and standard deviation between the images and the network; SecML-Torch's classifier has a _preprocessing.
         prepare = self.wrapped.normalize if is_torchattack else getattr(holder, "_preprocessing", None)
+        if "foolbox_attacks" in type(getattr(self.wrapped, "func", None)).__module__:
+            prepare = None  # SecML-Torch's Foolbox backend goes past the preprocessing
         projection = BatchProjection(prepare(images) if prepare else images, batch.salience)
-        stand_in = ProjectedModel(holder.model, projection, labels=batch.labels)
+        training = getattr(holder.model, "training", False)
+        stand_in = ProjectedModel(holder.model, projection, training=training, labels=batch.labels)
         with counted_calls(holder.model) as calls, model_replaced(holder, stand_in):
             result = self._run(holder, batch)
         found: list[Tensor] = []
@@ -122,7 +126,10 @@ class SalienceFunction(SalienceCallable):
             )
         parameters = inspect.signature(attack).parameters.values()
         free = [p for p in parameters if p.kind in (_BY_POSITION, _BY_NAME) and p.name not in attack.keywords]
-        named = [p.name for p in free[1:] if p.name in _LABELS] or [p.name for p in free[1:2] if p.kind is _BY_POSITION]
+        if any(p.kind in (p.POSITIONAL_ONLY, p.VAR_POSITIONAL) for p in parameters):
+            free = []  # both by position
+        after = [p.name for p in free[1:2] if p.kind is _BY_POSITION and (p.default is None or p.default is p.empty)]
+        named = [p.name for p in free[1:] if p.name in _LABELS] or after
         self.__dict__.update(_network=networks[0], _names=(free[0].name if free else "", named[0] if named else ""))
         super().__init__(attack, mask_fn, one_by_one=one_by_one)
 
@@ -141,7 +148,14 @@ class SalienceFunction(SalienceCallable):
             made = found if stream else (torch.cat(parts) for parts in zip(*found, strict=True))
             return made if stream else DataLoader(TensorDataset(*made), batch_size=images.batch_size)
         labels = kwargs.pop(self._names[1], None) if labels is None else labels
-        return super().__call__(images, labels, *args, mask=mask, **self.wrapped.keywords | kwargs)
+        return super().__call__(images, labels, *args, mask=mask, **kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("mask_fn", "one_by_one") and "wrapped" in self.__dict__:
+            raise AttributeError(
+                f"{name!r} of a functools.partial cannot be set. Wrap another one, with other arguments."
+            )
+        super().__setattr__(name, value)
 
     def _run(self, holder: Any, batch: Batch) -> Any:
         put, function = holder.model if isinstance(holder, SimpleNamespace) else holder, self.wrapped.func
@@ -150,10 +164,11 @@ class SalienceFunction(SalienceCallable):
         images, labels = batch.images.clone(), batch.labels
         name, labels_name = self._names
         if name == "data_loader":  # a loader would draw a random number, a list draws none
-            ((adversarial, _),) = function(*args, [(images, labels)], *batch.args, **kwargs, stream=True)
+            ((adversarial, _),) = function(*args, *batch.args, data_loader=[(images, labels)], **kwargs, stream=True)
             return adversarial
         if batch.args or not name:
-            return function(*args, images, *(() if labels is None else (labels,)), *batch.args, **kwargs)
+            given = (images,) if labels is None and not labels_name else (images, labels)
+            return function(*args, *given, *batch.args, **kwargs)
         if labels is not None and not labels_name:
             raise TypeError(
                 f"{attack_name(self.wrapped)} has no argument for labels (one of {', '.join(_LABELS)}, or the one after the "
@@ -170,5 +185,5 @@ def _module(value: Any) -> nn.Module | None:
 
 def _joined(*parts: Any) -> Any:
     """The results for parts of a batch: rows in one tensor, anything else in a list."""
-    rows = isinstance(parts[0], Tensor) and parts[0].dim()
+    rows = isinstance(parts[0], Tensor) and parts[0].shape[:1] == (1,)
     return concat(*parts) if rows else parts[0] if len(parts) == 1 else list(parts)

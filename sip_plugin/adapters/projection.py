@@ -36,8 +36,8 @@ class Mechanism(Enum):
     MEMBERS = "members"
 
 
-class UnknownRowsError(RuntimeError):
-    """An attack asks about rows of which it cannot be known which image each belongs to."""
+class UnknownRowsError(BaseException):
+    """An attack asks about rows of which the images cannot be known. An attack's own ``except Exception`` lets it pass."""
 
 
 class RowSelections:
@@ -203,7 +203,10 @@ class BatchProjection:
 
     def __call__(self, queries: Tensor) -> Tensor:
         """Queries with their clean values on salient elements; differentiable."""
-        return queries.clone() if self.free else project(queries, *self.rows(queries))  # the network may write into it
+        if self.free:
+            return queries.clone()  # the network may write into it
+        images, salience = self.rows(queries)
+        return project(queries, images.to(queries.dtype), salience)
 
 
 def salience_rows(salience: Tensor, index: Any) -> Tensor:

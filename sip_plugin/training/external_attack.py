@@ -47,7 +47,10 @@ class ExternalAttack:
         ``salience`` is the map of the batch; None if there is none, or the wrapped attack is to use its own. Raises a
         ``TypeError`` or ``ValueError`` where there is a map and the attack is bare, and for what is no image in ``[0, 1]``.
         """
-        if getattr(self._owner, "targeted", False):  # it would take the labels for targets and make the images easier
+        bound = getattr(self._owner, "keywords", {})  # of a functools.partial
+        if getattr(
+            self._owner, "targeted", bound.get("targeted")
+        ):  # it would take the labels for targets and make the images easier
             raise ValueError(f"Training needs an untargeted attack, got a targeted one: {self!r}.")
         if salience is not None:
             self.check_keeps_salience()

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 import torchattack
 import torchvision
+from secmlt.adv.evasion import pgd
 from secmlt.adv.evasion.pgd import PGDNative
 from secmlt.models.pytorch.base_pytorch_nn import BasePyTorchClassifier
 from torch import nn
@@ -268,3 +269,82 @@ def test_an_attack_with_a_surrogate_or_a_generator_of_its_own_says_so(network, i
         with pytest.warns(RuntimeWarning, match="without one query to its network"):
             adversarial = SIPWrapper(attack, salience)(images, labels)
         assert torch.equal(adversarial[salience], images[salience])
+
+
+def test_a_function_finds_the_networks_own_mode(network, images, labels, salience):
+    def in_eval_mode(model, images, labels):
+        was = model.training
+        model.eval()
+        result = fgsm(model, images, labels)
+        model.train(was)
+        return result
+
+    network.train()
+    bare = in_eval_mode(network, images, labels)
+    assert torch.equal(SIPWrapper(partial(in_eval_mode, network), torch.zeros(1, 1, 16, 16))(images, labels), bare)
+    assert network.training
+
+
+@pytest.mark.parametrize("backend", ["native", "advlib", "foolbox"])
+def test_secml_projects_where_each_backend_asks_the_network(backend, network, images, labels, salience):
+    seen = []
+    network.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    model = BasePyTorchClassifier(network, preprocessing=NORMALIZE)
+    attack = pgd.PGD(**PGD, backend=backend)
+    SIPWrapper(partial(attack, model), salience)(images, labels)
+    clean = images if backend == "foolbox" else NORMALIZE(images)  # SecML-Torch's Foolbox backend goes past it
+    assert len(seen) >= 2
+    assert all(torch.equal(query[salience], clean[salience]) for query in seen)
+
+
+def test_settings_of_a_partial_cannot_be_set(network):
+    wrapper = SIPWrapper(partial(fgsm, network, eps=0.1))
+    with pytest.raises(AttributeError, match="eps"):
+        wrapper.eps = 0.2
+    wrapper.one_by_one = True
+    assert wrapper.one_by_one
+
+
+def test_labels_do_not_become_another_argument(network, images, labels, salience):
+    def shifted(model, images, eps=0.1):
+        model(images)
+        return images + eps
+
+    wrapper = SIPWrapper(partial(shifted, network), salience, one_by_one=True)
+    with pytest.raises(TypeError, match="labels"):
+        wrapper(images, labels)
+    assert torch.allclose(wrapper(images)[~salience], images[~salience] + 0.1)
+
+
+def test_an_attack_that_catches_exceptions_is_not_told_a_wrong_batch_size(network, images, labels, salience):
+    def retries(model, images, labels):
+        try:
+            model(torch.cat([images, images]))
+        except Exception:
+            return images
+        return fgsm(model, images, labels)
+
+    with pytest.warns(RuntimeWarning, match="one_by_one"):
+        found = SIPWrapper(partial(retries, network), salience)(images, labels)
+    assert not torch.equal(found, images)
+
+
+def test_bound_labels_and_positional_only_arguments(network, images, labels, salience):
+    def by_position(model, images, labels, /, eps=0.1):
+        return fgsm(model, images, labels, eps)
+
+    def anything(model, *args, **kwargs):
+        return fgsm(model, *args, **kwargs)
+
+    expected = SIPWrapper(partial(fgsm, network), salience)(images, labels)
+    for function in (by_position, anything):
+        assert torch.equal(SIPWrapper(partial(function, network), salience)(images, labels), expected)
+    assert torch.equal(SIPWrapper(partial(fgsm, network, labels=labels), salience)(images), expected)
+
+
+def test_a_network_in_another_precision(network, images, labels, salience):
+    def cast(model, images, labels):
+        return fgsm(lambda z: model(z.float()), images, labels)
+
+    found = SIPWrapper(partial(cast, network), salience)(images.double(), labels)
+    assert torch.equal(found[salience], images.double()[salience])
