@@ -25,7 +25,7 @@ from sip_plugin.salience.plots import plot_salience
 def main(arguments: Sequence[str] | None = None) -> SalienceComparison:
     """Train two networks, compare their maps of the test images, draw the first six."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/look-at-salience-digits.png"), help="file of the picture")
     options = parser.parse_args(arguments)

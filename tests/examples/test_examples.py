@@ -110,7 +110,7 @@ def test_store_and_train(capsys, monkeypatch):
 def test_look_at_salience(tmp_path, capsys):
     path = tmp_path / "picture.png"
     found = example("look_at_salience").main(["--epochs", "2", "--out", str(path)])
-    assert len(found) == 500
+    assert len(found) == 1497
     assert found.names == ("Madry", "standard")
     assert 0.5 <= found.mass_first.min() <= found.mass_first.max() < 0.6
     assert found.iou.mean() > found.expected_iou.mean() + 0.05  # both look at the strokes
