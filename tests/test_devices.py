@@ -94,7 +94,7 @@ def test_training_in_every_precision(name, fold, precision, there, device):
         model[6].eval()  # whose random numbers depend on the precision
         trainer = AdversarialTrainer(model, METHODS[name], salience=salience, eps=0.1, steps=4, fold_batchnorm=fold)
         trainer.set_epoch(0, 10)
-        scaler = torch.amp.GradScaler(device.type, enabled=way == torch.float16)
+        scaler = torch.amp.GradScaler(device.type, init_scale=16.0, enabled=way == torch.float16)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         for _ in range(2):
             optimizer.zero_grad()

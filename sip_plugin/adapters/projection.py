@@ -221,8 +221,7 @@ class ProjectedModel(nn.Module):
         model: The network (or a function), shared with the caller and never hooked.
         projection: ``P_x``, or None where the iterate is projected instead.
         mode: The mode that projects iterates, which must not see the network's own operations.
-        training: Whether the attack finds the network in train mode, and puts it back into that itself: only within a
-            composite, since the caller's modes are restored for an attack that is called on its own.
+        training: Whether the attack finds the network in train mode.
         labels: Class indices, for which the network must have logits.
         logits: Whether the attack works on logits alone, and not on what else a network may give (a transformers output).
     """
@@ -238,7 +237,7 @@ class ProjectedModel(nn.Module):
         logits: bool = False,
     ) -> None:
         super().__init__()
-        self.model = model
+        self._network = model
         self.training = training
         self._logits = logits
         self._projection, self._mode, self._labels = projection, mode, labels
@@ -251,7 +250,7 @@ class ProjectedModel(nn.Module):
         # A copy, for a network that writes into its input: what is projected is one.
         queries = queries.clone() if self._projection is None else self._projection(queries)
         with nullcontext() if self._mode is None else self._mode.suspended():
-            output = self.model(queries, *args, **kwargs)
+            output = self._network(queries, *args, **kwargs)
         if self._logits and not isinstance(output, Tensor):
             check_logits(output, len(queries))  # says what is wrong
         if self._labels is not None:
@@ -262,17 +261,17 @@ class ProjectedModel(nn.Module):
     def train(self, mode: bool = True) -> ProjectedModel:
         """The network's own ``train``, also where the network is no module."""
         super().train(mode)
-        if not isinstance(self.model, nn.Module) and hasattr(self.model, "train"):
-            self.model.train(mode)
+        if not isinstance(self._network, nn.Module) and hasattr(self._network, "train"):
+            self._network.train(mode)
         return self
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "model":
+            if name == "_network":
                 raise  # during unpickling there is none yet
-            return getattr(self.model, name)
+            return getattr(self._network, name)
 
 
 @contextmanager

@@ -132,7 +132,7 @@ TABLE = [
         }.items()
     ),
     *(
-        FunctionRow("adv_lib", "fmn", {"norm": norm, "steps": 20 if norm == 0 else 5}, **FREE)
+        FunctionRow("adv_lib", "fmn", {"norm": norm, "steps": 20 if norm == 0 else 10}, **FREE)
         for norm in (0, 1, 2, INF)
     ),
     *(FunctionRow("adv_lib", "pdpgd", {"norm": norm, "num_steps": 5}, **FREE) for norm in (0, 1, 2, INF)),

@@ -348,3 +348,20 @@ def test_a_network_in_another_precision(network, images, labels, salience):
 
     found = SIPWrapper(partial(cast, network), salience)(images.double(), labels)
     assert torch.equal(found[salience], images.double()[salience])
+
+
+def test_a_part_of_the_network_is_the_networks_own(network, images, labels):
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = network
+
+        def forward(self, x):
+            return self.model(x * 0.5)
+
+    def asks_a_part(model, images, labels):
+        return (images + 0.01 * model.model(images).mean()).clamp(0, 1)
+
+    bare = asks_a_part(Scaled(), images, labels)
+    with pytest.warns(RuntimeWarning, match="not projected"):
+        assert torch.equal(SIPWrapper(partial(asks_a_part, Scaled()), torch.zeros(1, 1, 16, 16))(images, labels), bare)
