@@ -27,6 +27,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from benchmarks.paper.methods import RandomLike
 from benchmarks.record import run_record, write_json, write_text
 from sip_plugin import AdversarialTrainer, SIPWrapper
 from sip_plugin.evaluation import evaluate_robustness
@@ -93,12 +94,6 @@ def train(
     return losses
 
 
-def at_random(maps: Tensor) -> Tensor:
-    """For each map one with as many salient elements, at random places."""
-    order = torch.rand(maps.shape).flatten(1).argsort(1).to(maps.device)
-    return maps.flatten(1).gather(1, order).view_as(maps)
-
-
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
     """Clean and robust accuracy in per cent, mean and standard deviation over the seeds, as Markdown."""
     columns = ["Training", "Clean (all test images)", "Clean (attacked images)", *(f"ε = {eps:g}" for eps in TEST_EPS)]
@@ -154,7 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             maps = None
             if method in ("sip-at", "random"):
                 maps = GradientSalience(models["madry"])(x)
-                maps = at_random(maps) if method == "random" else maps
+                if method == "random":  # as many elements, from a generator of its own
+                    control = RandomLike(maps, seed)
+                    maps = torch.stack([control[index] for index in range(len(control))])
             criterion = AdversarialTrainer(model, "sip-at" if method == "random" else method, **BUDGET)
             losses = train(criterion, x, y, options.epochs, f"{method}, seed {seed}", maps)
             model.to(memory_format=torch.contiguous_format)

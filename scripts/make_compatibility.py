@@ -112,7 +112,7 @@ FUNCTIONS_HEAD = """
 A function, given as `functools.partial(function, model, ...)`, and an object that is called as `attack(images, labels)` and
 keeps its network in `.model` are [projected at their queries](howto/functions.md). Whatever has neither is refused with a
 `TypeError`: there would be no place to project its steps, and masking only its result is weaker while it looks the same.
-For each of torchattack's attacks, projecting the iterate instead was tried, and left no fewer images correct.
+Projecting the iterate instead was tried on most of torchattack's attacks, and made none stronger but by single images.
 Where *one image* is noted an attack asks about parts or copies of its batch, and runs one image at a time where the map
 marks anything. `transferattack` 1.1 is an empty distribution on the package index: there is nothing to wrap.
 """

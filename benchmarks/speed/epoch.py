@@ -18,7 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.record import run_record, write_json
-from benchmarks.speed.measure import resnet18
+from benchmarks.speed.measure import resnet18, wait
 from benchmarks.speed.training_step import ALPHA, EPS, STEPS
 from sip_plugin import AdversarialTrainer
 
@@ -64,11 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 operations = counter.get_total_flops()
             for _ in range(3):  # compilation and choice of kernels
                 step()
-            _wait(options.device)
+            wait(options.device)
             began = time.perf_counter()
             for _ in range(steps):
                 step()
-            _wait(options.device)
+            wait(options.device)
             seconds = time.perf_counter() - began
             name = ", ".join(["compiled"] * compiled + ["folded"] * folded) or "as it is"
             results[name] = {
@@ -82,11 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     if options.out is not None:
         write_json(options.out, run_record(0) | result)
     return result
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 if __name__ == "__main__":

@@ -30,10 +30,10 @@ def interleaved(
     for number in tqdm(range(-1, rounds), desc=" against ".join(ways), unit="round"):
         names = list(ways) if number % 2 else list(ways)[::-1]
         for name in names:
-            _wait(device)
+            wait(device)
             start = clock()
             ways[name]()
-            _wait(device)
+            wait(device)
             if number >= 0:
                 seconds[name].append(clock() - start)
     return seconds
@@ -106,6 +106,7 @@ def shown(results: Sequence[tuple[str, dict[str, Any]]]) -> str:
     )
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
+    """Until a GPU has done what it was given."""
     if device == "cuda":
         torch.cuda.synchronize()

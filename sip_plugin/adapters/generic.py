@@ -24,7 +24,7 @@ from sip_plugin.checks import check_images, check_labels
 from sip_plugin.constraint import SalienceMap
 from sip_plugin.mask_source import MaskSource
 from sip_plugin.model_state import preserve_model_state
-from sip_plugin.utils import attack_name, short_repr
+from sip_plugin.utils import attack_name
 
 _LABELS = ("labels", "label", "y", "y_true")  # what attack functions call them
 # Modules of attacks that ask about copies of one image, also in pieces of as many rows as the batch has.
@@ -120,7 +120,7 @@ class SalienceFunction(SalienceCallable):
         networks = networks or list(given.values())  # a loss may be a module, too
         if len(networks) != 1:
             raise TypeError(
-                f"The arguments of {short_repr(attack)} must hold one network (torch.nn.Module), got "
+                f"The arguments of {attack_name(attack)} must hold one network (torch.nn.Module), got "
                 f"{len(networks) or 'none'}. Expected functools.partial(function, model, ...); for a function of several "
                 "networks write a class with the one to be projected in .model."
             )
@@ -145,8 +145,10 @@ class SalienceFunction(SalienceCallable):
         if isinstance(images, DataLoader):
             stream = kwargs.pop("stream", False)
             found = ((self(x, y, *args, mask=mask, **kwargs), y) for x, y in images)
-            made = found if stream else (torch.cat(parts) for parts in zip(*found, strict=True))
-            return made if stream else DataLoader(TensorDataset(*made), batch_size=images.batch_size)
+            if stream:
+                return found
+            made = (torch.cat(parts) for parts in zip(*found, strict=True))
+            return DataLoader(TensorDataset(*made), batch_size=images.batch_size)
         labels = kwargs.pop(self._names[1], None) if labels is None else labels
         return super().__call__(images, labels, *args, mask=mask, **kwargs)
 
@@ -158,7 +160,8 @@ class SalienceFunction(SalienceCallable):
         super().__setattr__(name, value)
 
     def _run(self, holder: Any, batch: Batch) -> Any:
-        put, function = holder.model if isinstance(holder, SimpleNamespace) else holder, self.wrapped.func
+        function = self.wrapped.func
+        put = holder.model if isinstance(holder, SimpleNamespace) else holder
         args = [put if value is self._network else value for value in self.wrapped.args]
         kwargs = {name: put if value is self._network else value for name, value in batch.kwargs.items()}
         images, labels = batch.images.clone(), batch.labels

@@ -48,9 +48,8 @@ class ExternalAttack:
         ``TypeError`` or ``ValueError`` where there is a map and the attack is bare, and for what is no image in ``[0, 1]``.
         """
         bound = getattr(self._owner, "keywords", {})  # of a functools.partial
-        if getattr(
-            self._owner, "targeted", bound.get("targeted")
-        ):  # it would take the labels for targets and make the images easier
+        # A targeted attack would take the labels for targets and make the images easier.
+        if getattr(self._owner, "targeted", bound.get("targeted")):
             raise ValueError(f"Training needs an untargeted attack, got a targeted one: {self!r}.")
         if salience is not None:
             self.check_keeps_salience()

@@ -11,6 +11,8 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
+from tests.adapters.rows import CommonRow
+
 
 class Probabilities(nn.Module):
     """A network that gives probabilities, as some attacks want them."""
@@ -54,8 +56,8 @@ def reversed_images(images: np.ndarray, labels: torch.Tensor) -> np.ndarray:
 
 
 @dataclasses.dataclass(frozen=True)
-class ArtRow:
-    """An attack with its arguments; see ``Row`` for what it shares with torchattacks.
+class ArtRow(CommonRow):
+    """An attack with its arguments; see ``CommonRow`` for what it shares with others.
 
     Attributes:
         y: What its ``y`` is, if not the images' labels.
@@ -68,18 +70,9 @@ class ArtRow:
     norm: str | None = "Linf"
     eps: float = 0.0
     fixed_steps: bool = True
-    finds: bool = True
-    images: int = 6
-    universal: bool = False
-    grouped: bool = True
     y: Callable[[np.ndarray, torch.Tensor], np.ndarray] | None = None
     options: Callable[[np.ndarray], dict[str, Any]] = lambda images: {}
     around: type[nn.Module] | None = None
-    guided: bool = False
-    bounded: bool = True
-    loop: bool = False
-    plain: dict[str, Any] = dataclasses.field(default_factory=dict)
-    noisy: bool = True
 
     def build(self, network: nn.Module) -> EvasionAttack:
         estimator = classifier(self.around(network) if self.around else network)

@@ -11,6 +11,8 @@ import torch
 from foolbox.criteria import TargetedMisclassification
 from torch import nn
 
+from tests.adapters.rows import CommonRow
+
 _networks: "weakref.WeakKeyDictionary[Any, nn.Module]" = weakref.WeakKeyDictionary()
 
 
@@ -26,8 +28,8 @@ class Thresholding(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class FoolboxRow:
-    """An attack with its arguments; see ``Row`` for what it shares with torchattacks.
+class FoolboxRow(CommonRow):
+    """An attack with its arguments; see ``CommonRow`` for what it shares with others.
 
     Attributes:
         epsilons: The budgets of its call; the result is that of the last.
@@ -41,18 +43,9 @@ class FoolboxRow:
     epsilons: list[float] | None = None
     norm: str | None = None
     fixed_steps: bool = False
-    finds: bool = True
-    images: int = 6
     options: Callable[[torch.Tensor], dict[str, Any]] = lambda images: {}
     targeted: bool = False
     around: type[nn.Module] | None = None
-    noisy: bool = True
-    universal: bool = False
-    grouped: bool = True
-    bounded: bool = True
-    guided: bool = False
-    loop: bool = False
-    plain: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def eps(self) -> float:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tests.adapters.rows import CommonRow
+
 LIBRARIES = {
     "adv_lib": "adv_lib 0.2 (`adv-lib`)",
     "torchattack": "torchattack 1.7",
@@ -39,8 +41,8 @@ OUTSIDE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class FunctionRow:
-    """An attack with its arguments; see ``Row`` for what it shares with torchattacks.
+class FunctionRow(CommonRow):
+    """An attack with its arguments; see ``CommonRow`` for what it shares with others.
 
     Attributes:
         alone: Whether it asks about copies or parts of its batch and so runs one image at a time.
@@ -54,15 +56,6 @@ class FunctionRow:
     fixed_steps: bool = True
     alone: bool = False
     remark: str = ""
-    finds: bool = True
-    images: int = 6
-    noisy: bool = True
-    bounded: bool = True
-    guided: bool = False
-    universal: bool = False
-    grouped: bool = True
-    loop: bool = False
-    plain: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def eps(self) -> float:

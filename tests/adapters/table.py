@@ -8,42 +8,24 @@ import torchattacks
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from tests.adapters.rows import CommonRow
+
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """An attack with its arguments.
+class Row(CommonRow):
+    """An attack with its arguments; see ``CommonRow`` for what it shares with others.
 
     Attributes:
         name: Its class in torchattacks.
         arguments: What it is built with, besides the model.
         norm: The norm of its ball, None for an attack without one.
         fixed_steps: Whether it makes the same queries and random draws whatever the network answers.
-        loop: Whether a plain loop in the tests says what it must compute, bit for bit.
-        plain: Arguments under which the network sees the iterate itself, and not a transform of it.
-        finds: Whether it changes the images of the tests at all, with half of each salient.
-        bounded: Whether the bare attack keeps to [0, 1]: EADL1's and EADEN's variable shares its memory with the images,
-            so that their first step moves the images themselves.
-        images: How many of the tests' images it is run on.
-        universal: Whether it takes one map for all images only.
-        grouped: Whether the wrapper asks the network in the same groups of rows as the bare attack. Where it does not, ART's
-            ``predict`` is called more often, whose data loader draws a number from torch's generator each time.
-        guided: Whether the network sees other images than queries about the batch's.
-        noisy: Whether it works on a network whose answers are random (one in train mode).
     """
 
     name: str
     arguments: dict[str, Any]
     norm: str | None = "Linf"
     fixed_steps: bool = True
-    loop: bool = False
-    plain: dict[str, Any] = dataclasses.field(default_factory=dict)
-    finds: bool = True
-    bounded: bool = True
-    images: int = 6
-    universal: bool = False
-    grouped: bool = True
-    guided: bool = False
-    noisy: bool = True
 
     def call(self, attack: Any, images: torch.Tensor, labels: torch.Tensor, **options: Any) -> torch.Tensor:
         """The attack's result for a batch."""
