@@ -46,6 +46,8 @@ class FoldedModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The network's logits in eval mode, ``(N, classes)``."""
+        if any(twin.weight.dtype != _computed_in(layer.weight) for layer, _, twin in self._pairs):
+            self.refresh()
         logits: Tensor = self.network(images)
         return logits
 
@@ -55,7 +57,7 @@ class FoldedModel(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the network's present parameters and statistics, in place."""
+        """Take over the network's present parameters and statistics, in place; under autocast in its type."""
         if self._structure() != self._known:
             return self._fold()
         for module, twin in self._shared:
@@ -65,8 +67,12 @@ class FoldedModel(nn.Module):
                 ours.copy_(new)
         for layer, norm, twin in self._pairs:
             scale, shift = _scale_shift(norm)
-            twin.weight.copy_(layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1)))
-            twin.bias.copy_(shift if layer.bias is None else shift + layer.bias * scale)
+            weight, dtype = layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1)), _computed_in(layer.weight)
+            bias = shift if layer.bias is None else shift + layer.bias * scale
+            for ours, new in ((twin.weight, weight), (twin.bias, bias)):
+                if ours.dtype != dtype:  # cast once, where autocast would do it in each pass and keep the result
+                    ours.data = ours.data.to(dtype)
+                ours.copy_(new)
         return None
 
     def _structure(self) -> list[tuple[int, bool]]:
@@ -149,6 +155,13 @@ class _ScaleShift(nn.Module):
             return F.batch_norm(x, self.zero, self.one, self.scale, self.shift, eps=0.0)
         shape = (1, -1) + (1,) * (x.dim() - 2)
         return x * self.scale.view(shape) + self.shift.view(shape)
+
+
+def _computed_in(weight: Tensor) -> torch.dtype:
+    """The type that a convolution or linear layer casts its weight to."""
+    device = weight.device.type
+    wide = weight.dtype == torch.float64  # which autocast leaves alone
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and not wide else weight.dtype
 
 
 def _fast_layout(weight: Tensor) -> Tensor:

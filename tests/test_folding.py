@@ -9,6 +9,8 @@ import torchvision
 from torch import nn
 
 from benchmarks.paper.networks import WideResNet, build_network
+from benchmarks.speed.folding import kept
+from benchmarks.speed.measure import resnet18
 from sip_plugin.folding import FoldedModel
 from tests.adapters.test_contract import everything, same
 
@@ -182,6 +184,18 @@ def test_under_autocast_gradients_are_as_close_to_float32_as_the_networks_own(ne
     ours, own = (gradient(model, True) for model in (folded, network))
     assert (ours - exact).norm() <= 1.5 * (own - exact).norm()
     assert (ours.sign() == exact.sign()).float().mean() > 0.95
+    wide = gradient(folded, False)  # of the one that was made under autocast
+    assert wide.dtype == torch.float32
+    assert (wide - exact).norm() <= 1e-5 * exact.norm()
+    assert torch.equal(gradient(folded, True), ours)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_autograd_keeps_at_most_half(autocast):
+    network = resnet18(16).eval()
+    images, labels = torch.rand(8, 3, 32, 32), torch.zeros(8, dtype=torch.long)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert kept(FoldedModel(network), images, labels) <= 0.5 * kept(network, images, labels)
 
 
 class DataDependent(nn.Module):
