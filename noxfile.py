@@ -26,6 +26,8 @@ PACKAGES = (
     "adversarial-robustness-toolbox",
     "foolbox",
     "pyautoattack",
+    "torchattack",
+    "secml-torch",
     "captum",
     "lightning",
     "accelerate",

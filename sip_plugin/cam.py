@@ -148,6 +148,9 @@ _ELEMENTWISE = (
 )
 
 
+_Custom = torch.autograd.function.BackwardCFunction  # an operation that is written in Python, or compiled
+
+
 def channel_axis(output: Tensor) -> int | None:
     """Which axis of a layer's output ``(N, ?, ?, ?)`` holds its channels, by the operations that made it.
 
@@ -192,8 +195,8 @@ def channel_axis(output: Tensor) -> int | None:
                 one, other = (d % 2**64 % len(shape) for d in (node._saved_dim0, node._saved_dim1))
                 order[one], order[other] = other, one
             axes = [None if axis is None else order[axis] for axis in axes]
-        elif re.fullmatch(_ELEMENTWISE, name) or (_is_custom(node) and len({*shape[1:]}) > 1):
-            # What is broadcast says nothing of the result's axes.
+        elif re.fullmatch(_ELEMENTWISE, name) or (isinstance(node, _Custom) and len({*shape[1:]}) > 1):
+            # What is broadcast says nothing of the result's axes. A custom operation keeps those of an operand of its shape.
             resizes = re.fullmatch("Cat|Slice|CopySlices|ConstantPadNd", name)
             sizes = {operand: shape_of(operand) for operand in operands if operand is not None}
             operands = [o for o, size in sizes.items() if size == shape or (resizes and len(size) == len(shape))]
@@ -227,11 +230,6 @@ class _ResultShapes:
         return {node: [] if g is None else list(g.shape) for node, g in zip(nodes, gradients, strict=True)}
 
 
-def _is_custom(node: Any) -> bool:
-    """Whether an operation is written in Python (or compiled): of an operand of its own shape it keeps the axes."""
-    return isinstance(node, torch.autograd.function.BackwardCFunction)
-
-
 def _linear_input(product: Any, shape: list[int], shape_of: Callable[[Any], list[int]]) -> Any:
     """What a linear layer worked on, if a view of this shape shows its product; all axes but the last are the same."""
     name = type(product).__name__.removesuffix("Backward0")
@@ -246,10 +244,8 @@ def _same_axis(shape: list[int], axis: int | None, given: list[int]) -> int | No
     """The axis of a tensor that a view shows whole as its ``axis``."""
     if axis is None:
         return None
-    matches = (
-        i for i, size in enumerate(given) if size == shape[axis] and math.prod(given[:i]) == math.prod(shape[:axis])
-    )
-    return next(matches, None)
+    before = math.prod(shape[:axis])
+    return next((i for i, n in enumerate(given) if n == shape[axis] and math.prod(given[:i]) == before), None)
 
 
 def layer_name(network: nn.Module, layer: str | nn.Module | None) -> str | None:

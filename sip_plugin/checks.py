@@ -22,7 +22,7 @@ def check_images(images: Tensor, *, name: str = "images", tolerance: float = 0.0
     if not isinstance(images, Tensor) or not images.is_floating_point():
         given = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(
-            f"{name} must be a floating point torch.Tensor in [0, 1], got {given}. For uint8 images: {name}.float() / 255."
+            f"{name} must be a floating point tensor in [0, 1], got {given}. Of uint8: {name}.float() / 255."
         )
     if images.dim() != 4 or images.numel() == 0:
         raise ValueError(
@@ -46,13 +46,9 @@ def check_labels(labels: Tensor, images: Tensor, *, name: str = "labels") -> Ten
     """
     if not isinstance(labels, Tensor) or labels.dtype == torch.bool or labels.is_floating_point():
         given = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(
-            f"{name} must be a torch.Tensor of class indices (torch.int64), got {given}. For one-hot rows: {name}.argmax(1)."
-        )
+        raise TypeError(f"{name} must be a tensor of class indices (int64), got {given}. Of one-hot: {name}.argmax(1).")
     if labels.shape != images.shape[:1]:
-        raise ValueError(
-            f"{name} must hold one class index per image, shape ({len(images)},), got {tuple(labels.shape)}."
-        )
+        raise ValueError(f"{name} must be one class index per image, ({len(images)},), got {tuple(labels.shape)}.")
     labels = labels.detach().to(images.device, torch.int64)
     if int(labels.min()) < 0:
         raise ValueError(f"{name} must be class indices from 0, got {int(labels.min())}.")
@@ -72,13 +68,10 @@ def check_logits(output: Any, rows: int, classes: int = 2) -> Tensor:
 
 def check_classes(labels: Tensor, logits: Any) -> None:
     """Raise a ValueError for labels that the network has no logit for (on CUDA, picking one would end the process)."""
-    is_table = (
-        isinstance(logits, Tensor) and logits.dim() == 2 and logits.shape[1] > 1
-    )  # anything else is refused elsewhere
-    if is_table and int(labels.max()) >= logits.shape[1]:
-        raise ValueError(
-            f"labels must be below {logits.shape[1]}, the number of the network's classes, got {int(labels.max())}."
-        )
+    # Anything but a table is refused elsewhere.
+    classes = logits.shape[1] if isinstance(logits, Tensor) and logits.dim() == 2 else 0
+    if classes > 1 and int(labels.max()) >= classes:
+        raise ValueError(f"labels must be below {classes}, the network's number of classes, got {int(labels.max())}.")
 
 
 def output_gradient(score: Tensor, inputs: Tensor, what: str = "the image") -> Tensor:

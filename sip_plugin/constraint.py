@@ -71,9 +71,7 @@ def _in_range(mask: Tensor, soft: bool) -> Tensor:
         return marked
     low, high = mask.min().item(), mask.max().item()
     if not (low >= 0 and high <= 1):  # also catches NaN
-        raise ValueError(
-            f"The salience map must hold only 0 and 1 (or bool), and no NaN, got values from {low:g} to {high:g}."
-        )
+        raise ValueError(f"A salience map must hold 0 and 1 (or bool) and no NaN, got values from {low:g} to {high:g}.")
     if not soft:
         raise ValueError(
             f"The salience map is soft (values from {low:g} to {high:g}), which a wrapped attack cannot take: "

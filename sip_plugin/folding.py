@@ -91,8 +91,12 @@ class FoldedModel(nn.Module):
         self._pairs: list[tuple[Any, Any, Any]] = []
         for layer, norm in ((layers[first], layers[second]) for first, second in pairs.items()):
             twin = _copied(layer)
-            bias = norm.running_mean.to(layer.weight.dtype, copy=True)
-            parameters = {"weight": _fast_layout(layer.weight.clone()), "bias": bias}
+            weight, bias = layer.weight.clone(), norm.running_mean.to(layer.weight.dtype, copy=True)
+            if (
+                weight.dim() == 4 and weight.device.type == "cpu"
+            ):  # where it and what follows are faster in channels-last
+                weight = weight.to(memory_format=torch.channels_last)
+            parameters = {"weight": weight, "bias": bias}
             twin._parameters = {name: nn.Parameter(value, requires_grad=False) for name, value in parameters.items()}
             twins |= {layer: twin, norm: nn.Identity()}
             self._pairs.append((layer, norm, twin))
@@ -145,9 +149,7 @@ class _ScaleShift(nn.Module):
     def __init__(self, norm: Any) -> None:
         super().__init__()
         scale, shift = _scale_shift(norm)
-        for name, value in zip(
-            ("scale", "shift", "zero", "one"), (scale, shift, 0 * scale, 0 * scale + 1), strict=True
-        ):
+        for name, value in {"scale": scale, "shift": shift, "zero": 0 * scale, "one": 0 * scale + 1}.items():
             self.register_buffer(name, value)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -164,11 +166,6 @@ def _computed_in(weight: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and not wide else weight.dtype
 
 
-def _fast_layout(weight: Tensor) -> Tensor:
-    """On a CPU convolutions and what follows them are faster in channels-last."""
-    return weight.to(memory_format=torch.channels_last) if weight.dim() == 4 and weight.device.type == "cpu" else weight
-
-
 def _foldable(network: nn.Module, layers: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
     """By name: the layers that a BatchNorm can be folded into, each with its BatchNorm; and the other BatchNorms.
 
@@ -182,11 +179,10 @@ def _foldable(network: nn.Module, layers: dict[str, Any]) -> tuple[dict[str, str
         graph = _Tracer().trace(_Call(scratch))
     except Exception as error:
         raise ValueError(f"torch.fx cannot trace it ({type(error).__name__}: {error})") from error
-    called = {node: str(node.target).removeprefix("network.") for node in graph.nodes if node.op == "call_module"}
+    names = {node: str(node.target).removeprefix("network.") for node in graph.nodes}
+    called = {node: name for node, name in names.items() if node.op == "call_module"}
     calls = Counter(called.values())
-    read = {
-        str(node.target).removeprefix("network.").rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"
-    }
+    read = {name.rpartition(".")[0] for node, name in names.items() if node.op == "get_attr"}
 
     def plain(name: str, kinds: tuple[type, ...]) -> bool:
         return type(layers[name]) in kinds and name not in read and not _has_hooks(layers[name])

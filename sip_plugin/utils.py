@@ -43,12 +43,20 @@ def atomic_write(path: str | os.PathLike[str], *, sync: bool = False) -> Iterato
 
 
 @contextmanager
-def isolated_rng(device: torch.device | None = None) -> Iterator[None]:
-    """Put back the random generators of Python, NumPy and torch (the CPU's, and those of ``device``) after a block."""
+def isolated_rng(device: torch.device | None = None, seed: int | None = None) -> Iterator[None]:
+    """Put back the random generators of Python, NumPy and torch (the CPU's, and that of ``device``) after a block.
+
+    In the block they begin at ``seed``, if there is one.
+    """
     python, numpy = random.getstate(), np.random.get_state()
     cuda = [device] if device is not None and device.type == "cuda" else []
     try:
         with torch.random.fork_rng(cuda):
+            if seed is not None:
+                random.seed(seed)
+                np.random.seed(seed % 2**32)
+                for generator in (torch.default_generator, *(torch.cuda.default_generators[d.index] for d in cuda)):
+                    generator.manual_seed(seed)  # torch.manual_seed would seed all devices
             yield
     finally:
         random.setstate(python)

@@ -13,6 +13,7 @@ import numpy as np
 
 from benchmarks.human_study import estimates
 from benchmarks.record import run_record, write_json, write_text
+from sip_plugin.evaluation.plots import COLOURS
 from sip_plugin.evaluation.statistics import wilson_interval
 from sip_plugin.evaluation.tables import Table, Tabular
 from sip_plugin.utils import atomic_write, import_extra
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 ALL = "all"
 """The group of all participants, whichever version they saw."""
-_COLOURS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#56B4E9")  # Okabe and Ito's
 _STATEMENTS = (
     (1, "minimally perturbed images are almost always missed", "below 20 %", 0.0, 0.2),
     (4, "identified as perturbed a majority of the time", "above 50 %", 0.5, 1.0),
@@ -367,7 +367,7 @@ def figure(study: Study, groups: Mapping[str, Group]) -> Figure:
             places + aside,
             share,
             np.clip([share - low, high - share], 0, None),
-            color=_COLOURS[look % len(_COLOURS)],
+            color=COLOURS[look % len(COLOURS)],
             marker="osD^vP"[look % 6],
             markersize=5,
             linewidth=1.2,

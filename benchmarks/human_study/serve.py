@@ -272,15 +272,14 @@ class _Server(uvicorn.Server):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command line of ``serve``."""
-    parser.add_argument("--stimuli", type=Path, required=True, help="folder that `stimuli` made")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--stimuli", type=Path, help="folder that `stimuli` made")
+    what.add_argument("--delete", metavar="ID", help="delete who has this Prolific id or withdrawal code, and end")
     parser.add_argument("--data", type=Path, required=True, help="folder of the answers (made if it is not there)")
     parser.add_argument("--study", type=Path, help="TOML file with the consent text and the rest; see study.toml")
     parser.add_argument("--preview", action="store_true", help="no consent text is needed, and no row counts as data")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
-    parser.add_argument(
-        "--delete", metavar="ID", help="delete the participant with this Prolific id or withdrawal code, and end"
-    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import signal
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from sip_plugin.utils import atomic_write
 
 PIECE = 15 * 2**20
 
@@ -37,9 +40,10 @@ def time_limit(seconds: int | None) -> Iterator[None]:
 
 
 def pack(state: Path, results: Path, work: Path) -> None:
-    """Write the results, and the networks and checkpoints of cells without one, as ``state-00.tar``, … of 15 MiB each.
+    """Write the results, and the networks and checkpoints of cells without one, as files of 15 MiB in place of earlier ones.
 
-    They are the pieces of one archive. Maps are left out: they are made again from their teacher, whose network is in it.
+    They are the pieces of one archive: ``state-<how often>-<piece>-of-<pieces>.tar``. Those of before go when all are there.
+    Maps are left out: they are made again from their teacher, whose network is in it.
     """
     done = tuple(f"{path.stem}-" for path in (results / "cells").glob("*-seed*.json") if ".report" not in path.name)
     buffer = io.BytesIO()
@@ -49,19 +53,25 @@ def pack(state: Path, results: Path, work: Path) -> None:
         for folder in sorted(work.glob("*-seed*-*")):
             if not folder.name.startswith(done):
                 archive.add(folder, f"work/{folder.name}")
-    state.mkdir(parents=True, exist_ok=True)
-    for old in state.glob("state-*.tar"):
-        old.unlink()
+    before = list(state.glob("state-*.tar"))
+    often = 1 + max((int(path.stem.split("-")[1]) for path in before), default=0)
     whole = buffer.getbuffer()
-    for number, start in enumerate(range(0, len(whole), PIECE)):
-        (state / f"state-{number:02}.tar").write_bytes(whole[start : start + PIECE])
+    starts = range(0, len(whole), PIECE)
+    for number, start in enumerate(starts, 1):
+        with atomic_write(state / f"state-{often:03}-{number:02}-of-{len(starts):02}.tar") as part:
+            part.write_bytes(whole[start : start + PIECE])
+    for old in before:
+        old.unlink()
 
 
 def unpack(state: Path, results: Path, work: Path) -> None:
     """Take up what `pack` wrote, if there is anything; files that are there already stay."""
-    whole = b"".join(path.read_bytes() for path in sorted(state.glob("state-*.tar")))
-    if not whole:
+    written = itertools.groupby(sorted(state.glob("state-*.tar")), key=lambda path: path.stem.split("-")[1])
+    pieces = [list(paths) for _, paths in written]
+    complete = [paths for paths in pieces if len(paths) == int(paths[0].stem.split("-")[-1])]  # not cut short by a kill
+    if not complete:
         return
+    whole = b"".join(path.read_bytes() for path in complete[-1])
     with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
         for member in archive:
             top, _, name = member.name.partition("/")

@@ -159,9 +159,7 @@ def _attack_member(mechanism: Mechanism, member: Any, batch: Batch) -> Tensor:
     mode = None if queries or projection.free else IterateProjection(projection)
     models = {name: held for name in ("model", "predict") if (held := vars(member).get(name)) is not None}
     if not models:
-        raise TypeError(
-            f"{type(member).__name__} keeps no network in .model or .predict, so its steps cannot be projected."
-        )
+        raise TypeError(f"{type(member).__name__} has no network in .model or .predict: its steps cannot be projected.")
     with call_lock(member), ExitStack() as stack:
         for name, model in models.items():
             stand_in = ProjectedModel(model, queries, mode)

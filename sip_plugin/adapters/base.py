@@ -207,9 +207,7 @@ def project_result(attack: Any, adversarial: Any, images: Tensor, salience: Tens
     is_tensor = isinstance(adversarial, Tensor)
     if not is_tensor or adversarial.shape != images.shape or not adversarial.is_floating_point():
         got = f"{adversarial.dtype} {tuple(adversarial.shape)}" if is_tensor else type(adversarial).__name__
-        raise RuntimeError(
-            f"{attack_name(attack)} returned {got}, not adversarial images of shape {tuple(images.shape)}."
-        )
+        raise RuntimeError(f"{attack_name(attack)} returned {got}, not adversarial images {tuple(images.shape)}.")
     result = project(adversarial.detach(), images.detach(), salience)
     broken = ~result.isfinite().flatten(1).all(1) & salience.flatten(1).any(1)
     if bool(broken.any()):

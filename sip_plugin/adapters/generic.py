@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -99,7 +100,8 @@ class SalienceCallable(SalienceAttack):
                 f"{attack_name(self.wrapped)} returned {len(found)} tensors of the images' shape. Expected one, the "
                 "adversarial images: of several it cannot be known which hold perturbations."
             )
-        warn_if_not_queried(self.wrapped, stand_in.queried, torch.equal(found[0], images), len(calls))
+        mine = calls.count(threading.get_ident())  # others may use the network, too
+        warn_if_not_queried(self.wrapped, stand_in.queried, torch.equal(found[0], images), mine)
         return result
 
     def _run(self, holder: Any, batch: Batch) -> Any:
@@ -154,9 +156,7 @@ class SalienceFunction(SalienceCallable):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("mask_fn", "one_by_one") and "wrapped" in self.__dict__:
-            raise AttributeError(
-                f"{name!r} of a functools.partial cannot be set. Wrap another one, with other arguments."
-            )
+            raise AttributeError(f"{name!r} of a functools.partial cannot be set: wrap one with other arguments.")
         super().__setattr__(name, value)
 
     def _run(self, holder: Any, batch: Batch) -> Any:

@@ -9,6 +9,7 @@ which the iterate is marked with ``requires_grad`` is caught, and its values and
 from __future__ import annotations
 
 import inspect
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -305,12 +306,12 @@ def model_replaced(attack: Any, stand_in: ProjectedModel) -> Iterator[None]:
 
 
 @contextmanager
-def counted_calls(model: Any) -> Iterator[list[None]]:
-    """A list that grows with each call of a network for the length of a block; empty for a function."""
-    calls: list[None] = []
+def counted_calls(model: Any) -> Iterator[list[int]]:
+    """For each call of a network within a block the thread that made it; empty for a function."""
+    calls: list[int] = []
     with ExitStack() as stack:
         if isinstance(model, nn.Module):
-            stack.enter_context(model.register_forward_pre_hook(lambda *_: calls.append(None)))
+            stack.enter_context(model.register_forward_pre_hook(lambda *_: calls.append(threading.get_ident())))
         yield calls
 
 

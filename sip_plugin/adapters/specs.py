@@ -147,6 +147,7 @@ _UNIVERSAL = (
 )
 _TANH = "its variable lives in tanh space"
 _FAR = "starts far from the image, so each image has a call to itself"
+_ONE_SEARCH = "starts far from the image; its batch is one search"
 _WASSERSTEIN = "moves intensity; where that is forbidden, the result may lie outside its Wasserstein ball"
 _MOVES = "it moves pixels, so that no element keeps its place and none can be held at its clean value"
 
@@ -173,9 +174,7 @@ ART = Registry(
             ArtSpec(native="argument", at_once="one", infers_range=True, reason=_FAR): "HopSkipJump",
             ArtSpec(at_once="one", infers_range=True, reason=_FAR): "BoundaryAttack GeoDA",
             ArtSpec(at_once="one", reason=_FAR): "SignOPTAttack",
-            ArtSpec(
-                starts="_init_sample", reason="starts far from the image; its batch is one search"
-            ): "BrendelBethgeAttack",
+            ArtSpec(starts="_init_sample", reason=_ONE_SEARCH): "BrendelBethgeAttack",
             ArtSpec(reason=_WASSERSTEIN): "Wasserstein",
             ArtSpec(y="targets", reason="takes one image"): "ShadowAttack",
             ArtSpec(y="guides"): "FeatureAdversariesNumpy",
@@ -226,6 +225,8 @@ class FoolboxSpec:
 _DESCENT = FoolboxSpec(start="get_random_start", reason="its random start is projected too, or it would eat the budget")
 _DESCENTS = """ProjectedGradientDescentAttack AdamProjectedGradientDescentAttack BasicIterativeAttack
     AdamBasicIterativeAttack MomentumIterativeFastGradientMethod FastGradientAttack"""
+_REFINES = "refines `starting_points`, which are projected by its queries"
+_LEFT_OUT = "images of which nothing may change are left out"
 _NO_QUERY = FoolboxSpec(reason="asks only whether its result is adversarial")
 
 FOOLBOX = Registry(
@@ -245,14 +246,11 @@ FOOLBOX = Registry(
                 GaussianBlurAttack VirtualAdversarialAttack DDNAttack NewtonFoolAttack EADAttack L2DeepFoolAttack
                 LinfDeepFoolAttack L0FMNAttack L1FMNAttack L2FMNAttack LInfFMNAttack GenAttack""",
             FoolboxSpec(reason=_TANH): "L2CarliniWagnerAttack",
+            FoolboxSpec(reason=_REFINES): "BinarizationRefinementAttack",
             FoolboxSpec(
-                reason="refines `starting_points`, which are projected by its queries"
-            ): "BinarizationRefinementAttack",
-            FoolboxSpec(
-                searches_start=True, reason="images of which nothing may change are left out"
-            ): """BoundaryAttack
-                HopSkipJumpAttack L0BrendelBethgeAttack L1BrendelBethgeAttack L2BrendelBethgeAttack
-                LinfinityBrendelBethgeAttack PointwiseAttack""",
+                searches_start=True, reason=_LEFT_OUT
+            ): """BoundaryAttack HopSkipJumpAttack L0BrendelBethgeAttack
+                L1BrendelBethgeAttack L2BrendelBethgeAttack LinfinityBrendelBethgeAttack PointwiseAttack""",
         }
     ),
     {

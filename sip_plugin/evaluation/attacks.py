@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sip_plugin.checks import Norm
+from sip_plugin.utils import attack_name, isolated_rng
 
 AttackFactory = Callable[[nn.Module, float], Any]
 """``(model, eps) -> attack``; see :func:`~sip_plugin.evaluation.evaluate_robustness`."""
@@ -44,13 +44,8 @@ def callable_attack(name: str, model: nn.Module, factory: AttackFactory, eps: fl
     made = functools.cache(functools.partial(factory, model))
 
     def find(images: Tensor, labels: Tensor, eps: float, seed: int, rows: Tensor, run: int) -> Tensor:
-        seed, attack, shape = derive_seed(seed, int(rows[0])), made(eps), images.shape
-        torch.default_generator.manual_seed(seed)
-        if images.is_cuda:
-            torch.cuda.manual_seed(seed)  # the current device, which is the network's
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
-        with torch.enable_grad():
+        attack, shape = made(eps), images.shape
+        with isolated_rng(images.device, derive_seed(seed, int(rows[0]))), torch.enable_grad():
             if hasattr(attack, "generate"):
                 found = torch.from_numpy(np.asarray(attack.generate(x=images.cpu().numpy(), y=labels.cpu().numpy())))
             elif hasattr(attack, "run_standard_evaluation"):
@@ -67,17 +62,14 @@ def callable_attack(name: str, model: nn.Module, factory: AttackFactory, eps: fl
             )
         return found.to(images.device)
 
-    masked = (
-        f"{name} was restricted by salience maps (SIPWrapper): what it leaves is no robust accuracy in the usual sense."
-    )
+    masked = f"{name} was restricted by salience maps (SIPWrapper): what it leaves is no robust accuracy as usual."
     return Attack(name, find, notes=(masked,) if hasattr(made(eps), "mask_fn") else ())
 
 
 def parse_attacks(attack: Attacks) -> dict[str, AttackFactory | str]:
     """The attacks of an evaluation by name; a TypeError for what is no factory, such as an attack that was made already."""
     if not isinstance(attack, Mapping):
-        inner = attack.func if isinstance(attack, functools.partial) else attack
-        name = attack if isinstance(attack, str) else getattr(inner, "__name__", type(inner).__name__)
+        name = attack if isinstance(attack, str) else attack_name(attack)
         attack = {"attack" if name == "<lambda>" else name: attack}
     for name, factory in attack.items():
         made = not isinstance(factory, type) and any(hasattr(factory, attribute) for attribute in _OF_ATTACKS)

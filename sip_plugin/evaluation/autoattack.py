@@ -29,23 +29,12 @@ _CLASSES = {"apgd-ce": 2, "apgd-dlr": 3, "apgd-t": 4, "fab": 2, "fab-t": 2, "squ
 """All attacks, and how many classes each needs; the DLR loss has a denominator, without which fewer will do."""
 
 
-def autoattack_members(model: nn.Module, version: str | Sequence[str], norm: Norm, classes: int) -> list[Attack]:
-    """The attacks of one of AutoAttack's versions, or those named (then with the settings of its custom version).
-
-    Their random numbers do not depend on the batch: APGD's starts follow from the seed and the image itself, and Square's
-    search is the same sequence for all images (as in the package, where batches of one seed share it). Only the
-    untargeted FAB's restarts (version "plus") draw by the batch.
-    """
-    return [_attack(model, name, version, norm, classes) for name in attack_names(version)]
-
-
 def attack_names(version: str | Sequence[str]) -> tuple[str, ...]:
     """The attacks of a version, or those named; a ValueError if there are none."""
     names = VERSIONS.get(version, ()) if isinstance(version, str) else tuple(version)
     if not names or not set(names) <= set(_CLASSES):
-        raise ValueError(
-            f"version must be one of {', '.join(VERSIONS)}, or a list of attacks ({', '.join(_CLASSES)}), got {version!r}."
-        )
+        known = f"one of {', '.join(VERSIONS)}, or a list of attacks ({', '.join(_CLASSES)})"
+        raise ValueError(f"version must be {known}, got {version!r}.")
     return names
 
 
@@ -79,7 +68,7 @@ def make_attacks(
                     "first squares do not fit. Resize them, or leave it out: version="
                     f"{[each for each in names if each != 'square']}."
                 )
-            made += autoattack_members(model, version, norm, int(clean["classes"][0]))
+            made += [autoattack_member(model, each, version, norm, int(clean["classes"][0])) for each in names]
         else:
             made.append(callable_attack(name, model, factory, eps))
     return made
@@ -138,7 +127,13 @@ def _member(model: nn.Module, name: str, version: str, norm: Norm, classes: int,
     return member
 
 
-def _attack(model: nn.Module, name: str, version: str | Sequence[str], norm: Norm, classes: int) -> Attack:
+def autoattack_member(model: nn.Module, name: str, version: str | Sequence[str], norm: Norm, classes: int) -> Attack:
+    """One of AutoAttack's attacks, set as in a version of it, or if attacks were named, as in its custom version.
+
+    Its random numbers do not depend on the batch: APGD's starts follow from the seed and the image itself, and Square's
+    search is the same sequence for all images (as in the package, where batches of one seed share it). Only the
+    untargeted FAB's restarts (version "plus") draw by the batch.
+    """
     make = partial(_member, model, name, version if isinstance(version, str) else "custom", norm, classes)
 
     def find(images: Tensor, labels: Tensor, eps: float, seed: int, rows: Tensor, run: int) -> Tensor:

@@ -45,9 +45,7 @@ class Checkpoint:
             found = [f"{name}: there {there!r}, now {here!r}" for name, (there, here) in pairs.items() if there != here]
             if not found and not _same_logits(stored, logits):
                 found = ["the network has the same weights, but gives other logits"]
-        elif self.folder.exists() and any(
-            each.name[0] != "." for each in self.folder.iterdir()
-        ):  # hidden: half-written
+        elif any(each.name[0] != "." for each in self.folder.glob("*")):  # hidden: half-written
             found = ["it holds other files"]
         if found:
             raise ValueError(f"checkpoint={str(self.folder)!r} belongs to another evaluation ({'; '.join(found)}).")

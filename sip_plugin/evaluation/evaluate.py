@@ -140,17 +140,15 @@ def evaluate_robustness(
             state = _Evaluation(network, images, labels, settings, store, group, device, show, return_adversarial)
             clean = state.classify()
             attacked, notes = network, []
-            if fold_batchnorm is True or (
-                fold_batchnorm and not any(hasattr(m, "_orig_mod") for m in network.modules())
-            ):
+            compiled = any(hasattr(module, "_orig_mod") for module in network.modules())
+            if fold_batchnorm is True or (fold_batchnorm and not compiled):
                 try:
                     attacked = FoldedModel(network, some).network
                 except ValueError as reason:
                     notes = [f"BatchNorm was not folded: {reason}."] * (fold_batchnorm is True)
             settings["fold_batchnorm"] = attacked is not network
-            attacks = group.call(
-                lambda: make_attacks(attack, version, attacked, norm, clean, images[0], state.radii[-1])
-            )
+            largest = state.radii[-1]
+            attacks = group.call(lambda: make_attacks(attack, version, attacked, norm, clean, images[0], largest))
             state.run(attacks, clean["correct"])
             warnings = notes + [note for each in attacks for note in each.notes]
             if sanity_checks:

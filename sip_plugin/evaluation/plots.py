@@ -14,7 +14,7 @@ from sip_plugin.utils import atomic_write, import_extra, show_in_notebooks
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette, which colour-blind readers tell apart, without its yellow."""
 _MARKERS = "osD^vPX<>*"
 _FONT = 9.0
@@ -53,7 +53,7 @@ def draw(
         axes.set_title(title, fontsize=_FONT + 1, loc="left", parse_math=False)
         axes.set_xlabel(f"ε{'' if unit == 1 else ' in units of 1/255'} ({NORMS[norm]}); 0: clean images")
         for label, shares, bounds, look in curves:
-            colour, places = _COLOURS[look % len(_COLOURS)], [radius / unit for radius in shares]
+            colour, places = COLOURS[look % len(COLOURS)], [radius / unit for radius in shares]
             if bounds:
                 low, high = ([100 * bound for bound in side] for side in zip(*bounds.values(), strict=True))
                 axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)

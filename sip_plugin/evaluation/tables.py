@@ -6,11 +6,12 @@ import os
 import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from operator import methodcaller
 from typing import NamedTuple
 
 from sip_plugin.utils import atomic_write
 
-_PLAIN = str.maketrans({"ε": "eps", "∞": "inf", "–": "-"})  # what every terminal has
+_plain = methodcaller("translate", str.maketrans({"ε": "eps", "∞": "inf", "–": "-"}))  # what every terminal has
 _MARKDOWN = str.maketrans({character: f"\\{character}" for character in "\\|*_`<[]~$&#"})
 _LATEX = str.maketrans(
     {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "…": r"\ldots{}"}
@@ -117,10 +118,6 @@ def write_text(text: str, path: str | os.PathLike[str] | None) -> str:
 def per_cent(share: float, digits: int) -> str:
     """A share in per cent, without the sign."""
     return f"{100 * share:.{digits}f}"
-
-
-def _plain(text: str) -> str:
-    return text.translate(_PLAIN)
 
 
 def _markdown(text: str) -> str:

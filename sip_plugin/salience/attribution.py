@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import copy
 import inspect
-import random
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -103,12 +101,7 @@ class AttributionSalience(ScoreSalience):
                 for module in network.modules():
                     stack.callback(object.__setattr__, module, "__dict__", dict(vars(module)))
             if self.seed is not None:
-                stack.enter_context(isolated_rng(images.device))
-                random.seed(self.seed)
-                np.random.seed(self.seed % 2**32)
-                torch.default_generator.manual_seed(self.seed)  # torch.manual_seed would seed all devices
-                if images.is_cuda:
-                    torch.cuda.default_generators[images.device.index].manual_seed(self.seed)
+                stack.enter_context(isolated_rng(images.device, self.seed))
             if labels is not None and isinstance(method.forward_func, nn.Module):
                 # Before Captum picks a class past the output's end, which on CUDA would end the process.
                 method.forward_func.register_forward_hook(lambda module, inputs, output: check_classes(labels, output))

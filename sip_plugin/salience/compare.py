@@ -59,7 +59,7 @@ class SalienceComparison:
         names, *columns = zip(*(vars(part).values() for part in parts), strict=True)
         if len(set(names)) > 1 or len({part.mass_first is None for part in parts}) > 1:
             raise ValueError(
-                f"Comparisons of one pair of sources, with scores all or none, are joined; got {set(names)}."
+                f"Only comparisons of one pair of sources, with scores all or none, join; got {set(names)}."
             )
         return cls(names[0], *(None if column[0] is None else torch.cat(column) for column in columns))  # type: ignore[arg-type]
 

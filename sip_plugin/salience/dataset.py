@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,9 +42,8 @@ class JointTransform:
             raise ValueError("Pillow rounds positions in another way than a map is moved: leave v2.ToPILImage out.")
         kinds = [type(part) for part in _parts(transform)]
         self._mixes_channels = any(kind.__name__ in _MIXES_CHANNELS for kind in kinds)
-        self._trusted = all(
-            kind.__module__.startswith("torchvision") and kind.__name__ not in _UNTRUSTED for kind in kinds
-        )
+        own = (kind.__module__.startswith("torchvision") and kind.__name__ not in _UNTRUSTED for kind in kinds)
+        self._trusted = all(own)
 
     def __call__(self, image: Tensor, salience: Tensor) -> tuple[Tensor, Tensor]:
         """The transformed image, and its map; a ValueError if they do not fit each other any more."""
@@ -90,10 +88,8 @@ class JointTransform:
         coarse[..., places.randrange(1, 7), places.randrange(1, 7)] = 1
         salience = F.interpolate(coarse, image.shape[1:])[0] > 0
         white = 1.0 if image.is_floating_point() else 255
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
-        return self(torch.full_like(image, white / 2).masked_fill_(salience, white), salience)
+        with isolated_rng(seed=seed):
+            return self(torch.full_like(image, white / 2).masked_fill_(salience, white), salience)
 
 
 def _erase(part: Any, kernel: Callable[..., Any], value: Any, i: int, j: int, h: int, w: int, **options: Any) -> Any:

@@ -232,9 +232,7 @@ class MaskStore:
         bad = _checksums(records.reshape(-1)) != records.reshape(-1)["checksum"]
         if bad.any():
             image = np.arange(len(self))[index].reshape(-1)[bad][0]
-            raise ValueError(
-                f"{self.path} is damaged: the map of image {image} does not fit its checksum. Delete it and build it again."
-            )
+            raise ValueError(f"{self.path} is damaged at the map of image {image}. Delete it and build it again.")
         return records
 
     def _unpack(self, records: np.ndarray) -> Tensor:

@@ -33,9 +33,7 @@ class TrainingProgress:
             ValueError: If the number of epochs is not known; says that ``asker`` has a schedule.
         """
         if self.epochs is None:
-            raise ValueError(
-                f"{asker!r} has a schedule: call trainer.set_epoch(epoch, epochs) at the start of each epoch."
-            )
+            raise ValueError(f"{asker!r} has a schedule: call trainer.set_epoch(epoch, epochs) before each epoch.")
         return self.epoch / self.epochs
 
 

@@ -79,16 +79,12 @@ class TRADES(_KLMethod):
 
     def objective(self, target: Tensor) -> Callable[[Any], Tensor]:
         """The KL divergence from the clean distribution, summed."""
-        return lambda logits: F.kl_div(
-            F.log_softmax(_float_logits(logits, target), 1), target, reduction="sum", log_target=True
-        )
+        return lambda logits: _kl(_float_logits(logits, target), target)
 
     def loss(self, network: Callable[[Tensor], Any], images: Tensor, adversarial: Tensor, labels: Tensor) -> Tensor:
         """Both terms have a gradient through the clean images' pass, as in the public code."""
         clean, attacked = (_float_logits(network(x), labels) for x in (images, adversarial))
-        divergence = F.kl_div(
-            F.log_softmax(attacked, 1), F.log_softmax(clean, 1), reduction="batchmean", log_target=True
-        )
+        divergence = _kl(attacked, F.log_softmax(clean, 1)) / len(labels)
         return F.cross_entropy(clean, labels) + self.beta * divergence
 
 
@@ -117,6 +113,11 @@ class MART(_KLMethod):
         divergence = F.kl_div(torch.log(p_attacked + 1e-12), p_clean, reduction="none").sum(1)
         doubt = 1.0000001 - p_clean.gather(1, of_label).squeeze(1)
         return boosted + self.beta * (divergence * doubt).mean()
+
+
+def _kl(logits: Tensor, target: Tensor) -> Tensor:
+    """The summed KL divergence of the logits' distributions from the one whose logarithms are the target."""
+    return F.kl_div(F.log_softmax(logits, 1), target, reduction="sum", log_target=True)
 
 
 def _float_logits(output: Any, rows: Tensor) -> Tensor:

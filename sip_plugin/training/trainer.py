@@ -186,9 +186,7 @@ class AdversarialTrainer:
         """
         saved = state["method"]
         if saved["name"] != self.method.name:
-            raise ValueError(
-                f"The state is of a trainer with the method {saved['name']!r}, this one has {self.method.name!r}."
-            )
+            raise ValueError(f"The state is of the method {saved['name']!r}, this trainer has {self.method.name!r}.")
         if not saved["state"] and saved["settings"] != repr(self.method):
             warnings.warn(
                 f"The state is of {saved['settings']}, this trainer has {self.method!r}: the run will not equal an "
@@ -256,9 +254,8 @@ class AdversarialTrainer:
         self, network: nn.Module, images: Tensor, labels: Tensor, salience: Tensor | None
     ) -> tuple[Tensor, int]:
         method, progress = self.method, TrainingProgress(self.epoch, self.epochs)
-        eps, alpha, steps = (
-            setting(self.epoch) if callable(setting) else setting for setting in (self.eps, self.alpha, self.steps)
-        )
+        settings = self.eps, self.alpha, self.steps
+        eps, alpha, steps = (setting(self.epoch) if callable(setting) else setting for setting in settings)
         eps = check_eps(eps, self.norm)
         budget = elementwise_budget(images, eps, salience)
         own = method.budget(network, images, eps, progress)

@@ -4,6 +4,8 @@ import copy
 import importlib
 import inspect
 import pickle
+import threading
+import warnings
 from functools import partial
 from importlib import metadata
 from typing import NamedTuple
@@ -63,13 +65,6 @@ def test_the_table_has_every_attack_of_each_library_and_names_its_version():
     assert listed["torchattack"] == set(torchattack.ATTACK_REGISTRY)
     for library, title in LIBRARIES.items():
         assert metadata.version(library.replace("_", "-")).startswith(title.split()[1])
-
-
-@pytest.mark.parametrize("row", TABLE, ids=str)
-def test_an_attack_runs_image_by_image_if_its_row_says_so(row, network, images, labels, salience):
-    wrapper = SIPWrapper(row.build(network), salience[: row.images])
-    run(row, wrapper, images[: row.images], labels[: row.images])
-    assert ("one_by_one=True" in repr(wrapper)) == row.alone
 
 
 def resnet():
@@ -365,3 +360,15 @@ def test_a_part_of_the_network_is_the_networks_own(network, images, labels):
     bare = asks_a_part(Scaled(), images, labels)
     with pytest.warns(RuntimeWarning, match="not projected"):
         assert torch.equal(SIPWrapper(partial(asks_a_part, Scaled()), torch.zeros(1, 1, 16, 16))(images, labels), bare)
+
+
+def test_another_threads_use_of_the_network_is_not_the_attacks(network, images, labels, salience):
+    def beside_another(model, images, labels):
+        other = threading.Thread(target=network, args=(images,))
+        other.start()
+        other.join()
+        return fgsm(model, images, labels)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SIPWrapper(partial(beside_another, network), salience)(images, labels)

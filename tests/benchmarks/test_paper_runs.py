@@ -19,9 +19,10 @@ from benchmarks.paper.data import Source, load_splits
 from benchmarks.paper.files import load, save
 from benchmarks.paper.networks import build_network
 from benchmarks.paper.protocols import Cell, Evaluation, Training
-from benchmarks.paper.state import TimeUp
+from benchmarks.paper.state import TimeUp, pack, unpack
 from benchmarks.paper.training import train_network
 from sip_plugin.model_utils import model_hash
+from sip_plugin.utils import atomic_write
 from tests.conftest import SHARED_DATA
 from tests.evaluation.conftest import QuickPackage
 from tests.salience.annotations.archive import Archive
@@ -171,6 +172,36 @@ def test_a_table_goes_on_elsewhere_from_its_state(teacher, tmp_path, monkeypatch
     assert result(tmp_path / "third", "digits-convnet8-madry-seed0") == result(
         tmp_path / "second", "digits-convnet8-madry-seed0"
     )
+
+
+def test_a_kill_while_the_state_is_written_loses_nothing(tmp_path, monkeypatch):
+    cell, other = (tmp_path / folder / "cells" / "digits-seed0.json" for folder in ("first", "second"))
+    for folder in (cell.parent, other.parent):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr("benchmarks.paper.state.PIECE", 2**10)
+    state, work = tmp_path / "state", tmp_path / "work"
+    cell.write_text("1" * 5000)
+    pack(state, cell.parent.parent, work)
+    cell.write_text("2" * 5000)
+    written = []
+
+    def killed(path):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        return atomic_write(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("benchmarks.paper.state.atomic_write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            pack(state, cell.parent.parent, work)
+    unpack(state, other.parent.parent, work)
+    assert other.read_text() == "1" * 5000
+    pack(state, cell.parent.parent, work)
+    other.unlink()
+    unpack(state, other.parent.parent, work)
+    assert other.read_text() == "2" * 5000
+    assert len({path.name.split("-")[1] for path in state.iterdir()}) == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no alarm on Windows")

@@ -11,7 +11,7 @@ from torch import nn
 
 from sip_plugin.evaluation import autoattack
 from sip_plugin.evaluation.attacks import run_batch, verified_norms
-from sip_plugin.evaluation.autoattack import VERSIONS, attack_names, autoattack_members
+from sip_plugin.evaluation.autoattack import VERSIONS, attack_names, autoattack_member
 from tests.evaluation.conftest import EPS, QuickAutoAttack
 
 
@@ -27,8 +27,9 @@ def correct(trained, evaluated):
 def member_of(model, name, version="standard", norm="Linf", classes=10):
     """One of AutoAttack's attacks, and how what it finds is verified."""
     chosen = version if name in VERSIONS.get(version, ()) else [name]
-    found = next(member for member in autoattack_members(model, chosen, norm, classes) if member.name == name)
-    return found, lambda radii: partial(verified_norms, model, radii, norm)
+    return autoattack_member(model, name, chosen, norm, classes), lambda radii: partial(
+        verified_norms, model, radii, norm
+    )
 
 
 def attacked(member, images, labels, eps, radii=EPS, done=None, seed=3):
@@ -196,9 +197,8 @@ def test_every_stage_has_the_settings_with_which_the_package_runs_it(version, tr
     for member in (attack.apgd, attack.apgd_targeted, attack.fab, attack.square):
         monkeypatch.setattr(member, "perturb", lambda x, y, member=member: (theirs.append(note(member, None)[1]), x)[1])
     attack.run_standard_evaluation(images, labels, batch_size=6)
-    members = autoattack_members(trained, version, "Linf", 10)
-    assert [member.name for member in members] == attack.attacks_to_run
-    made = [autoattack._member(trained, member.name, version, "Linf", 10, 0.1) for member in members]
+    assert list(VERSIONS[version]) == attack.attacks_to_run
+    made = [autoattack._member(trained, name, version, "Linf", 10, 0.1) for name in VERSIONS[version]]
     assert [note(member, None)[1] for member in made] == theirs
 
 
@@ -210,7 +210,8 @@ def test_networks_of_few_classes_are_attacked_by_every_stage(classes, version, q
     x = torch.rand(12, 3, 4, 4)
     with torch.no_grad():
         y = model(x).argmax(1)
-    for member in autoattack_members(model, version, "Linf", classes):
+    for name in VERSIONS[version]:
+        member = autoattack_member(model, name, version, "Linf", classes)
         attempt = attacked(
             (member, lambda radii: partial(verified_norms, model, radii, "Linf")), x, y, 0.3, radii=(0.3,)
         )

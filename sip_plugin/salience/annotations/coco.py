@@ -81,11 +81,9 @@ class COCOMasks(HumanMasks):
         listed: Any = images if ids else base.image_paths(images)
         # Tools write other folders than those of the images: then the name decides, if it is unique on both sides.
         count = Counter(() if ids else (image.parts[-1:] for image in listed))
-        places = [
-            {end: own for end, own in each.items() if count[end] == len(own) == 1} for each in (by_name, by_upload)
-        ]
+        unique = [{end: n for end, n in each.items() if count[end] == len(n) == 1} for each in (by_name, by_upload)]
         exact = [[image] if ids else base.longest_end(image, by_path) for image in listed]
-        found = [own or base.longest_end(image, *places) for image, own in zip(listed, exact, strict=True)]
+        found = [own or base.longest_end(image, *unique) for image, own in zip(listed, exact, strict=True)]
         guessed = [i for i, own in enumerate(found) if own and not exact[i]]
         if guessed:
             first = f"{listed[guessed[0]]} as {coco.imgs[found[guessed[0]][0]]['file_name']}"
@@ -107,28 +105,22 @@ class COCOMasks(HumanMasks):
         entry, instances = self._coco.imgs[annotation], self._instances(annotation)
         if not entry.get("height") or not entry.get("width"):
             entry["height"], entry["width"] = size
-        instances = [each for each in instances if not self._is_remnant(each)] or instances
+        for each in instances:  # tools leave remnants of one or two corners beside polygons
+            if isinstance(outlines := each.get("segmentation"), list):
+                each["segmentation"] = [polygon for polygon in outlines if len(polygon) >= 6]
+        instances = [each for each in instances if each.get("segmentation") != []] or instances
         if broken := [each["id"] for each in instances if not self._is_sound(each)]:
-            raise ValueError(
-                f"{broken} must be polygons of three corners or more, inside the image, or an RLE of all of it."
-            )
+            raise ValueError(f"{broken} must be polygons of 3 corners or more in the image, or an RLE of all of it.")
         drawn = any(isinstance(each["segmentation"], list) for each in instances)
         hint = "its polygons are too small. Are they in pixels?" if drawn else ""
         return np.any([self._coco.annToMask(each) for each in instances], axis=0), hint
 
-    def _is_remnant(self, instance: dict[str, Any]) -> bool:
-        """Whether an instance has polygons of one or two corners alone, as tools leave them beside others."""
-        outlines = instance.get("segmentation")
-        return isinstance(outlines, list) and all(len(polygon) < 6 for polygon in outlines)
-
     def _is_sound(self, instance: dict[str, Any]) -> bool:
-        """Whether pycocotools reads an instance for what it is: not two corners as a box, nor an RLE with missing pixels."""
+        """Whether pycocotools reads an instance for what it is: not an RLE with missing pixels."""
         if not instance.get("segmentation"):
             return False
         if isinstance(instance["segmentation"], list):
             entry = self._coco.imgs[instance["image_id"]]
-            # Tools leave remnants of one or two corners beside polygons, and pycocotools takes two for a box.
-            instance["segmentation"] = [polygon for polygon in instance["segmentation"] if len(polygon) >= 6]
             polygons = [np.reshape(polygon, (-1, 2)) for polygon in instance["segmentation"]]
             size = entry["width"], entry["height"]
             inside = any((p.max(0) > 0).all() and (p.min(0) < size).all() for p in polygons)

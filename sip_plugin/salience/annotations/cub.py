@@ -74,9 +74,7 @@ class CUB200(Dataset[tuple[Any, int]]):
             ValueError: If the data set has a transform, which its maps would not follow.
         """
         if self.transform is not None:
-            raise ValueError(
-                "The maps would not follow this data set's transform: give it to SalientDataset, which moves both."
-            )
+            raise ValueError("The maps would not follow this data set's transform: give it to SalientDataset.")
         # Beside the folder as it is called, and as it is: it may be a link.
         parents = self.root, self.root.absolute().parent, self.root.resolve().parent
         places = [parent / "segmentations" for parent in parents]

@@ -78,10 +78,6 @@ class FolderMasks(HumanMasks):
             unclear = black or (colours != levels[..., None]).any()
         highest = levels.max()
         if unclear or highest > full:
-            raise ValueError(
-                f"it has colours, is black on a transparent ground, or has levels above full_level, {full}."
-            )
-        hint = (
-            f"it has no level above {highest} of {full}. If {highest} stands for all annotators: full_level={highest}."
-        )
+            raise ValueError(f"it has colours, is black on transparent ground, or has levels above full_level, {full}.")
+        hint = f"it has no level above {highest} of {full}. If {highest} stands for everybody: full_level={highest}."
         return levels / full >= self.threshold, hint if highest else ""

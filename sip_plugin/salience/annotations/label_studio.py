@@ -72,9 +72,7 @@ class LabelStudioMasks(HumanMasks):
         try:
             listed = json.loads(self.file.read_bytes())
             if any(isinstance(annotation, int) for task in listed for annotation in task["annotations"]):
-                raise TypeError(
-                    "it has the numbers of annotations and not what they hold; export the project once more"
-                )
+                raise TypeError("it has the numbers of annotations, not what they hold; export the project once more")
             tasks = [[_regions(a) for a in task["annotations"] if _marks(a)] for task in listed]
             for number, task in enumerate(listed):
                 for end in _path_ends(task, image):
@@ -130,9 +128,8 @@ def _inside(value: Mapping[str, Any], size: tuple[int, int]) -> NDArray[np.bool_
     per_cent = np.array([size[1], size[0]]) / 100
     y, x = np.mgrid[: size[0], : size[1]] + 0.5
     angle = np.deg2rad(value.get("rotation", 0))
-    turn = np.array(
-        [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
-    )  # of rows, clockwise on the screen
+    # Of rows, clockwise on the screen.
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     if "radiusX" in value:
         centre, radii = (np.array([value[a], value[b]]) * per_cent for a, b in (("x", "y"), ("radiusX", "radiusY")))
         along = (np.stack([x, y], axis=-1) - centre) @ turn.T / radii
@@ -141,9 +138,7 @@ def _inside(value: Mapping[str, Any], size: tuple[int, int]) -> NDArray[np.bool_
     if "points" in value:
         corners = np.array(value["points"]) * per_cent
     else:  # a rectangle turns about its first corner
-        sides = (
-            np.array([[0, 0], [value["width"], 0], [value["width"], value["height"]], [0, value["height"]]]) * per_cent
-        )
+        sides = np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * [value["width"], value["height"]] * per_cent
         corners = np.array([value["x"], value["y"]]) * per_cent + sides @ turn
     inside = np.zeros(size, dtype=bool)
     for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):

@@ -90,14 +90,14 @@ def test_ids_as_they_are_on_request(serve):
     assert json.loads(recruitment) == {"PROLIFIC_PID": "5f3c", "STUDY_ID": "s", "SESSION_ID": "t"}
 
 
-def test_deletion_on_request(serve, stimuli, tmp_path, capsys):
+def test_deletion_on_request(serve, tmp_path, capsys):
     from benchmarks.human_study.__main__ import main
 
     server = serve()
     me = start(server).json()
     answer(server, me, 0)
     answer(server, start(server, "p2").json(), 0)
-    arguments = ["--stimuli", str(stimuli), "--data", str(server.data), "--study", str(tmp_path / "study.toml")]
+    arguments = ["--data", str(server.data)]
     assert main(["serve", *arguments, "--delete", "5f3cparticipant"]) == 0
     assert rows(server, "SELECT number, COUNT(*) FROM participants JOIN answers ON participant = id") == [(1, 1)]
     assert me["participant"][:32].encode() not in b"".join(path.read_bytes() for path in server.data.iterdir())
