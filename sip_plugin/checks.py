@@ -22,7 +22,7 @@ def check_images(images: Tensor, *, name: str = "images", tolerance: float = 0.0
     if not isinstance(images, Tensor) or not images.is_floating_point():
         given = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(
-            f"{name} must be a floating point tensor in [0, 1], got {given}. Of uint8: {name}.float() / 255."
+            f"{name} must be a floating point torch.Tensor in [0, 1], got {given}. For uint8 images: {name}.float() / 255."
         )
     if images.dim() != 4 or images.numel() == 0:
         raise ValueError(
@@ -46,7 +46,9 @@ def check_labels(labels: Tensor, images: Tensor, *, name: str = "labels") -> Ten
     """
     if not isinstance(labels, Tensor) or labels.dtype == torch.bool or labels.is_floating_point():
         given = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"{name} must be a tensor of class indices (int64), got {given}. Of one-hot: {name}.argmax(1).")
+        raise TypeError(
+            f"{name} must be a torch.Tensor of class indices (torch.int64), got {given}. For one-hot rows: {name}.argmax(1)."
+        )
     if labels.shape != images.shape[:1]:
         raise ValueError(f"{name} must be one class index per image, ({len(images)},), got {tuple(labels.shape)}.")
     labels = labels.detach().to(images.device, torch.int64)

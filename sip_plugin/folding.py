@@ -96,8 +96,7 @@ class FoldedModel(nn.Module):
                 weight.dim() == 4 and weight.device.type == "cpu"
             ):  # where it and what follows are faster in channels-last
                 weight = weight.to(memory_format=torch.channels_last)
-            parameters = {"weight": weight, "bias": bias}
-            twin._parameters = {name: nn.Parameter(value, requires_grad=False) for name, value in parameters.items()}
+            twin._parameters = {"weight": nn.Parameter(weight, False), "bias": nn.Parameter(bias, False)}
             twins |= {layer: twin, norm: nn.Identity()}
             self._pairs.append((layer, norm, twin))
         folded = set(twins)

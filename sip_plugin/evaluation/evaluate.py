@@ -147,8 +147,8 @@ def evaluate_robustness(
                 except ValueError as reason:
                     notes = [f"BatchNorm was not folded: {reason}."] * (fold_batchnorm is True)
             settings["fold_batchnorm"] = attacked is not network
-            largest = state.radii[-1]
-            attacks = group.call(lambda: make_attacks(attack, version, attacked, norm, clean, images[0], largest))
+            make = partial(make_attacks, attack, version, attacked, norm, clean, images[0], state.radii[-1])
+            attacks = group.call(make)
             state.run(attacks, clean["correct"])
             warnings = notes + [note for each in attacks for note in each.notes]
             if sanity_checks:

@@ -42,8 +42,7 @@ class JointTransform:
             raise ValueError("Pillow rounds positions in another way than a map is moved: leave v2.ToPILImage out.")
         kinds = [type(part) for part in _parts(transform)]
         self._mixes_channels = any(kind.__name__ in _MIXES_CHANNELS for kind in kinds)
-        own = (kind.__module__.startswith("torchvision") and kind.__name__ not in _UNTRUSTED for kind in kinds)
-        self._trusted = all(own)
+        self._trusted = all(k.__module__.startswith("torchvision") and k.__name__ not in _UNTRUSTED for k in kinds)
 
     def __call__(self, image: Tensor, salience: Tensor) -> tuple[Tensor, Tensor]:
         """The transformed image, and its map; a ValueError if they do not fit each other any more."""

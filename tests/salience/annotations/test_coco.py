@@ -250,7 +250,7 @@ def test_an_instance_outside_its_image_or_that_no_image_reaches_is_an_error_that
     if among_others:
         annotated.add(number, polygon(0, 0, 2, 2))
     outside = annotated.add(number, polygon(*FAR[where]))
-    says = rf"a/1\.jpg.*\[{outside}\] must be .*inside the image"
+    says = rf"a/1\.jpg.*\[{outside}\] must be .*in the image"
     with pytest.raises(UnreadableAnnotationError, match=says):
         annotated.masks()[0]
     with pytest.warns(UserWarning, match="1 UnreadableAnnotationError"):

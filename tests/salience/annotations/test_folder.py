@@ -133,7 +133,7 @@ def test_black_on_a_transparent_ground_is_an_error(folders, birds):
     image = Image.new("RGBA", (9, 7), "black")
     image.putalpha(Image.fromarray(binary_mask().astype(np.uint8) * 255))
     save_mask(folders, image)
-    with pytest.raises(ValueError, match=r"robin/1\.png cannot be read: .*black on a transparent ground"):
+    with pytest.raises(ValueError, match=r"robin/1\.png cannot be read: .*black on transparent ground"):
         FolderMasks(birds, folders / "masks")[0]
 
 
