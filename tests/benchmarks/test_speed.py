@@ -30,6 +30,7 @@ def _own_home(tmp_path, monkeypatch):
 
 def test_wrapper_overhead_runs_and_writes_its_record(tmp_path, monkeypatch):
     monkeypatch.setattr(wrapper_overhead, "reference_resnet18", small_network)
+    monkeypatch.setattr(wrapper_overhead, "_REPEATS", 3)
     out = tmp_path / "result.json"
     wrapper_overhead.main(["--batch", "4", "--rounds", "2", "--attacks", "PGD", "FGSM", "--out", str(out)])
     record = json.loads(out.read_text())
