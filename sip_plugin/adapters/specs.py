@@ -226,7 +226,7 @@ _DESCENT = FoolboxSpec(start="get_random_start", reason="its random start is pro
 _DESCENTS = """ProjectedGradientDescentAttack AdamProjectedGradientDescentAttack BasicIterativeAttack
     AdamBasicIterativeAttack MomentumIterativeFastGradientMethod FastGradientAttack"""
 _REFINES = "refines `starting_points`, which are projected by its queries"
-_LEFT_OUT = "images of which nothing may change are left out"
+_FAR_START = FoolboxSpec(searches_start=True, reason="images of which nothing may change are left out")
 _NO_QUERY = FoolboxSpec(reason="asks only whether its result is adversarial")
 
 FOOLBOX = Registry(
@@ -247,10 +247,8 @@ FOOLBOX = Registry(
                 LinfDeepFoolAttack L0FMNAttack L1FMNAttack L2FMNAttack LInfFMNAttack GenAttack""",
             FoolboxSpec(reason=_TANH): "L2CarliniWagnerAttack",
             FoolboxSpec(reason=_REFINES): "BinarizationRefinementAttack",
-            FoolboxSpec(
-                searches_start=True, reason=_LEFT_OUT
-            ): """BoundaryAttack HopSkipJumpAttack L0BrendelBethgeAttack
-                L1BrendelBethgeAttack L2BrendelBethgeAttack LinfinityBrendelBethgeAttack PointwiseAttack""",
+            _FAR_START: """BoundaryAttack HopSkipJumpAttack L0BrendelBethgeAttack L1BrendelBethgeAttack
+                L2BrendelBethgeAttack LinfinityBrendelBethgeAttack PointwiseAttack""",
         }
     ),
     {
