@@ -69,8 +69,7 @@ def check_logits(output: Any, rows: int, classes: int = 2) -> Tensor:
 
 
 def check_classes(labels: Tensor, logits: Any) -> None:
-    """Raise a ValueError for labels that the network has no logit for (on CUDA, picking one would end the process)."""
-    # Anything but a table is refused elsewhere.
+    """Raise a ValueError for labels without a logit (on CUDA, picking one would end the process), if these are logits."""
     classes = logits.shape[1] if isinstance(logits, Tensor) and logits.dim() == 2 else 0
     if classes > 1 and int(labels.max()) >= classes:
         raise ValueError(f"labels must be below {classes}, the network's number of classes, got {int(labels.max())}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from types import MethodType
 from typing import Any
@@ -10,21 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from sip_plugin.checks import check_logits
 from sip_plugin.model_state import HOOKS, eval_mode
 from sip_plugin.model_utils import unwrap_ddp, unwrap_model
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)  # channels of a linear layer's tokens are not BatchNorm's
 _OWN = {"_modules", "_parameters", "training", "_compiled_call_impl"}
 _SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
 
 
 class FoldedModel(nn.Module):
-    """A network in eval mode with each BatchNorm folded into the convolution or linear layer before it.
+    """A network in eval mode with each BatchNorm folded into the convolution before it.
 
     Its ``network`` is a twin: the same classes and forward code, always in eval mode; parameters share the network's memory
     and take no gradient. A BatchNorm behind anything else becomes one multiply-add. The network itself is not changed.
-    DistributedDataParallel is looked through; of a compiled network the twin is compiled with the same settings.
+    DistributedDataParallel is looked through; of a compiled network the twin is compiled with the same settings (after
+    ``network.compile()`` with the default ones). What the forward code does must be the same at each call.
 
     Args:
         model: The network.
@@ -46,8 +49,6 @@ class FoldedModel(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """The network's logits in eval mode, ``(N, classes)``."""
-        if any(twin.weight.dtype != _computed_in(layer.weight) for layer, _, twin in self._pairs):
-            self.refresh()
         logits: Tensor = self.network(images)
         return logits
 
@@ -57,7 +58,7 @@ class FoldedModel(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the network's present parameters and statistics, in place; under autocast in its type."""
+        """Take over the network's present parameters and statistics, in place."""
         if self._structure() != self._known:
             return self._fold()
         for module, twin in self._shared:
@@ -66,18 +67,19 @@ class FoldedModel(nn.Module):
             for ours, new in zip((twin.scale, twin.shift), _scale_shift(norm), strict=True):
                 ours.copy_(new)
         for layer, norm, twin in self._pairs:
+            _take_attributes(layer, twin)
             scale, shift = _scale_shift(norm)
-            weight, dtype = layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1)), _computed_in(layer.weight)
-            bias = shift if layer.bias is None else shift + layer.bias * scale
-            for ours, new in ((twin.weight, weight), (twin.bias, bias)):
-                if ours.dtype != dtype:  # cast once, where autocast would do it in each pass and keep the result
-                    ours.data = ours.data.to(dtype)
-                ours.copy_(new)
+            twin.weight.copy_(layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1)))
+            twin.bias.copy_(shift if layer.bias is None else shift + layer.bias * scale)
         return None
 
-    def _structure(self) -> list[tuple[int, bool]]:
-        return [(id(module), _has_hooks(module)) for module in self._model[0].modules()]
+    def _structure(self) -> tuple[Any, ...]:
+        """What is the same as long as the network need not be folded anew."""
+        modules = list(self._model[0].modules())
+        tensors = [t for m in modules for t in (*m._parameters.values(), *m._buffers.values()) if t is not None]
+        return [(id(m), _has_hooks(m)) for m in modules], [(t.shape, t.dtype, t.device) for t in tensors]
 
+    @torch.inference_mode(mode=False)
     @torch.no_grad()
     def _fold(self) -> None:
         model = self._model[0]
@@ -113,8 +115,9 @@ class FoldedModel(nn.Module):
 
     @torch.no_grad()
     def _compare(self, images: Tensor) -> None:
-        """Compare the logits of both before compilation, so that it is not done twice."""
+        """Compare the logits of both, before compilation, so that it is not done twice, and in their own precision."""
         network, twin = self._inner
+        images = images.to(next((p.dtype for p in network.parameters() if p.is_floating_point()), images.dtype))
         eps = [torch.finfo(images.dtype).eps]
 
         def see(_module: nn.Module, _arguments: object, output: object) -> None:
@@ -123,14 +126,13 @@ class FoldedModel(nn.Module):
 
         hooks = [module.register_forward_hook(see) for module in twin.modules()]
         try:
-            ours = twin(images.clone())
+            with torch.autocast(images.device.type, enabled=False), eval_mode(network):
+                ours, own = check_logits(twin(images.clone()), len(images), 1), network(images.clone())
         except Exception as error:
             raise ValueError(f"its folded form fails with {type(error).__name__}: {error}") from error
         finally:
             for hook in hooks:
                 hook.remove()
-        with eval_mode(network):
-            own = network(images.clone())
         largest, size = (ours.double() - own.double()).abs().max().item(), own.abs().max().item()
         if not largest <= max(eps) ** 0.5 * size:  # half of the digits
             raise ValueError(f"folding changes its logits, of up to {size:.3g}, by {largest:.3g}")
@@ -157,13 +159,6 @@ class _ScaleShift(nn.Module):
         return x * self.scale.view(shape) + self.shift.view(shape)
 
 
-def _computed_in(weight: Tensor) -> torch.dtype:
-    """The type that a convolution or linear layer casts its weight to."""
-    device = weight.device.type
-    wide = weight.dtype == torch.float64  # which autocast leaves alone
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and not wide else weight.dtype
-
-
 def _foldable(network: nn.Module, layers: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
     """By name: the layers that a BatchNorm can be folded into, each with its BatchNorm; and the other BatchNorms.
 
@@ -173,6 +168,8 @@ def _foldable(network: nn.Module, layers: dict[str, Any]) -> tuple[dict[str, str
     if not any(type(module) in _NORMS for module in layers.values()):
         return {}, []
     scratch = _twin(network, {})  # what the forward code leaves on a network while it is traced stays out of the user's
+    for module in scratch.modules():
+        vars(module).update({n: copy.copy(v) for n, v in vars(module).items() if isinstance(v, (dict, list, set))})
     try:
         graph = _Tracer().trace(_Call(scratch))
     except Exception as error:
@@ -212,7 +209,8 @@ class _Tracer(fx.Tracer):
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return any(getattr(module, name) for name in HOOKS if name in module.__dict__)
+    """Whether more happens at a call than its class says: hooks, or another forward in its place."""
+    return "forward" in vars(module) or any(vars(module).get(name) for name in HOOKS)
 
 
 def _scale_shift(norm: Any) -> tuple[Tensor, Tensor]:
@@ -246,18 +244,25 @@ def _copied(module: nn.Module) -> nn.Module:
     return copied
 
 
-def _take_over(module: nn.Module, twin: nn.Module) -> None:
-    """Let a copy have a module's present attributes, buffers and hooks, and its parameters without gradient."""
+def _take_attributes(module: nn.Module, twin: nn.Module) -> None:
+    """Let a copy have a module's present attributes, buffers and hooks."""
     for name, value in module.__dict__.items():
         if isinstance(value, MethodType) and value.__self__ is module:  # a forward that Accelerate has put there
             twin.__dict__[name] = MethodType(value.__func__, twin)
+        elif name == "_buffers" or name in HOOKS:
+            twin.__dict__[name] = value.copy()  # so that what is done to the copy is not done to the module
         elif name not in _OWN:
             twin.__dict__[name] = value
+
+
+def _take_over(module: nn.Module, twin: nn.Module) -> None:
+    """Let a copy have all that a module has at present, its parameters without gradient."""
+    _take_attributes(module, twin)
     for name, parameter in module._parameters.items():
         alias = twin._parameters.get(name)
         if parameter is None:
             twin._parameters[name] = None
         elif alias is None:
             twin._parameters[name] = nn.Parameter(parameter.detach(), requires_grad=False)
-        elif alias.data_ptr() != parameter.data_ptr():
+        elif (alias.data_ptr(), alias.stride()) != (parameter.data_ptr(), parameter.stride()):
             alias.data = parameter.data
