@@ -94,8 +94,7 @@ class FoldedModel(nn.Module):
         for layer, norm in ((layers[first], layers[second]) for first, second in pairs.items()):
             twin = _copied(layer)
             weight, bias = layer.weight.clone(), norm.running_mean.to(layer.weight.dtype, copy=True)
-            # On a CPU it and what follows are faster in channels-last.
-            if weight.dim() == 4 and weight.device.type == "cpu":
+            if weight.dim() == 4 and weight.device.type == "cpu":  # it and what follows are faster so
                 weight = weight.to(memory_format=torch.channels_last)
             twin._parameters = {"weight": nn.Parameter(weight, False), "bias": nn.Parameter(bias, False)}
             twins |= {layer: twin, norm: nn.Identity()}

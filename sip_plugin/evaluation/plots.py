@@ -53,12 +53,13 @@ def draw(
         axes.set_title(title, fontsize=_FONT + 1, loc="left", parse_math=False)
         axes.set_xlabel(f"ε{'' if unit == 1 else ' in units of 1/255'} ({NORMS[norm]}); 0: clean images")
         for label, shares, bounds, look in curves:
-            colour, places = COLOURS[look % len(COLOURS)], [radius / unit for radius in shares]
+            colour, dashes = COLOURS[look % len(COLOURS)], "-" if look < len(COLOURS) else "--"
+            places, heights = [radius / unit for radius in shares], [100 * share for share in shares.values()]
             if bounds:
                 low, high = ([100 * bound for bound in side] for side in zip(*bounds.values(), strict=True))
                 axes.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
-            heights, marker = [100 * share for share in shares.values()], _MARKERS[look % len(_MARKERS)]
-            (lines[label],) = axes.plot(places, heights, color=colour, marker=marker, label=label, markersize=4.0)
+            style = _MARKERS[look % len(_MARKERS)] + dashes
+            (lines[label],) = axes.plot(places, heights, style, color=colour, label=label, markersize=4.0)
         if len(places) < 8:
             axes.set_xticks(places, [f"{place:.4g}" for place in places])
         axes.grid(axis="y", color="0.9", linewidth=0.6)
