@@ -146,8 +146,6 @@ _ELEMENTWISE = (
     ".*(Relu|PreluKernel|Elu|Gelu|Silu|Mish|Hardtanh|Hardswish|Sigmoid|Tanh|Softplus|Threshold|Clamp|Dropout|Clone|Copy|Add|"
     "Sub|Mul|Div|Where|MaskedFill|IndexPut|Abs|Neg|Sqrt|Pow|Exp|Log)|Cat|Slice|CopySlices|Roll|ConstantPadNd"
 )
-
-
 _Custom = torch.autograd.function.BackwardCFunction  # an operation that is written in Python, or compiled
 
 

@@ -62,7 +62,7 @@ def callable_attack(name: str, model: nn.Module, factory: AttackFactory, eps: fl
             )
         return found.to(images.device)
 
-    masked = f"{name} was restricted by salience maps (SIPWrapper): what it leaves is no robust accuracy as usual."
+    masked = f"{name} was restricted by salience maps (SIPWrapper): this is not the usual robust accuracy."
     return Attack(name, find, notes=(masked,) if hasattr(made(eps), "mask_fn") else ())
 
 

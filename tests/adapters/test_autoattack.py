@@ -302,7 +302,7 @@ def test_a_network_set_anew_is_projected_too_and_a_member_without_one_is_refused
         kept = (queries[:, None] == images[None]) | ~salience[None]
         assert kept.flatten(2).all(2).any(1).all()
     del wrapper.wrapped.apgd.model
-    with pytest.raises(TypeError, match="no network"):
+    with pytest.raises(TypeError, match="has no network in"):
         evaluate(wrapper, images, labels)
 
 

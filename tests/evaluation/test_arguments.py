@@ -56,7 +56,7 @@ def test_illegal_data_are_errors_that_say_where(evaluated):
     x, y = evaluated
     for data, match in [
         ([(x[:4], y[:4]), (x[4:8] * 255, y[4:8])], "images of batch 1 must lie in"),
-        ([(x[:4], y[:3])], r"labels of batch 0 .*\(4,\), got \(3,\)"),
+        ([(x[:4], y[:3])], r"labels of batch 0 must be one class index per image, \(4,\), got \(3,\)"),
         (zip(x, y, strict=True), r"images of batch 0 must have the four dimensions"),  # a data set, not a loader
     ]:
         with pytest.raises(ValueError, match=match):

@@ -27,9 +27,8 @@ def correct(trained, evaluated):
 def member_of(model, name, version="standard", norm="Linf", classes=10):
     """One of AutoAttack's attacks, and how what it finds is verified."""
     chosen = version if name in VERSIONS.get(version, ()) else [name]
-    return autoattack_member(model, name, chosen, norm, classes), lambda radii: partial(
-        verified_norms, model, radii, norm
-    )
+    found = autoattack_member(model, name, chosen, norm, classes)
+    return found, lambda radii: partial(verified_norms, model, radii, norm)
 
 
 def attacked(member, images, labels, eps, radii=EPS, done=None, seed=3):
