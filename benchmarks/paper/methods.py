@@ -75,7 +75,7 @@ class RandomLike:
     """For each map another one with as many elements, at random: the same budget without any salience.
 
     Args:
-        maps: The maps, each ``bool`` of any shape.
+        maps: The maps, each ``bool``, ``(C, H, W)``. One whose channels agree gets whole pixels.
         seed: With the index it determines the map.
     """
 
@@ -87,9 +87,10 @@ class RandomLike:
 
     def __getitem__(self, index: int) -> Tensor:
         salience = self.maps[index]
+        part = salience[:1] if torch.equal(salience, salience[:1].expand_as(salience)) else salience
         generator = torch.Generator().manual_seed(derived(self.seed, index))
-        order = torch.randperm(salience.numel(), generator=generator)
-        return salience.flatten()[order].view(salience.shape)
+        order = torch.randperm(part.numel(), generator=generator)
+        return part.flatten()[order].view(part.shape).expand_as(salience)
 
 
 class AnotherImages:

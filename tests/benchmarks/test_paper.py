@@ -166,6 +166,17 @@ def test_a_random_map_has_as_many_elements_and_is_another_for_each_image_and_see
         assert torch.equal(drawn[index], drawn[index])
         assert not torch.equal(drawn[index], salience)
         assert not torch.equal(drawn[index], methods.RandomLike(maps, seed=2)[index])
+        assert not torch.equal(drawn[index][0], drawn[index][1])
+
+
+def test_a_random_map_is_of_whole_pixels_where_the_map_is():
+    pixels = torch.rand(1, 8, 8) < 0.4
+    (drawn,) = methods.RandomLike([pixels.expand(3, 8, 8)], seed=1)
+    assert not torch.equal(drawn[:1], pixels)
+    for channel in drawn:
+        assert torch.equal(channel, drawn[0])
+        assert channel.sum() == pixels.sum()
+
 
 
 @pytest.mark.parametrize("same_class", [True, False])
