@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean, stdev
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository's root, where `benchmarks` is
@@ -36,7 +36,7 @@ from sip_plugin.salience import GradientSalience
 METHODS = {"standard": "Standard", "madry": "Madry", "sip-at": "SIP-AT (SIP-S)", "random": "Control: random maps"}
 LOOK_AT = (
     "Look at the clean column: what Madry loses against Standard, and what SIP-AT wins back. The control protects as many "
-    "elements at random: what it wins back is due to the smaller budget, the rest to salience."
+    "elements at random, so what it wins back is due to the smaller budget and not to salience."
 )
 BUDGET: dict[str, Any] = {"eps": 0.25, "alpha": 0.0625, "steps": 10}  # of the attacks in training, L∞
 TEST_EPS = (0.05, 0.15, 0.25)
@@ -100,7 +100,8 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for method, runs in results.items():
         accuracies = zip(*((r["clean_all"], r["clean_attacked"], *r["robust"].values()) for r in runs), strict=True)
-        cells = [f"{100 * fmean(values):.1f} ± {100 * pstdev(values):.1f}" for values in accuracies]
+        spread = stdev if len(runs) > 1 else lambda _: 0.0
+        cells = [f"{100 * fmean(values):.1f} ± {100 * spread(values):.1f}" for values in accuracies]
         lines.append(f"| {METHODS[method]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -8,18 +8,20 @@
 # slice the same OUT. With cpu all of it is of toy size, to try the script.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-DATA=$1 OUT=$2 END=$((SECONDS + ${3:-500})) DEVICE=${4:-cuda}
+DATA=$1 OUT=$2 TIME=${3:-500} DEVICE=${4:-cuda}
+END=$((SECONDS + TIME)) HALF=$((SECONDS + TIME / 2))
 export OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$PWD
 mkdir -p "$OUT"
 PYTHON=${PYTHON:-python3}
 
-# Runs a command once, with half of the rest of the time at most; its output and exit status are kept in OUT.
+# Runs a command in the first half of a slice, the other half being the cells'; its output and exit status are kept in OUT.
+# One that the end of the half stops gets a second try, in the next slice.
 once() {
   local name=$1; shift
-  [ "$(cat "$OUT/$name.rc" 2>/dev/null)" = 0 ] && return
-  echo "== $name, $((END - SECONDS)) s left"
-  timeout $((END > SECONDS + 2 ? (END - SECONDS) / 2 : 1)) "$@" >"$OUT/$name.log" 2>&1
-  echo $? | tee "$OUT/$name.rc"
+  [[ "$(cat "$OUT/$name.rc" 2>/dev/null)" =~ ^(124|137)?$ ]] && [ $((HALF - SECONDS)) -gt 2 ] || return
+  echo "== $name, $((HALF - SECONDS)) s left"
+  timeout -k 5 $((HALF - SECONDS)) "$@" >"$OUT/$name.log" 2>&1
+  echo $? | tee -a "$OUT/$name.rc"
   tail -n 3 "$OUT/$name.log"
 }
 
@@ -41,8 +43,13 @@ fi
 data=(--data-dir "$DATA")
 [ -d "$DATA/cifar-10-batches-py" ] || data+=(--unofficial-data "${UNOFFICIAL:-cifar-10-batches-py-jpeg75}"
   --unofficial-test "${UNOFFICIAL_TEST:-cifar-10-batches-py-partial}")
-[ "$DEVICE" = cuda ] || data+=(--archs convnet24 --methods madry sip-s --seeds 0 --epochs 1 --images 8 --no-compile)
-[ $((END - SECONDS)) -gt 20 ] || exit 0
+if [ "$DEVICE" = cuda ]; then
+  data+=(--workers "${WORKERS:-8}")
+else
+  data+=(--archs convnet24 --teacher-arch convnet24 --methods madry sip-s --seeds 0 --no-compile)
+  data+=(--epochs 2 --validation-share 0.98 --batch-size 64 --images 8 --test-batch-size 8 --version rand)
+fi
+[ $((END - SECONDS)) -gt 30 ] || exit 0
 echo "== cells, $((END - SECONDS)) s left"
 "$PYTHON" -m benchmarks.paper table --preset cifar10-w32 "${data[@]}" --accelerator "$DEVICE" \
-  --time-limit $((END - SECONDS - 10)) --state "$OUT/state" --results "$OUT/w32" --work "${TMPDIR:-/tmp}/w32" 2>&1 | tail -n 20
+  --time-limit $((END - SECONDS - 20)) --state "$OUT/state" --results "$OUT/w32" --work "${TMPDIR:-/tmp}/w32" 2>&1 | tail -n 20

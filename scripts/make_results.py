@@ -101,7 +101,11 @@ def comparison_verdict(preset: str = "cifar10-cpu") -> str:
         (0, 1): "Here salience helps at 8/255",
         (1, -1): "Here salience gains clean accuracy and loses robustness",
         (0, 0): "Nothing here shows that salience helps",
-    }.get((clean.shown, largest.shown), "Here random maps do better than salience")
+        (-1, 1): "Here salience gains robustness and loses clean accuracy",
+        (-1, 0): "Here random maps do better on clean images",
+        (0, -1): "Here random maps do better at 8/255",
+        (-1, -1): "Here random maps do better than salience",
+    }[clean.shown, largest.shown]
     return _paragraph(
         f"""**{found}**: SIP-S against the control with a random map of the same size is {clean} points on clean images and
         {largest} at 8/255 (95 % intervals over seeds and images)."""

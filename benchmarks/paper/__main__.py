@@ -60,8 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("The time is up: the same command goes on.")
             return 0
         finally:
-            if options.state and int(os.environ.get("RANK", 0)) == 0:
-                pack(options.state, options.results, options.work)
+            _pack(options)
     except (OSError, ValueError, ImportError, FloatingPointError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
 
@@ -90,9 +89,15 @@ def _run(cells: list[Cell], options: argparse.Namespace) -> int:
             print(f"[{number + 1}/{len(cells)}] {cell.name}", flush=True)
         if not run_cell(cell, place, fabric, train_only=options.train_only):
             left.append(cell.name)
+        _pack(options)
     if left:
         print(f"Another process is at: {', '.join(left)}.")
     return 0
+
+
+def _pack(options: argparse.Namespace) -> None:
+    if options.state and int(os.environ.get("RANK", 0)) == 0:
+        pack(options.state, options.results, options.work)
 
 
 def _fabric(options: argparse.Namespace, precision: Precision) -> Fabric:
@@ -139,6 +144,9 @@ def _cells(options: argparse.Namespace, preset: Preset) -> list[Cell]:
         seeds=tuple(preset.seeds if options.seeds is None else options.seeds),
         teacher_arch=options.teacher_arch or preset.teacher_arch,
     )
+    theirs = set(options.methods or ()) & set(PRESETS[preset.base].methods if preset.base else ())
+    if theirs:
+        raise ValueError(f"{', '.join(sorted(theirs))}: make these cells with --preset {preset.base}, whose they are.")
     return [
         dataclasses.replace(with_changes(cell, training, evaluation), split_seed=options.split_seed)
         for cell in preset.cells()

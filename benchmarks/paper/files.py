@@ -56,12 +56,13 @@ def locked(path: Path, fabric: Fabric, *, wait: bool) -> Iterator[bool]:
     The system lets go of the lock when the process ends, however it ends.
     """
     with contextlib.ExitStack() as stack:
-        mine = stack.enter_context(_file_lock(path, wait)) if fabric.global_rank == 0 else None
+        mine = stack.enter_context(file_lock(path, wait)) if fabric.global_rank == 0 else None
         yield bool(fabric.broadcast(mine))
 
 
 @contextlib.contextmanager
-def _file_lock(path: Path, wait: bool) -> Iterator[bool]:
+def file_lock(path: Path, wait: bool) -> Iterator[bool]:
+    """:func:`locked` for one process."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         if fcntl is None:

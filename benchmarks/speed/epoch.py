@@ -22,7 +22,7 @@ from benchmarks.speed.measure import resnet18, wait
 from benchmarks.speed.training_step import ALPHA, EPS, STEPS
 from sip_plugin import AdversarialTrainer
 
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # operations per second
+PEAK = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}  # per second
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -77,10 +77,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                 "share_of_peak": None if peak is None else operations * steps / seconds / peak,
             }
             print(f"{name}: {results[name]}", flush=True)
-    result = {"card": card, "batch": options.batch, "width": options.width, "steps": steps, "results": results}
-    result["operations_of_a_step"] = operations
-    if options.out is not None:
-        write_json(options.out, run_record(0) | result)
+            result = {"card": card, "batch": options.batch, "width": options.width, "steps": steps, "results": results}
+            result["operations_of_a_step"] = operations
+            if options.out is not None:
+                write_json(options.out, run_record(0) | result)
     return result
 
 

@@ -128,7 +128,10 @@ def _float_logits(output: Any, rows: Tensor) -> Tensor:
 
 class _Rising(tuple[int | None, ...]):
     def __call__(self, share: float) -> int | None:
-        return self[int(share * len(self))]
+        return self[min(int(share * len(self)), len(self) - 1)]
+
+    def __repr__(self) -> str:
+        return f"rising({', '.join(map(repr, self))})"
 
 
 def rising(first: int | None, *later: int | None) -> _Schedule:

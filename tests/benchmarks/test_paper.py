@@ -178,7 +178,6 @@ def test_a_random_map_is_of_whole_pixels_where_the_map_is():
         assert channel.sum() == pixels.sum()
 
 
-
 @pytest.mark.parametrize("same_class", [True, False])
 def test_another_images_map_is_of_the_same_class_or_of_another_one_and_never_its_own(same_class):
     labels = torch.arange(60) % 3
@@ -189,6 +188,35 @@ def test_another_images_map_is_of_the_same_class_or_of_another_one_and_never_its
     assert (of != torch.arange(60)).all()
     assert len(of.unique()) > 30
     assert [drawn[0][index] for index in range(60)] == of.tolist() != [drawn[1][index] for index in range(60)]
+
+
+RISING = "FAT(tau=rising(0, 1, 3, None), omega=0.001, random_start=True)"
+DEFINITIONS = {
+    "standard": ("Standard()", None, 0.5),
+    "madry": ("Madry()", None, 0.5),
+    "trades": ("TRADES(beta=6.0)", None, 0.5),
+    "fat": ("FAT(tau=None, omega=0.001, random_start=True)", None, 0.5),
+    "fat-rising": (RISING, None, 0.5),
+    "part": (f"PART(cam='gradcam', eps_low={7 / 255}, warmup=0.25, layer=None)", None, 0.5),
+    "mart": ("MART(beta=6.0)", None, 0.5),
+    "sip-fat-rising": (RISING, "teacher", 0.5),
+    "sip-s": ("SIPAT()", "teacher", 0.5),
+    "sip-s-25": ("SIPAT()", "teacher", 0.25),
+    "sip-s-75": ("SIPAT()", "teacher", 0.75),
+    "sip-random": ("SIPAT()", "random", 0.5),
+    "sip-random-25": ("SIPAT()", "random", 0.25),
+    "sip-random-75": ("SIPAT()", "random", 0.75),
+    "sip-least": ("SIPAT()", "least", 0.5),
+    "sip-same-class": ("SIPAT()", "same-class", 0.5),
+    "sip-other-class": ("SIPAT()", "other-class", 0.5),
+}
+
+
+def test_a_row_with_results_keeps_its_definition():
+    """Results and checkpoints are found by a row's name: another definition needs another name."""
+    rows = {name: methods.METHODS[name] for name in DEFINITIONS}
+    assert {name: (repr(row.method()), row.salience, row.mass) for name, row in rows.items()} == DEFINITIONS
+    assert not any(row.per_pixel for row in rows.values())
 
 
 def test_the_least_gradient_map_has_as_many_elements_as_eq_8_and_none_of_them():

@@ -162,7 +162,7 @@ def test_a_table_goes_on_elsewhere_from_its_state(teacher, tmp_path, monkeypatch
         patch.setattr("benchmarks.paper.state.PIECE", 2**16)
         assert main([*arguments, "--results", str(tmp_path / "second")]) == 0
     assert "time is up" in capsys.readouterr().out
-    pieces = sorted((tmp_path / "state").iterdir())
+    pieces = list((tmp_path / "state").glob("*.part"))
     assert len(pieces) > 1
     assert max(piece.stat().st_size for piece in pieces) == 2**16
     assert main([*arguments, "--results", str(tmp_path / "third")]) == 0
@@ -174,44 +174,110 @@ def test_a_table_goes_on_elsewhere_from_its_state(teacher, tmp_path, monkeypatch
     )
 
 
-def test_a_kill_while_the_state_is_written_loses_nothing(tmp_path, monkeypatch):
-    cell, other = (tmp_path / folder / "cells" / "digits-seed0.json" for folder in ("first", "second"))
-    for folder in (cell.parent, other.parent):
-        folder.mkdir(parents=True)
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Folders of state, results and work, with a cell that is under way; 120 pieces."""
     monkeypatch.setattr("benchmarks.paper.state.PIECE", 2**10)
-    state, work = tmp_path / "state", tmp_path / "work"
-    cell.write_text("1" * 5000)
-    pack(state, cell.parent.parent, work)
-    cell.write_text("2" * 5000)
-    written = []
+    state, results, work = (tmp_path / name for name in ("state", "results", "work"))
+    (work / "digits-seed0-key").mkdir(parents=True)
+    (work / "digits-seed0-key" / "checkpoint.pt").write_bytes(os.urandom(120 * 2**10))
+    (work / "digits-seed0-key" / ".checkpoint.pt.x").touch()  # which a kill has left
+    return state, results, work
 
-    def killed(path):
-        if len(written) == 2:
-            raise KeyboardInterrupt
-        written.append(path)
-        return atomic_write(path)
 
-    with monkeypatch.context() as patch:
-        patch.setattr("benchmarks.paper.state.atomic_write", killed)
-        with pytest.raises(KeyboardInterrupt):
-            pack(state, cell.parent.parent, work)
-    unpack(state, other.parent.parent, work)
-    assert other.read_text() == "1" * 5000
-    pack(state, cell.parent.parent, work)
-    other.unlink()
-    unpack(state, other.parent.parent, work)
-    assert other.read_text() == "2" * 5000
-    assert len({path.name.split("-")[1] for path in state.iterdir()}) == 1
+def contents(work):
+    return {path.relative_to(work): path.read_bytes() for path in work.rglob("*") if path.is_file()}
+
+
+def test_a_state_holds_what_was_there(place, tmp_path):
+    state, results, work = place
+    pack(state, results, work)
+    unpack(state, tmp_path / "elsewhere", tmp_path / "there")
+    (work / "digits-seed0-key" / ".checkpoint.pt.x").unlink()
+    assert contents(tmp_path / "there") == contents(work)
+
+
+def test_a_kill_while_the_state_is_written_loses_nothing(place, tmp_path, monkeypatch):
+    state, results, work = place
+    checkpoint, there = work / "digits-seed0-key" / "checkpoint.pt", tmp_path / "there"
+    pack(state, results, work)
+    old = checkpoint.read_bytes()
+    checkpoint.write_bytes(os.urandom(5000))
+    for number in range(6):  # pieces and then the list of them
+        written = []
+
+        def killed(path, written=written, number=number):
+            if len(written) == number:
+                raise KeyboardInterrupt
+            written.append(path)
+            return atomic_write(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr("benchmarks.paper.state.atomic_write", killed)
+            with pytest.raises(KeyboardInterrupt):
+                pack(state, results, work)
+        unpack(state, results, there)
+        assert (there / "digits-seed0-key" / "checkpoint.pt").read_bytes() == old
+    pack(state, results, work)
+    unpack(state, results, there)
+    assert (there / "digits-seed0-key" / "checkpoint.pt").read_bytes() == checkpoint.read_bytes()
+    assert len(list(state.glob("*.part"))) < 20  # those of before are gone
+
+
+def test_a_state_that_is_not_whole_is_refused_and_stays(place, tmp_path, capsys):
+    state, results, work = place
+    pack(state, results, work)
+    first, second, *_ = sorted(state.glob("*.part"))
+    whole = second.read_bytes()
+    second.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    arguments = ["run", "--dataset", "digits", "--method", "madry", "--state", str(state), "--results", str(tmp_path)]
+    before = contents(state)
+    for damage in (lambda: None, first.unlink):
+        damage()
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert (second if first.exists() else first).name in capsys.readouterr().err
+    del before[Path(first.name)]
+    assert contents(state) == before
+
+
+def test_the_newer_of_state_and_work_is_taken(place):
+    state, results, work = place
+    checkpoint = work / "digits-seed0-key" / "checkpoint.pt"
+    pack(state, results, work)
+    packed = checkpoint.read_bytes()
+    for age, kept in ((-60, packed), (60, b"here")):
+        checkpoint.write_bytes(b"here")
+        os.utime(checkpoint, (time.time() + age,) * 2)
+        unpack(state, results, work)
+        assert checkpoint.read_bytes() == kept
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no alarm on Windows")
-def test_a_time_limit_stops_whatever_runs(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("benchmarks.paper.cell.run_cell", lambda *_, **__: time.sleep(60))
+@pytest.mark.parametrize("terminated", [False, True])
+def test_a_time_limit_or_a_sigterm_stops_whatever_runs(terminated, tmp_path, monkeypatch, capsys):
+    def endless(*_, **__):
+        if terminated:
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr("benchmarks.paper.cell.run_cell", endless)
     began = time.monotonic()
     arguments = ["run", "--dataset", "digits", "--method", "madry", "--results", str(tmp_path), "--accelerator", "cpu"]
-    assert main([*arguments, "--time-limit", "1"]) == 0
+    arguments += ["--state", str(tmp_path / "state"), "--time-limit"]
+    assert main([*arguments, "50" if terminated else "1"]) == 0
     assert time.monotonic() - began < 30
     assert "The time is up" in capsys.readouterr().out
+    assert (tmp_path / "state" / "pieces.txt").exists()
+    with pytest.raises(SystemExit):
+        main([*arguments, "0"])
+    assert "--time-limit" in capsys.readouterr().err
+
+
+def test_cells_of_the_table_that_a_preset_builds_on_are_not_left_out_in_silence(capsys):
+    with pytest.raises(SystemExit):
+        main(["table", "--preset", "cifar10-cpu-maps", "--methods", "madry", "sip-s-25"])
+    assert "madry: make these cells with --preset cifar10-cpu," in capsys.readouterr().err
 
 
 @pytest.mark.slow

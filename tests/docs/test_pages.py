@@ -212,7 +212,7 @@ def test_the_table_of_digits_is_of_its_result():
     clean = {}
     for row, (method, runs) in zip(rows, results.items(), strict=True):
         figures = zip(*((r["clean_all"], r["clean_attacked"], *r["robust"].values()) for r in runs), strict=True)
-        cells = [f"{100 * statistics.fmean(of):.1f} ± {100 * statistics.pstdev(of):.1f}" for of in figures]
+        cells = [f"{100 * statistics.fmean(of):.1f} ± {100 * statistics.stdev(of):.1f}" for of in figures]
         assert row.strip("| ").split(" | ")[1:] == cells
         clean[method] = statistics.fmean(run["clean_all"] for run in runs)
         assert len(runs) == 3

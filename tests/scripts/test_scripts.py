@@ -50,7 +50,9 @@ def test_what_stands_between_results_is_left_alone():
         ((2, 1, 3), (0, -1, 1), "Here salience helps on clean images"),
         ((2, 1, 3), (-2, -3, -1), "Here salience gains clean accuracy and loses robustness"),
         ((0, -1, 1), (0, -1, 1), "Nothing here shows that salience helps"),
-        ((-2, -3, -1), (0, -1, 1), "Here random maps do better than salience"),
+        ((-2, -3, -1), (-2, -3, -1), "Here random maps do better than salience"),
+        ((-2, -3, -1), (0, -1, 1), "Here random maps do better on clean images"),
+        ((-2, -3, -1), (2, 1, 3), "Here salience gains robustness and loses clean accuracy"),
     ],
 )
 def test_whether_it_is_salience_follows_from_the_intervals(clean, robust, says, monkeypatch):

@@ -130,6 +130,8 @@ def test_a_rising_tau_has_each_value_over_an_equal_part_of_training():
         None
     ] * 3
     assert [method.patience(TrainingProgress(epoch, 2)) for epoch in range(2)] == [0, 3]
+    assert method.tau(1.0) is None  # as whoever draws the schedule asks
+    assert "rising(0, 1, 3, None)" in repr(method)
 
 
 @pytest.mark.parametrize("tau", [-1, 0.5, "1"])

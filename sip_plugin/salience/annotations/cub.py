@@ -44,7 +44,8 @@ class CUB200(Dataset[tuple[Any, int]]):
         self.train = train
         self.transform = transform
         lists = "images", "image_class_labels", "train_test_split", "classes"
-        names, labels, split, classes = map(self._read_list, lists)
+        texts = ((self.root / f"{name}.txt").read_text(encoding="utf-8") for name in lists)
+        names, labels, split, classes = (dict(re.findall(r"(\S+) (.+)", text)) for text in texts)  # lines "<id> <text>"
         self.classes = list(classes.values())
         label_of = {number: label for label, number in enumerate(classes)}
         numbers = [number for number in names if split[number] == ("1" if train else "0")]
@@ -83,8 +84,3 @@ class CUB200(Dataset[tuple[Any, int]]):
 
     def __repr__(self) -> str:
         return f"CUB200({len(self)} {'training' if self.train else 'test'} images in {self.root})"
-
-    def _read_list(self, name: str) -> dict[str, str]:
-        """The lines ``<id> <text>`` of one of the archive's lists."""
-        text = (self.root / f"{name}.txt").read_text(encoding="utf-8")
-        return dict(re.findall(r"(\S+) (.+)", text))
