@@ -47,7 +47,7 @@ if [ "$DEVICE" = cuda ]; then
   data+=(--workers "${WORKERS:-8}")
 else
   data+=(--archs convnet24 --teacher-arch convnet24 --methods madry sip-s --seeds 0 --no-compile)
-  data+=(--epochs 2 --validation-share 0.98 --batch-size 64 --images 8 --test-batch-size 8 --version rand)
+  data+=(--epochs 1 --steps 1 --validation-share 0.02 --images 8 --test-batch-size 8 --version rand)
 fi
 [ $((END - SECONDS)) -gt 30 ] || exit 0
 echo "== cells, $((END - SECONDS)) s left"
