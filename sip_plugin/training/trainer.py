@@ -182,7 +182,7 @@ class AdversarialTrainer:
             ValueError: If it is the state of another method.
 
         Warns:
-            RuntimeWarning: If the method had other settings: the run goes on with those of this trainer.
+            RuntimeWarning: If the method had other settings (functions by their names): the run goes on with this trainer's.
         """
         saved = state["method"]
         if saved["name"] != self.method.name:
