@@ -100,8 +100,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     for method, runs in results.items():
         accuracies = zip(*((r["clean_all"], r["clean_attacked"], *r["robust"].values()) for r in runs), strict=True)
-        spread = stdev if len(runs) > 1 else lambda _: 0.0
-        cells = [f"{100 * fmean(values):.1f} ± {100 * spread(values):.1f}" for values in accuracies]
+        cells = [f"{100 * fmean(v):.1f}" + (f" ± {100 * stdev(v):.1f}" if len(v) > 1 else "") for v in accuracies]
         lines.append(f"| {METHODS[method]} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -15,7 +15,7 @@ mkdir -p "$OUT"
 PYTHON=${PYTHON:-python3}
 
 # Runs a command in the first half of a slice, the other half being the cells'; its output and exit status are kept in OUT.
-# One that the end of the half stops gets a second try, in the next slice.
+# One that the end of the half stops gets a second try, in the next slice, and no third: give it a longer slice.
 once() {
   local name=$1; shift
   [[ "$(cat "$OUT/$name.rc" 2>/dev/null)" =~ ^(124|137)?$ ]] && [ $((HALF - SECONDS)) -gt 2 ] || return
@@ -52,4 +52,4 @@ fi
 [ $((END - SECONDS)) -gt 30 ] || exit 0
 echo "== cells, $((END - SECONDS)) s left"
 "$PYTHON" -m benchmarks.paper table --preset cifar10-w32 "${data[@]}" --accelerator "$DEVICE" \
-  --time-limit $((END - SECONDS - 20)) --state "$OUT/state" --results "$OUT/w32" --work "${TMPDIR:-/tmp}/w32" 2>&1 | tail -n 20
+  --time-limit $((END - SECONDS - 20)) --state "$OUT/state" --results "$OUT/w32" --work "${TMPDIR:-/tmp}/w32-$DEVICE" 2>&1 | tail -n 20

@@ -87,9 +87,11 @@ def _run(cells: list[Cell], options: argparse.Namespace) -> int:
         fabric.launch()
         if fabric.global_rank == 0:
             print(f"[{number + 1}/{len(cells)}] {cell.name}", flush=True)
+        known = place.result(cell).exists()
         if not run_cell(cell, place, fabric, train_only=options.train_only):
             left.append(cell.name)
-        _pack(options)
+        elif not known:
+            _pack(options)
     if left:
         print(f"Another process is at: {', '.join(left)}.")
     return 0
@@ -144,7 +146,7 @@ def _cells(options: argparse.Namespace, preset: Preset) -> list[Cell]:
         seeds=tuple(preset.seeds if options.seeds is None else options.seeds),
         teacher_arch=options.teacher_arch or preset.teacher_arch,
     )
-    theirs = set(options.methods or ()) & set(PRESETS[preset.base].methods if preset.base else ())
+    theirs = set(preset.methods) & set(PRESETS[preset.base].methods) if options.methods and preset.base else set()
     if theirs:
         raise ValueError(f"{', '.join(sorted(theirs))}: make these cells with --preset {preset.base}, whose they are.")
     return [

@@ -13,6 +13,7 @@ from sip_plugin.evaluation import RobustnessReport
 from sip_plugin.evaluation.eps import EpsDict
 
 DRAWS = 8000
+_ROUNDING = 1e-9  # of an end that is zero
 
 
 class Difference(NamedTuple):
@@ -29,7 +30,7 @@ class Difference(NamedTuple):
     @property
     def shown(self) -> int:
         """The sign of a difference whose interval has no zero in it, else 0."""
-        return (self.low > 0) - (self.high < 0)
+        return (self.low > _ROUNDING) - (self.high < -_ROUNDING)
 
 
 def paired_differences(first: Sequence[RobustnessReport], second: Sequence[RobustnessReport]) -> EpsDict[Difference]:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import os
+import shutil
 import signal
 import tarfile
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paper.files import file_lock
-from sip_plugin.utils import atomic_write
 
 PIECE = 15 * 2**20
 _INDEX = "pieces.txt"
@@ -25,8 +25,8 @@ class TimeUp(KeyboardInterrupt):  # not an Exception, which what runs might take
 
 @contextlib.contextmanager
 def time_limit(seconds: int | None) -> Iterator[None]:
-    """Raise `TimeUp` in this block after so many seconds, or at a SIGTERM; of training at most an epoch is lost, of an
-    evaluation a batch.
+    """Raise `TimeUp` in this block after so many seconds, and then also at a SIGTERM; of training at most an epoch is lost,
+    of an evaluation a batch. With None there is no limit, and a SIGTERM does what it does.
     """
     if seconds is None:
         yield
@@ -50,18 +50,16 @@ def time_limit(seconds: int | None) -> Iterator[None]:
 def pack(state: Path, results: Path, work: Path) -> None:
     """Write the results, and the networks and checkpoints of cells without one, as files of 15 MiB at most.
 
-    They are the pieces of one archive, each with its SHA-256 as its name. ``pieces.txt`` says which they are, is written
-    last, and those of before go after it, so that a kill at any moment leaves a whole state. Maps are left out: they are
-    made again from their teacher, whose network is in it.
+    They are the pieces of one archive, in a folder of ``state`` with a list of their SHA-256 (as ``sha256sum -c`` reads it).
+    That folder appears whole, and only then the one of before goes, so that a kill at any moment leaves a whole state. Maps
+    are left out: they are made again from their teacher, whose network is in it.
     """
-    done = tuple(f"{path.stem}-" for path in (results / "cells").glob("*-seed*.json") if ".report" not in path.name)
-    files = {f"cells/{path.name}": path for path in (results / "cells").glob("[!.]*.json")}
-    for folder in work.glob("*-seed*-*/"):
-        if not folder.name.startswith(done):
-            files |= {
-                f"work/{path.relative_to(work).as_posix()}": path for path in folder.rglob("[!.]*") if path.is_file()
-            }
     with file_lock(state / ".lock", wait=True):
+        done = tuple(f"{path.stem}-" for path in (results / "cells").glob("*-seed*.json") if ".report" not in path.name)
+        files = {f"cells/{path.name}": path for path in (results / "cells").glob("[!.]*.json")}
+        for folder in (path for path in work.glob("*-seed*-*") if path.is_dir() and not path.name.startswith(done)):
+            found = (path for path in folder.rglob("[!.]*") if path.is_file())
+            files |= {f"work/{path.relative_to(work).as_posix()}": path for path in found}
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as archive:
             for name, path in sorted(files.items()):
@@ -69,42 +67,73 @@ def pack(state: Path, results: Path, work: Path) -> None:
                     content, entry = path.read_bytes(), tarfile.TarInfo(name)
                     entry.size, entry.mtime = len(content), path.stat().st_mtime
                     archive.addfile(entry, io.BytesIO(content))
-        whole, names, before = buffer.getbuffer(), [], _names(state)
-        for start in range(0, len(whole), PIECE):
-            piece = whole[start : start + PIECE]
-            names.append(f"{hashlib.sha256(piece).hexdigest()}.part")
-            with atomic_write(state / names[-1]) as part:
-                part.write_bytes(piece)
-        with atomic_write(state / _INDEX) as part:
-            part.write_text("\n".join(names))
-        for old in set(before) - set(names):
-            (state / old).unlink(missing_ok=True)
+        whole, before, part = buffer.getbuffer(), _generations(state), state / ".part"
+        shutil.rmtree(part, ignore_errors=True)  # which a kill has left
+        part.mkdir()
+        lines = []
+        for number, start in enumerate(range(0, len(whole), PIECE), 1):
+            piece, name = whole[start : start + PIECE], f"{number:02}.part"
+            _write(part / name, piece)
+            lines.append(f"{hashlib.sha256(piece).hexdigest()}  {name}\n")
+        _write(part / _INDEX, "".join(lines).encode())
+        part.rename(state / f"{before[-1] + 1 if before else 1}")
+        for old in before:
+            shutil.rmtree(state / f"{old}")
 
 
 def unpack(state: Path, results: Path, work: Path) -> None:
-    """Take up what `pack` wrote, if there is anything; files that are there already and no older stay.
+    """Take up what `pack` wrote, if there is anything. Of a cell that is there, too, the newer files stay, all or none.
 
     Raises:
         FileNotFoundError: If a piece is missing.
         ValueError: If a piece is not as it was written.
     """
-    pieces = [(name, (state / name).read_bytes()) for name in _names(state)]
-    for name, piece in pieces:
-        if hashlib.sha256(piece).hexdigest() != Path(name).stem:
-            raise ValueError(f"{state / name} is damaged. Copy the folder again, or remove it to start anew.")
-    if not pieces:
-        return
-    with tarfile.open(fileobj=io.BytesIO(b"".join(piece for _, piece in pieces))) as archive:
+    with file_lock(state / ".lock", wait=True):
+        if not (generations := _generations(state)):
+            return
+        folder, buffer = state / f"{generations[-1]}", io.BytesIO()
+        for line in (folder / _INDEX).read_text().splitlines():
+            checksum, name = line.split()
+            piece = (folder / name).read_bytes()
+            if hashlib.sha256(piece).hexdigest() != checksum:
+                raise ValueError(f"{folder / name} is damaged. Copy the folder again, or remove it to start anew.")
+            buffer.write(piece)
+    cells: dict[Path, dict[str, tuple[float, bytes]]] = {}
+    buffer.seek(0)
+    with tarfile.open(fileobj=buffer) as archive:
         for entry in archive:
-            top, _, name = entry.name.partition("/")
-            target = work / name if top == "work" else results / "cells" / name
-            file = archive.extractfile(entry)
-            if file is not None and not (target.exists() and target.stat().st_mtime >= entry.mtime):
-                with atomic_write(target) as part:
-                    part.write_bytes(file.read())
-                    os.utime(part, (entry.mtime, entry.mtime))
+            top, name, *inside = entry.name.split("/", 2)
+            place = work / name if top == "work" else results / "cells" / name.split(".")[0]
+            content = archive.extractfile(entry).read()  # type: ignore[union-attr]
+            cells.setdefault(place, {})[inside[0] if inside else name] = entry.mtime, content
+    for place, files in cells.items():
+        is_work = place.parent == work
+        found = place.rglob("[!.]*") if is_work else place.parent.glob(f"{place.name}.*")
+        there = [path for path in found if path.is_file()]
+        newest = max(mtime for mtime, _ in files.values())
+        if any(path.stat().st_mtime >= newest for path in there):
+            continue
+        part = place.with_name(f".{place.name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        for name, (mtime, content) in files.items():
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            (part / name).write_bytes(content)
+            os.utime(part / name, (mtime, mtime))
+        if is_work:
+            shutil.rmtree(place, ignore_errors=True)
+            part.rename(place)
+        else:
+            for file in part.iterdir():
+                file.replace(place.parent / file.name)
+            part.rmdir()
 
 
-def _names(state: Path) -> list[str]:
-    index = state / _INDEX
-    return index.read_text().split() if index.exists() else []
+def _generations(state: Path) -> list[int]:
+    return sorted(int(path.name) for path in state.glob("[0-9]*"))
+
+
+def _write(path: Path, content: Any) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -10,7 +10,7 @@ import torch
 from matplotlib.axes import Axes
 
 from benchmarks.paper import report
-from benchmarks.paper.intervals import paired_differences
+from benchmarks.paper.intervals import Difference, paired_differences
 from benchmarks.paper.methods import METHODS
 from benchmarks.paper.presets import PRESETS
 from sip_plugin.evaluation import RobustnessReport
@@ -187,6 +187,8 @@ def test_seeds_that_differ_widen_an_interval_and_what_images_share_does_not():
     assert same.high - same.low < 8
     assert other.low == 0 < same.low  # all three draws may be of the seed that gains nothing
     assert (same.shown, other.shown, paired_differences(none, none)[0.1]) == (1, 0, (0, 0, 0))
+    assert [Difference(2, low, 4).shown for low in (4e-16, 0, -4e-16, 0.05)] == [0, 0, 0, 1]  # sums of floats
+    assert [Difference(-2, -4, high).shown for high in (4e-16, 0, -4e-16, -0.05)] == [0, 0, 0, -1]
 
 
 @pytest.fixture

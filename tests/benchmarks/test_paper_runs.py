@@ -22,7 +22,6 @@ from benchmarks.paper.protocols import Cell, Evaluation, Training
 from benchmarks.paper.state import TimeUp, pack, unpack
 from benchmarks.paper.training import train_network
 from sip_plugin.model_utils import model_hash
-from sip_plugin.utils import atomic_write
 from tests.conftest import SHARED_DATA
 from tests.evaluation.conftest import QuickPackage
 from tests.salience.annotations.archive import Archive
@@ -149,8 +148,7 @@ def test_a_table_goes_on_elsewhere_from_its_state(teacher, tmp_path, monkeypatch
     arguments += [*TINY, "--version", "rand", "--test-eps", "0.1", "--state", str(tmp_path / "state")]
     assert main([*arguments, "--results", str(tmp_path / "first")]) == 0
     whole = result(tmp_path / "first", "digits-convnet8-sip-s-seed0")
-    for file in (tmp_path / "state").iterdir():
-        file.unlink()
+    shutil.rmtree(tmp_path / "state")
 
     def save_and_stop(path, state):
         save(path, state)
@@ -162,7 +160,7 @@ def test_a_table_goes_on_elsewhere_from_its_state(teacher, tmp_path, monkeypatch
         patch.setattr("benchmarks.paper.state.PIECE", 2**16)
         assert main([*arguments, "--results", str(tmp_path / "second")]) == 0
     assert "time is up" in capsys.readouterr().out
-    pieces = list((tmp_path / "state").glob("*.part"))
+    pieces = list((tmp_path / "state").glob("*/*.part"))
     assert len(pieces) > 1
     assert max(piece.stat().st_size for piece in pieces) == 2**16
     assert main([*arguments, "--results", str(tmp_path / "third")]) == 0
@@ -197,60 +195,87 @@ def test_a_state_holds_what_was_there(place, tmp_path):
     assert contents(tmp_path / "there") == contents(work)
 
 
-def test_a_kill_while_the_state_is_written_loses_nothing(place, tmp_path, monkeypatch):
+@pytest.mark.parametrize("first", [True, False], ids=["the first state", "a later one"])
+def test_a_kill_while_the_state_is_written_loses_nothing(first, place, tmp_path):
     state, results, work = place
     checkpoint, there = work / "digits-seed0-key" / "checkpoint.pt", tmp_path / "there"
-    pack(state, results, work)
-    old = checkpoint.read_bytes()
-    checkpoint.write_bytes(os.urandom(5000))
-    for number in range(6):  # pieces and then the list of them
-        written = []
+    last = None
+    if not first:
+        pack(state, results, work)
+        last = checkpoint.read_bytes()
+    left = 0
 
-        def killed(path, written=written, number=number):
-            if len(written) == number:
+    def counted(function):
+        def call(*arguments, **options):
+            nonlocal left
+            left -= 1
+            if left < 0:
                 raise KeyboardInterrupt
-            written.append(path)
-            return atomic_write(path)
+            return function(*arguments, **options)
 
-        with monkeypatch.context() as patch:
-            patch.setattr("benchmarks.paper.state.atomic_write", killed)
-            with pytest.raises(KeyboardInterrupt):
+        return call
+
+    for kills in range(200):  # each time at the next thing that is done to the disk
+        checkpoint.write_bytes(os.urandom(2500))
+        left = kills
+        with pytest.MonkeyPatch.context() as patch:
+            for owner, name in ((os, "fsync"), (os, "unlink"), (os, "rmdir"), (Path, "rename"), (Path, "mkdir")):
+                patch.setattr(owner, name, counted(getattr(owner, name)))
+            try:
                 pack(state, results, work)
+                break
+            except KeyboardInterrupt:
+                pass
+        shutil.rmtree(there, ignore_errors=True)
         unpack(state, results, there)
-        assert (there / "digits-seed0-key" / "checkpoint.pt").read_bytes() == old
-    pack(state, results, work)
+        found = there / "digits-seed0-key" / "checkpoint.pt"
+        now = found.read_bytes() if found.exists() else None
+        assert now in (last, checkpoint.read_bytes())
+        last = now
+    assert 10 < kills < 199
     unpack(state, results, there)
-    assert (there / "digits-seed0-key" / "checkpoint.pt").read_bytes() == checkpoint.read_bytes()
-    assert len(list(state.glob("*.part"))) < 20  # those of before are gone
+    assert found.read_bytes() == checkpoint.read_bytes()
+    assert len([path for path in state.iterdir() if path.name != ".lock"]) == 1
 
 
 def test_a_state_that_is_not_whole_is_refused_and_stays(place, tmp_path, capsys):
     state, results, work = place
     pack(state, results, work)
-    first, second, *_ = sorted(state.glob("*.part"))
+    first, second, *_ = sorted(state.glob("*/*.part"))
     whole = second.read_bytes()
     second.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
     arguments = ["run", "--dataset", "digits", "--method", "madry", "--state", str(state), "--results", str(tmp_path)]
-    before = contents(state)
-    for damage in (lambda: None, first.unlink):
-        damage()
+    for damaged in (second, first, first.with_name("pieces.txt")):
+        if damaged is not second:
+            damaged.unlink()
+        before = contents(state)
         with pytest.raises(SystemExit):
             main(arguments)
-        assert (second if first.exists() else first).name in capsys.readouterr().err
-    del before[Path(first.name)]
-    assert contents(state) == before
+        assert damaged.name in capsys.readouterr().err
+        assert contents(state) == before
 
 
-def test_the_newer_of_state_and_work_is_taken(place):
+@pytest.mark.parametrize("kind", ["work", "cells"])
+def test_of_state_and_work_the_newer_is_taken_all_or_nothing(kind, place):
     state, results, work = place
-    checkpoint = work / "digits-seed0-key" / "checkpoint.pt"
+    cell = work / "digits-seed0-key"
+    if kind == "cells":
+        shutil.rmtree(cell)
+        cell = results / "cells"
+    files = [cell / name for name in ("digits-seed0.json", "digits-seed0.report.json")]
+    cell.mkdir(exist_ok=True, parents=True)
+    for file in files:
+        file.write_bytes(b"packed")
     pack(state, results, work)
-    packed = checkpoint.read_bytes()
-    for age, kept in ((-60, packed), (60, b"here")):
-        checkpoint.write_bytes(b"here")
-        os.utime(checkpoint, (time.time() + age,) * 2)
+    for ages, kept in (((-60, -90), b"packed"), ((60, -90), b"here")):
+        for file in files:
+            file.write_bytes(b"here")
+        for path in cell.iterdir():
+            os.utime(path, (time.time() - 90,) * 2)
+        for file, age in zip(files, ages, strict=True):
+            os.utime(file, (time.time() + age,) * 2)
         unpack(state, results, work)
-        assert checkpoint.read_bytes() == kept
+        assert [file.read_bytes() for file in files] == [kept, kept]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no alarm on Windows")
@@ -268,16 +293,17 @@ def test_a_time_limit_or_a_sigterm_stops_whatever_runs(terminated, tmp_path, mon
     assert main([*arguments, "50" if terminated else "1"]) == 0
     assert time.monotonic() - began < 30
     assert "The time is up" in capsys.readouterr().out
-    assert (tmp_path / "state" / "pieces.txt").exists()
+    assert (tmp_path / "state" / "1" / "pieces.txt").exists()
     with pytest.raises(SystemExit):
         main([*arguments, "0"])
     assert "--time-limit" in capsys.readouterr().err
 
 
-def test_cells_of_the_table_that_a_preset_builds_on_are_not_left_out_in_silence(capsys):
+@pytest.mark.parametrize(("method", "known"), [("madry", "madry"), ("sip-at", "sip-s")])
+def test_cells_of_the_table_that_a_preset_builds_on_are_not_left_out_in_silence(method, known, capsys):
     with pytest.raises(SystemExit):
-        main(["table", "--preset", "cifar10-cpu-maps", "--methods", "madry", "sip-s-25"])
-    assert "madry: make these cells with --preset cifar10-cpu," in capsys.readouterr().err
+        main(["table", "--preset", "cifar10-cpu-maps", "--methods", method, "sip-s-25"])
+    assert f"{known}: make these cells with --preset cifar10-cpu," in capsys.readouterr().err
 
 
 @pytest.mark.slow
