@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.paper.files import file_lock
+from sip_plugin.utils import atomic_write
 
 PIECE = 15 * 2**20
 _INDEX = "pieces.txt"
@@ -73,9 +74,11 @@ def pack(state: Path, results: Path, work: Path) -> None:
         lines = []
         for number, start in enumerate(range(0, len(whole), PIECE), 1):
             piece, name = whole[start : start + PIECE], f"{number:02}.part"
-            _write(part / name, piece)
+            with atomic_write(part / name, sync=True) as file:
+                file.write_bytes(piece)
             lines.append(f"{hashlib.sha256(piece).hexdigest()}  {name}\n")
-        _write(part / _INDEX, "".join(lines).encode())
+        with atomic_write(part / _INDEX, sync=True) as file:
+            file.write_text("".join(lines))
         part.rename(state / f"{before[-1] + 1 if before else 1}")
         for old in before:
             shutil.rmtree(state / f"{old}")
@@ -123,17 +126,10 @@ def unpack(state: Path, results: Path, work: Path) -> None:
             shutil.rmtree(place, ignore_errors=True)
             part.rename(place)
         else:
-            for file in part.iterdir():
-                file.replace(place.parent / file.name)
+            for name in sorted(files, key=files.__getitem__):  # the newest last: until it is there, all is done again
+                (part / name).replace(place.parent / name)
             part.rmdir()
 
 
 def _generations(state: Path) -> list[int]:
     return sorted(int(path.name) for path in state.glob("[0-9]*"))
-
-
-def _write(path: Path, content: Any) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())

@@ -278,6 +278,32 @@ def test_of_state_and_work_the_newer_is_taken_all_or_nothing(kind, place):
         assert [file.read_bytes() for file in files] == [kept, kept]
 
 
+@pytest.mark.parametrize("newest", [0, 1])
+def test_a_kill_between_the_two_files_of_a_result_leaves_no_half_of_it(newest, place, tmp_path, monkeypatch):
+    state, results, work = place
+    there = tmp_path / "there" / "cells"
+    (results / "cells").mkdir(parents=True)
+    names = ("digits-seed0.json", "digits-seed0.report.json")
+    for number, name in enumerate(names):
+        (results / "cells" / name).write_text(name)
+        os.utime(results / "cells" / name, (time.time() - 60 * (number != newest),) * 2)
+    pack(state, results, work)
+    replace, done = Path.replace, []
+
+    def killed(path, target):
+        if Path(target).parent == there and done:
+            raise KeyboardInterrupt
+        done.append(target)
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            unpack(state, there.parent, tmp_path / "work")
+    unpack(state, there.parent, tmp_path / "work")
+    assert sorted(contents(there)) == sorted(map(Path, names))
+
+
 @pytest.mark.skipif(os.name == "nt", reason="there is no alarm on Windows")
 @pytest.mark.parametrize("terminated", [False, True])
 def test_a_time_limit_or_a_sigterm_stops_whatever_runs(terminated, tmp_path, monkeypatch, capsys):
