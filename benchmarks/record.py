@@ -7,13 +7,14 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from sip_plugin.utils import atomic_write
 
 _PACKAGES = (
     "sip-plugin",
@@ -30,6 +31,7 @@ _PACKAGES = (
     "secml-torch",
     "scikit-learn",
     "statsmodels",
+    "lightning",
 )
 
 
@@ -56,15 +58,8 @@ def run_record(seed: int | None) -> dict[str, Any]:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as file:
+        file.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:

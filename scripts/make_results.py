@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # works in a clone that is not installed too
 
 from benchmarks.paper import report
-from benchmarks.paper.intervals import Difference
+from benchmarks.paper.intervals import Difference, points
 from benchmarks.paper.methods import METHODS
 from benchmarks.paper.presets import PRESETS
 from benchmarks.record import write_text
@@ -120,13 +120,8 @@ def comparison_setting() -> str:
     )
     share = _same(cell["teacher"]["salient_share"] for cell in cells if cell["teacher"])
     training = cells[0]["cell"]["training"]
-    cropped = [
-        statistics.fmean(
-            epoch["salient"] for cell in cells if cell["cell"]["method"] == method for epoch in _epochs(cell)
-        )
-        for method in ("sip-s", "sip-random", "sip-least")
-    ]
-    whose, random, least = (f"{100 * each:.1f}" for each in cropped)
+    shares = report.salient_shares(PRESETS["cifar10-cpu"], RESULTS / "paper" / "cifar10-cpu")
+    whose, random, least = (f"{100 * shares[method]:.1f}" for method in ("sip-s", "sip-random", "sip-least"))
     return _paragraph(
         f"""CIFAR-10, but a sixth of it ({images:,} training images) and a network of five convolutions
         ({parameters:,} parameters), {training["epochs"]} epochs; every method but the standard one trained at
@@ -137,6 +132,13 @@ def comparison_setting() -> str:
         salient with SIP-S, {random} % and {least} % with the controls. AutoAttack on {tested:,} test images, free to change
         every element."""
     )
+
+
+def salient_shares(preset: str) -> str:
+    """How many elements were salient in training, method by method."""
+    shares = report.salient_shares(PRESETS[preset], RESULTS / "paper" / preset)
+    listed = "; ".join(f"{METHODS[m].label} {100 * shares[m]:.1f} %" for m in METHODS if shares.get(m))
+    return _paragraph(f"Elements salient in training, after crops, which cut off more of random maps: {listed}.")
 
 
 def comparison_findings() -> str:
@@ -153,7 +155,7 @@ def comparison_findings() -> str:
             _item(
                 f"""Clean accuracy of SIP-S over Madry's: {over_madry[0]} points here; {resnet[0]:+.1f} on the
                 paper's ResNet-18 and {wide[0]:+.1f} on its WRN-34-10. At 8/255: {over_madry[-1]} here; {resnet[-1]:+.1f} and
-                {_signed(wide[-1])} there."""
+                {points(wide[-1])} there."""
             ),
             _item(
                 f"""Clean accuracy of FAT over that of SIP-S: {fat} points; of TRADES: {trades}. In the paper SIP-S is ahead
@@ -166,10 +168,6 @@ def comparison_findings() -> str:
 def conclusions(preset: str) -> str:
     """A sentence for each row of a comparison."""
     return "\n".join(_item(line.removeprefix("- ")) for line in report.conclusions(preset).splitlines())
-
-
-def _signed(points: float) -> str:
-    return f"{points:+.1f}".replace("-", "−")
 
 
 def digits_setting() -> str:
@@ -248,11 +246,6 @@ def _cells() -> list[Path]:
     return sorted((RESULTS / "paper" / "cifar10-cpu" / "cells").glob("*-seed[0-9].json"))
 
 
-def _epochs(cell: dict[str, Any]) -> list[dict[str, float]]:
-    found: list[dict[str, float]] = cell["training"]["epochs"]
-    return found
-
-
 def _same(values: Iterable[Any]) -> Any:
     (value,) = set(values)
     return value
@@ -278,6 +271,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "comparison-verdict": comparison_verdict,
     "comparison-setting": comparison_setting,
     "comparison-findings": comparison_findings,
+    "salient-shares": salient_shares,
     "digits-setting": digits_setting,
     "maps-setting": maps_setting,
     "strength": strength,

@@ -81,19 +81,26 @@ def _run(cells: list[Cell], options: argparse.Namespace) -> int:
         options.workers,
         options.log,
     )
-    left = []
+    left, diverged = [], []
     for number, cell in enumerate(cells):
         fabric = _fabric(options, cell.training.precision)
         fabric.launch()
         if fabric.global_rank == 0:
             print(f"[{number + 1}/{len(cells)}] {cell.name}", flush=True)
         known = place.result(cell).exists()
-        if not run_cell(cell, place, fabric, train_only=options.train_only):
+        try:
+            done = run_cell(cell, place, fabric, train_only=options.train_only)
+        except FloatingPointError as error:
+            diverged.append(str(error))
+            continue
+        if not done:
             left.append(cell.name)
         elif not known:
             _pack(options)
     if left:
         print(f"Another process is at: {', '.join(left)}.")
+    if diverged:
+        raise FloatingPointError(f"{' '.join(diverged)} Lower --learning-rate, for all cells of a table.")
     return 0
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from torch import nn
+from torch.utils.data import DataLoader
 
 from benchmarks.paper.data import Maps, Source, Splits, load_splits
 from benchmarks.paper.files import load, locked, save
@@ -66,7 +67,8 @@ def run_cell(cell: Cell, place: Place, fabric: Fabric, *, train_only: bool = Fal
     Raises:
         ValueError: If a result or a checkpoint of that name is of other settings.
     """
-    splits = load_splits(cell.dataset, place.source, cell.training.validation_share, cell.split_seed)
+    with fabric.rank_zero_first(local=True):  # which downloads
+        splits = load_splits(cell.dataset, place.source, cell.training.validation_share, cell.split_seed)
     if _finished(cell, splits, place):
         return True
     with locked(place.work / f"{cell.name}.lock", fabric, wait=False) as mine:
@@ -152,7 +154,7 @@ def trained(
         network = build_network(cell.arch, splits.channels, splits.classes)
         network.load_state_dict(state["network"])
         return network.to(fabric.device).eval(), state["history"]
-    network, history = train_network(cell, key, splits, maps, folder, fabric, place.workers, place.log)
+    network, history = train_network(cell, splits, maps, folder, fabric, place.workers, place.log)
     if fabric.global_rank == 0:
         save(file, {"network": network.state_dict(), "history": history})
         (folder / "checkpoint.pt").unlink(missing_ok=True)
@@ -231,13 +233,10 @@ def _evaluated(
 ) -> RobustnessReport:
     """AutoAttack's report."""
     settings = cell.evaluation
-    count = len(splits.test) if settings.images is None else min(settings.images, len(splits.test))  # type: ignore[arg-type]
-    samples = [splits.test[i] for i in range(count)]
-    images = torch.stack([image for image, _ in samples])
-    labels = torch.tensor([label for _, label in samples])
     return evaluate_robustness(
         network.to(fabric.device).eval(),
-        (images, labels),
+        DataLoader(splits.test, 256),
+        max_images=settings.images,
         eps=settings.eps,
         version=settings.version,
         assume_survivors=settings.assume_survivors,

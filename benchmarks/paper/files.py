@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
+
+from sip_plugin.utils import atomic_write
 
 try:
     import fcntl
@@ -21,16 +22,8 @@ except ImportError:  # Windows: two processes on one table are not kept apart th
 def save(path: Path, state: Any) -> None:
     """``torch.save``, whole or not at all, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with atomic_write(path, sync=True) as file:
+        torch.save(state, file)
 
 
 def load(path: Path) -> Any:
@@ -55,9 +48,14 @@ def locked(path: Path, fabric: Fabric, *, wait: bool) -> Iterator[bool]:
 
     The system lets go of the lock when the process ends, however it ends.
     """
-    with contextlib.ExitStack() as stack:
-        mine = stack.enter_context(file_lock(path, wait)) if fabric.global_rank == 0 else None
-        yield bool(fabric.broadcast(mine))
+    while True:
+        with contextlib.ExitStack() as stack:
+            mine = stack.enter_context(file_lock(path, wait=False)) if fabric.global_rank == 0 else None
+            # The others ask again, too: a broadcast for which they wait too long ends them.
+            if (mine := bool(fabric.broadcast(mine))) or not wait:
+                yield mine
+                return
+        time.sleep(1)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,6 @@ from sip_plugin.evaluation import RobustnessReport
 from sip_plugin.evaluation.eps import EpsDict
 
 DRAWS = 8000
-_ROUNDING = 1e-9  # of an end that is zero
 
 
 class Difference(NamedTuple):
@@ -24,13 +23,17 @@ class Difference(NamedTuple):
     high: float
 
     def __str__(self) -> str:
-        mean, low, high = (f"{round(value, 1) + 0:+.1f}".replace("-", "−") for value in self)
-        return f"{mean} [{low}, {high}]"
+        return f"{points(self.mean)} [{points(self.low)}, {points(self.high)}]"
 
     @property
     def shown(self) -> int:
-        """The sign of a difference whose interval has no zero in it, else 0."""
-        return (self.low > _ROUNDING) - (self.high < -_ROUNDING)
+        """The sign of a difference whose interval, as it is printed, has no zero in it, else 0."""
+        return (round(self.low, 1) > 0) - (round(self.high, 1) < 0)
+
+
+def points(value: float) -> str:
+    """A difference with its sign, to a tenth of a point."""
+    return f"{round(value, 1) + 0:+.1f}".replace("-", "−")
 
 
 def paired_differences(first: Sequence[RobustnessReport], second: Sequence[RobustnessReport]) -> EpsDict[Difference]:

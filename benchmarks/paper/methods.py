@@ -128,7 +128,5 @@ class LeastGradient:
         magnitude = self.source.magnitude(images, labels).flatten(1)
         assert self.source.mass is not None  # a share of the gradient's magnitude always is
         count = top_mass_mask(magnitude, self.source.mass).sum(1, keepdim=True)
-        rank = torch.empty_like(magnitude, dtype=torch.int64)
-        places = torch.arange(magnitude.shape[1], device=images.device).expand_as(rank)
-        rank.scatter_(1, magnitude.argsort(dim=1, stable=True), places)
+        rank = magnitude.argsort(dim=1, stable=True).argsort(dim=1)
         return (rank < count).view(images.shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from urllib.error import URLError
 
 import torch
@@ -83,22 +84,20 @@ class WideResNet(nn.Module):
         return self.head(features.mean((2, 3)))  # type: ignore[no-any-return]
 
 
-def _cifar_resnet18(channels: int, classes: int, pretrained: bool) -> nn.Module:
+def _cifar_resnet18(channels: int, classes: int) -> nn.Module:
     """ResNet-18 with the stem that is usual for 32×32 images: one 3×3 convolution, no pooling."""
     from torchvision.models import resnet18
 
-    _from_scratch("resnet18", pretrained)
     network = resnet18(num_classes=classes)
     network.conv1 = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
     network.maxpool = nn.Identity()
     return network  # type: ignore[no-any-return]
 
 
-def _narrow_resnet18(channels: int, classes: int, pretrained: bool) -> nn.Module:
+def _narrow_resnet18(channels: int, classes: int) -> nn.Module:
     """ResNet-18 for 32×32 images of half the width, which torchvision's constructor does not offer."""
     from torchvision.models.resnet import BasicBlock
 
-    _from_scratch("resnet18-w32", pretrained)
     layers: list[nn.Module] = [nn.Conv2d(channels, 32, 3, 1, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
     inputs = 32
     for width, stride in ((32, 1), (64, 2), (128, 2), (256, 2)):
@@ -146,23 +145,9 @@ class _Normalised(nn.Module):
         return (x - self.mean) / self.std
 
 
-def _convnet(width: int, *stem: int) -> Callable[[int, int, bool], nn.Module]:
-    def build(channels: int, classes: int, pretrained: bool) -> nn.Module:
-        _from_scratch(f"a ConvNet of width {width}", pretrained)
-        return ConvNet(channels, classes, width, (stem[0], stem[1]) if stem else (3, 1))
-
-    return build
-
-
-def _wide(channels: int, classes: int, pretrained: bool) -> nn.Module:
-    _from_scratch("wrn-34-10", pretrained)
+def _wide(channels: int, classes: int) -> nn.Module:
     _colour("wrn-34-10", channels)
     return WideResNet(classes)
-
-
-def _from_scratch(arch: str, pretrained: bool) -> None:
-    if pretrained:
-        raise ValueError(f"There are no pretrained weights for {arch}: add --no-pretrained.")
 
 
 def _colour(arch: str, channels: int) -> None:
@@ -170,19 +155,19 @@ def _colour(arch: str, channels: int) -> None:
         raise ValueError(f"{arch} takes images of 3 channels, the data set's have {channels}.")
 
 
-NETWORKS: dict[str, Callable[[int, int, bool], nn.Module]] = {
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": _cifar_resnet18,
     "resnet18-w32": _narrow_resnet18,
     "wrn-34-10": _wide,
-    "resnet50": lambda *given: _imagenet("resnet50", *given),
-    "densenet121": lambda *given: _imagenet("densenet121", *given),
-    "convnet8": _convnet(8),  # for 8×8 images
-    "convnet16": _convnet(16),
-    "convnet24": _convnet(24, 5, 2),  # for 32×32 images on two CPU cores
-    "convnet32": _convnet(32, 5, 2),
-    "convnet48": _convnet(48, 5, 2),
+    "resnet50": partial(_imagenet, "resnet50"),
+    "densenet121": partial(_imagenet, "densenet121"),
+    "convnet8": partial(ConvNet, width=8),  # for 8×8 images
+    "convnet16": partial(ConvNet, width=16),
+    "convnet24": partial(ConvNet, width=24, stem=(5, 2)),  # for 32×32 images on two CPU cores
+    "convnet32": partial(ConvNet, width=32, stem=(5, 2)),
+    "convnet48": partial(ConvNet, width=48, stem=(5, 2)),
 }
-"""Name -> (channels, classes, pretrained) -> network."""
+"""Name -> (channels, classes) -> network; those with ImageNet's weights take ``pretrained``, too."""
 
 
 def build_network(arch: str, channels: int, classes: int, pretrained: bool = False) -> nn.Module:
@@ -194,4 +179,8 @@ def build_network(arch: str, channels: int, classes: int, pretrained: bool = Fal
     """
     if arch not in NETWORKS:
         raise ValueError(f"Unknown network {arch!r}. Known: {', '.join(NETWORKS)}.")
-    return NETWORKS[arch](channels, classes, pretrained)
+    if arch in ("resnet50", "densenet121"):
+        return NETWORKS[arch](channels, classes, pretrained)
+    if pretrained:
+        raise ValueError(f"There are no pretrained weights for {arch}: add --no-pretrained.")
+    return NETWORKS[arch](channels, classes)

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from benchmarks.paper.intervals import Difference, paired_differences
+from benchmarks.paper.intervals import Difference, paired_differences, points
 from benchmarks.paper.methods import METHODS
 from benchmarks.paper.networks import NETWORKS
 from benchmarks.paper.presets import PRESETS, Preset
@@ -77,7 +77,8 @@ def _one_table(preset: Preset, folder: Path, seeds: Sequence[int] | None = None)
 
 
 def _results(folder: Path) -> dict[Path, dict[str, Any]]:
-    paths = (path for path in sorted((folder / "cells").glob("*.json")) if not path.name.endswith(".report.json"))
+    found = sorted((folder / "cells").glob("[!.]*.json"))  # without what a kill may have left of one
+    paths = (path for path in found if not path.name.endswith(".report.json"))
     return {path: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
 
@@ -90,7 +91,7 @@ def _check_one_table(results: dict[Path, dict[str, Any]]) -> None:
             raise ValueError(f"{path} is of another cell than its name says: {name}.")
         ours, theirs = (
             {key: value for key, value in r["cell"].items() if key not in ("arch", "method", "seed")}
-            | {"data": r["data"]["content"]}
+            | {"data": r["data"]["content"], "processes": r["training"]["processes"]}
             for r in (first, result)
         )
         differing = differences(ours, theirs)
@@ -135,9 +136,14 @@ def write_report(preset: Preset, folder: Path, seeds: Sequence[int] | None = Non
     else:
         (folder / "gains.png").unlink(missing_ok=True)  # of other cells
         written += " (no gains.png: not every row has the seeds of a row of Madry's)"
-    if preset.base:
+    if preset.base and len(runs) == 1 and any("madry" in rows for rows in runs.values()):
         draw_shares(preset, folder, seeds)
         written += ", shares.png"
+    elif preset.base:
+        (folder / "shares.png").unlink(missing_ok=True)
+        written += (
+            f" (no shares.png: that takes one network, with a row of Madry's, here or in {preset.base} beside it)"
+        )
     print(comparison)
     print(f"\n{written}: {folder}/")
 
@@ -149,10 +155,7 @@ def draw_shares(preset: Preset, folder: Path, seeds: Sequence[int] | None = None
     images stand beside them.
     """
     (rows,) = read_results(preset, folder, seeds).values()
-    shares = {
-        result["cell"]["method"]: (result["teacher"] or {"salient_share": 0.0})["salient_share"]
-        for result in _one_table(preset, folder, seeds).values()
-    }
+    shares = salient_shares(preset, folder, seeds)
     kinds: dict[str, list[str]] = {}
     for method in rows:
         kinds.setdefault(METHODS[method].salience or "", []).append(method)
@@ -173,11 +176,20 @@ def draw_shares(preset: Preset, folder: Path, seeds: Sequence[int] | None = None
                 axes.plot(
                     [share] * len(accuracies), accuracies, marker, color=line.get_color(), markersize=3, alpha=0.5
                 )
-        axes.set_xlabel("Salient elements (%); 0: Madry")
+        axes.set_xlabel("Salient elements in training (%); 0: Madry")
         axes.set_ylabel(what)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False, fontsize=8)
     with atomic_write(folder / "shares.png") as file:
         figure.savefig(file, dpi=200)
+
+
+def salient_shares(preset: Preset, folder: Path, seeds: Sequence[int] | None = None) -> dict[str, float]:
+    """For each method the share of elements that were salient in training, after crops: the mean of epochs and seeds."""
+    shares: dict[str, list[float]] = {}
+    for result in _one_table(preset, folder, seeds).values():
+        epochs = (epoch.get("salient", 0.0) for epoch in result["training"]["epochs"])
+        shares.setdefault(result["cell"]["method"], []).append(statistics.fmean(epochs))
+    return {method: statistics.fmean(found) for method, found in shares.items()}
 
 
 _LINES = (
@@ -211,9 +223,8 @@ def differences_table(ours: str, dataset: str | None = None) -> str:
     for arch, published in PUBLISHED["tables"][dataset].items() if dataset else ():
         madry = [mean for mean, _ in published["madry"]]
         for method, figures in published.items():
-            gains = [mean - base for (mean, _), base in zip(figures, madry, strict=True)]
-            points = [f"{round(gain, 1) + 0:+.1f}".replace("-", "−") for gain in gains]
-            rows.append((method, f"paper, {NETWORK_NAMES[arch]}", points))
+            gains = [points(mean - base) for (mean, _), base in zip(figures, madry, strict=True)]
+            rows.append((method, f"paper, {NETWORK_NAMES[arch]}", gains))
     for arch, runs in _results_so_far(ours).items():
         for method in runs:
             if found := gains_over(runs, method, "madry"):
@@ -222,7 +233,7 @@ def differences_table(ours: str, dataset: str | None = None) -> str:
                 )
     for method in METHODS:
         if method not in ("standard", "madry"):
-            lines += [_row([METHODS[method].label, name, *points]) for of, name, points in rows if of == method]
+            lines += [_row([METHODS[method].label, name, *gains]) for of, name, gains in rows if of == method]
     return "\n".join(lines)
 
 
@@ -238,11 +249,16 @@ def against_table(method: str, ours: str) -> str:
 
 
 def conclusions(ours: str) -> str:
-    """A sentence for each method of a preset: what its differences to Madry, and to one row more, show."""
+    """A sentence for each method of a preset: what its differences to Madry, and to one row more, show.
+
+    Methods that it takes from another preset are judged there, where they may have more seeds.
+    """
+    base = PRESETS[ours].base
+    elsewhere = PRESETS[base].methods if base else ()
     words = {1: "is ahead of", -1: "is behind", 0: "cannot be told from"}
     sentences = []
     for runs in _results_so_far(ours).values():
-        for method in (method for method in runs if method not in ("standard", "madry")):
+        for method in (method for method in runs if method not in ("standard", "madry", *elsewhere)):
             clauses = []
             for other in filter(None, ("madry", METHODS[method].against)):
                 if found := gains_over(runs, method, other):

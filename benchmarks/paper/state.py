@@ -101,34 +101,35 @@ def unpack(state: Path, results: Path, work: Path) -> None:
             if hashlib.sha256(piece).hexdigest() != checksum:
                 raise ValueError(f"{folder / name} is damaged. Copy the folder again, or remove it to start anew.")
             buffer.write(piece)
-    cells: dict[Path, dict[str, tuple[float, bytes]]] = {}
-    buffer.seek(0)
-    with tarfile.open(fileobj=buffer) as archive:
-        for entry in archive:
-            top, name, *inside = entry.name.split("/", 2)
-            place = work / name if top == "work" else results / "cells" / name.split(".")[0]
-            content = archive.extractfile(entry).read()  # type: ignore[union-attr]
-            cells.setdefault(place, {})[inside[0] if inside else name] = entry.mtime, content
-    for place, files in cells.items():
-        is_work = place.parent == work
-        found = place.rglob("[!.]*") if is_work else place.parent.glob(f"{place.name}.*")
-        there = [path for path in found if path.is_file()]
-        newest = max(mtime for mtime, _ in files.values())
-        if any(path.stat().st_mtime >= newest for path in there):
-            continue
-        part = place.with_name(f".{place.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        for name, (mtime, content) in files.items():
-            (part / name).parent.mkdir(parents=True, exist_ok=True)
-            (part / name).write_bytes(content)
-            os.utime(part / name, (mtime, mtime))
-        if is_work:
-            shutil.rmtree(place, ignore_errors=True)
-            part.rename(place)
-        else:
-            for name in sorted(files, key=files.__getitem__):  # the newest last: until it is there, all is done again
-                (part / name).replace(place.parent / name)
-            part.rmdir()
+        cells: dict[Path, dict[str, tuple[float, bytes]]] = {}
+        buffer.seek(0)
+        with tarfile.open(fileobj=buffer) as archive:
+            for entry in archive:
+                top, name, *inside = entry.name.split("/", 2)
+                place = work / name if top == "work" else results / "cells" / name.split(".")[0]
+                content = archive.extractfile(entry).read()  # type: ignore[union-attr]
+                cells.setdefault(place, {})[inside[0] if inside else name] = entry.mtime, content
+        for place, files in cells.items():
+            is_work = place.parent == work
+            found = place.rglob("[!.]*") if is_work else place.parent.glob(f"{place.name}.*")
+            there = [path for path in found if path.is_file()]
+            newest = max(mtime for mtime, _ in files.values())
+            if any(path.stat().st_mtime >= newest for path in there):
+                continue
+            part = place.with_name(f".{place.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            for name, (mtime, content) in files.items():
+                (part / name).parent.mkdir(parents=True, exist_ok=True)
+                (part / name).write_bytes(content)
+                os.utime(part / name, (mtime, mtime))
+            if is_work:
+                shutil.rmtree(place, ignore_errors=True)
+                part.rename(place)
+            else:
+                # The newest last: until it is there, all is done again.
+                for name in sorted(files, key=files.__getitem__):
+                    (part / name).replace(place.parent / name)
+                part.rmdir()
 
 
 def _generations(state: Path) -> list[int]:

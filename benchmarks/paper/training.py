@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,12 @@ class EpochOrder(Sampler[int]):
 
 
 def train_network(
-    cell: Cell, key: str, splits: Splits, maps: Maps | None, folder: Path, fabric: Fabric, workers: int, log: str
+    cell: Cell, splits: Splits, maps: Maps | None, folder: Path, fabric: Fabric, workers: int, log: str
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The trained network, and its history epoch by epoch; from ``folder``'s checkpoint if there is one.
 
     Args:
         cell: What to train.
-        key: Of all that it depends on.
         splits: The data.
         maps: The training images' salience maps, None for a method without.
         folder: Of the checkpoint and the logs; its checkpoint must be of this very cell.
@@ -92,7 +91,7 @@ def train_network(
     order = EpochOrder(len(splits.train), protocol.batch_size, cell.seed, fabric.global_rank, fabric.world_size)  # type: ignore[arg-type]
     loader = fabric.setup_dataloaders(
         DataLoader(
-            Augmented(splits.train, maps, protocol.augmentation),
+            augmented(splits.train, maps, protocol.augmentation),
             protocol.batch_size // fabric.world_size,
             sampler=order,
             num_workers=workers,
@@ -104,18 +103,18 @@ def train_network(
     )
     checkpoint = folder / "checkpoint.pt"
     history: list[dict[str, float]] = []
+    commits: list[str | None] = []
     if checkpoint.exists():
         state = load(checkpoint)
-        if state["training_key"] != key:
-            raise ValueError(
-                f"{checkpoint} is of a cell with other settings: remove it, or choose another --work folder."
-            )
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         criterion.load_state_dict(state["trainer"])
         if state.get("precision"):
             fabric.strategy.precision.load_state_dict(state["precision"])  # the gradient scaler's
         history = state["history"]
+        commits = state.get("commits", [])
+    if (commit := run_record(None)["commit"]) not in commits:
+        commits.append(commit)
     logger = _logger(log, folder) if fabric.global_rank == 0 else None
     with tqdm(
         total=protocol.epochs * order.batches,
@@ -145,12 +144,12 @@ def train_network(
                 save(
                     checkpoint,
                     {
-                        "training_key": key,
                         "network": network.state_dict(),
                         "optimizer": optimizer.state_dict(),
                         "trainer": criterion.state_dict(),
                         "precision": fabric.strategy.precision.state_dict(),
                         "history": history,
+                        "commits": commits,
                     },
                 )
             fabric.barrier()
@@ -158,7 +157,7 @@ def train_network(
     model.eval()
     network = network.to(memory_format=torch.contiguous_format)
     # Without Fabric around it: the evaluation has neither its precision nor DistributedDataParallel.
-    return network, {"epochs": history, **_conditions(fabric, workers)}
+    return network, {"epochs": history, "commits": commits, **_conditions(fabric, workers)}
 
 
 def _epoch(
@@ -187,7 +186,7 @@ def _epoch(
         bar.update()
     means = {name: fabric.all_reduce(value / len(loader)).item() for name, value in sums.items()}
     if not all(value == value for value in means.values()):
-        raise FloatingPointError(f"{cell.name} diverged in epoch {epoch + 1}: {means}. Lower --learning-rate.")
+        raise FloatingPointError(f"{cell.name} diverged in epoch {epoch + 1}: {means}.")
     return {"learning_rate": rate, **means}
 
 
@@ -222,7 +221,7 @@ def validate(network: nn.Module, images: Dataset[Any], cell: Cell, fabric: Fabri
     return {"validation_clean_accuracy": clean / total, "validation_pgd_accuracy": robust / total}
 
 
-class Augmented(Dataset[Any]):
+def augmented(images: Dataset[Any], maps: Maps | None, augmentation: str) -> Dataset[Any]:
     """Training images with their maps, if there are any, after augmentation: both moved together.
 
     Args:
@@ -230,30 +229,24 @@ class Augmented(Dataset[Any]):
         maps: Their salience maps, or None.
         augmentation: ``"none"``, ``"flip"`` or ``"crop-flip"``.
     """
+    from torchvision.transforms import v2
 
-    def __init__(self, images: Dataset[Any], maps: Maps | None, augmentation: str) -> None:
-        self.images = images
-        transform = _transform(augmentation, images[0][0].shape[-1])
-        self.transform = transform if maps is None else None
-        self.salient = None if maps is None else SalientDataset(images, maps, transform)
+    size, flip = images[0][0].shape[-1], v2.RandomHorizontalFlip()
+    crop_flip = v2.Compose([v2.RandomCrop(size, padding=size // 8), flip])
+    transform = {"none": v2.Identity(), "flip": flip, "crop-flip": crop_flip}[augmentation]
+    return _Transformed(images, transform) if maps is None else SalientDataset(images, maps, transform)
+
+
+class _Transformed(Dataset[Any]):
+    def __init__(self, images: Dataset[Any], transform: Callable[[Tensor], Tensor]) -> None:
+        self.images, self.transform = images, transform
 
     def __len__(self) -> int:
         return len(self.images)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Any:
-        if self.salient is not None:
-            return self.salient[index]
         image, label = self.images[index]
-        return (image if self.transform is None else self.transform(image)), label
-
-
-def _transform(augmentation: str, size: int) -> Any:
-    if augmentation == "none":
-        return None
-    from torchvision.transforms import v2
-
-    flip = v2.RandomHorizontalFlip()
-    return flip if augmentation == "flip" else v2.Compose([v2.RandomCrop(size, padding=size // 8), flip])
+        return self.transform(image), label
 
 
 def _conditions(fabric: Fabric, workers: int) -> dict[str, Any]:

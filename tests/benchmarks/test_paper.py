@@ -17,7 +17,7 @@ from benchmarks.paper.networks import NETWORKS, build_network
 from benchmarks.paper.presets import PRESETS
 from benchmarks.paper.protocols import Cell, Evaluation, Training
 from benchmarks.paper.seeds import derived
-from benchmarks.paper.training import Augmented, EpochOrder
+from benchmarks.paper.training import EpochOrder, augmented
 from sip_plugin.model_utils import model_hash
 from sip_plugin.salience import GradientSalience
 
@@ -256,15 +256,15 @@ def test_image_and_map_are_augmented_together():
     images = torch.rand(6, 3, 16, 16)
     data = [(image, label) for label, image in enumerate(images)]
     maps = [image > 0.5 for image in images]
-    augmented = Augmented(data, maps, "crop-flip")
+    moved_together = augmented(data, maps, "crop-flip")
     moved = 0
     for index in range(6):
-        image, label, salience = augmented[index]
+        image, label, salience = moved_together[index]
         assert label == index
         assert torch.equal(salience, image > 0.5)
         moved += not torch.equal(image, images[index])
     assert moved
-    assert torch.equal(Augmented(data, None, "none")[2][0], images[2])
+    assert torch.equal(augmented(data, None, "none")[2][0], images[2])
 
 
 def test_the_split_holds_out_a_tenth_and_is_the_same_for_all_seeds():

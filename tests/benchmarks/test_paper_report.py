@@ -27,12 +27,14 @@ def a_report(right, survivors):
     return RobustnessReport(EPS, "Linf", ("apgd-ce",), labels, norms, nobody, {"version": "standard"})
 
 
-def result(cell, data="a", teacher="b"):
+def result(cell, data="a", teacher="b", salient=0.12):
     """What a result file says of its cell."""
     teacher = {"weights_sha256": teacher} if cell.method.startswith("sip") else None
     if cell.method == "sip-h":
         teacher = {"weights_sha256": None, "annotations_sha256": "c"}
-    return {"cell": cell.as_dict(), "data": {"content": data, "origin": "somewhere"}, "teacher": teacher}
+    training = {"processes": 1, "epochs": [{"salient": 0.8 * salient}, {"salient": 1.2 * salient}] if teacher else [{}]}
+    found = {"cell": cell.as_dict(), "data": {"content": data, "origin": "somewhere"}}
+    return found | {"teacher": teacher, "training": training}
 
 
 @pytest.fixture
@@ -51,6 +53,7 @@ def results(tmp_path, monkeypatch):
 
 def test_a_report_is_written_from_the_cells_that_there_are(results):
     folder = results / "cifar10-cpu"
+    (folder / "cells" / ".a.report.json.0.json").write_text("{")  # which a kill has left
     report.write_report(PRESETS["cifar10-cpu"], folder)
     table = (folder / "table.md").read_text()
     madry = next(line for line in table.splitlines() if "Madry" in line)
@@ -196,25 +199,29 @@ def maps(results):
     """The preset of the maps' sizes, with as many salient elements as its cells' names say, beside cifar10-cpu's."""
     folder = results / "cifar10-cpu-maps" / "cells"
     folder.mkdir(parents=True)
-    for path in (results / "cifar10-cpu" / "cells").glob("*-sip-s-seed?.json"):
-        found = json.loads(path.read_text())
-        path.write_text(json.dumps(found | {"teacher": found["teacher"] | {"salient_share": 0.12}}))
     for cell in PRESETS["cifar10-cpu-maps"].cells():
-        found = result(cell)
-        found["teacher"]["salient_share"] = METHODS[cell.method].mass / 4
         a_report(70, (50, 40, 30, 20)).to_json(folder / f"{cell.name}.report.json")
+        found = result(cell, salient=METHODS[cell.method].mass / 4)
         (folder / f"{cell.name}.json").write_text(json.dumps(found))
     return folder.parent
 
 
-def test_a_preset_shows_its_bases_cells_beside_its_own(maps):
+def test_a_preset_shows_its_bases_cells_beside_its_own(maps, capsys):
     preset = PRESETS["cifar10-cpu-maps"]
     runs = report.read_results(preset, maps)["convnet24"]
     assert set(runs) == {"madry", "sip-s", *(cell.method for cell in preset.cells())}
     assert all(list(seeds) == [0, 1] for seeds in runs.values())
     assert "| SIP-S, mass 0.25 | ours (2), convnet24 | +19.0 [" in report.differences_table("cifar10-cpu-maps")
+    assert not {"SIP-S", "control: random map"} & set(
+        re.findall(r"- (.*?) (?:is|cannot)", report.conclusions(maps.name))
+    )
     report.write_report(preset, maps)
     assert (maps / "shares.png").read_bytes()[:4] == b"\x89PNG"
+    for file in (maps.parent / "cifar10-cpu" / "cells").glob("*-madry-*"):
+        file.unlink()
+    report.write_report(preset, maps)
+    assert not (maps / "shares.png").exists()
+    assert "no shares.png" in capsys.readouterr().out
 
 
 def test_the_lines_of_the_sizes_start_at_madry(maps, monkeypatch):
@@ -258,6 +265,7 @@ def test_a_result_under_another_cells_name_is_refused(results):
         (lambda found: found["cell"]["training"].update(epochs=100), "training.epochs: 12 against 100"),
         (lambda found: found["cell"]["evaluation"].update(version="rand"), "evaluation.version"),
         (lambda found: found["data"].update(content="other"), "data: a against other"),
+        (lambda found: found["training"].update(processes=4), "processes: 1 against 4"),
         (lambda found: found["teacher"].update(weights_sha256="other"), "teacher: other weights"),
     ],
 )

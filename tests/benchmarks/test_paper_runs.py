@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,19 @@ def test_a_state_holds_what_was_there(place, tmp_path):
     assert contents(tmp_path / "there") == contents(work)
 
 
+def test_processes_of_one_run_take_up_a_state_at_once(place, tmp_path, monkeypatch):
+    monkeypatch.undo()  # larger pieces
+    state, results, work = place
+    for number in range(30):
+        shutil.copytree(work / "digits-seed0-key", work / f"digits-seed{number + 1}-key")
+    pack(state, results, work)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: unpack(state, results, tmp_path / "there"), range(4)))
+    for path in work.glob("*/.*"):
+        path.unlink()
+    assert contents(tmp_path / "there") == contents(work)
+
+
 @pytest.mark.parametrize("first", [True, False], ids=["the first state", "a later one"])
 def test_a_kill_while_the_state_is_written_loses_nothing(first, place, tmp_path):
     state, results, work = place
@@ -323,6 +337,23 @@ def test_a_time_limit_or_a_sigterm_stops_whatever_runs(terminated, tmp_path, mon
     with pytest.raises(SystemExit):
         main([*arguments, "0"])
     assert "--time-limit" in capsys.readouterr().err
+
+
+def test_a_cell_that_diverges_does_not_keep_the_others_from_being_run(tmp_path, monkeypatch, capsys):
+    run = []
+
+    def diverging(cell, *_, **__):
+        run.append(cell.method)
+        if cell.method == "madry":
+            raise FloatingPointError("madry diverged.")
+        return True
+
+    monkeypatch.setattr("benchmarks.paper.cell.run_cell", diverging)
+    arguments = ["table", "--preset", "digits", "--seeds", "0", "--methods", "madry", "fat", "--accelerator", "cpu"]
+    with pytest.raises(SystemExit) as error:
+        main([*arguments, "--results", str(tmp_path)])
+    assert (run, error.value.code) == (["madry", "fat"], 2)
+    assert "madry diverged" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("method", "known"), [("madry", "madry"), ("sip-at", "sip-s")])
@@ -490,7 +521,7 @@ def test_a_resumed_training_goes_on_with_the_gradient_scalers_state(tmp_path, mo
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
         precision = MixedPrecision("16-mixed", device="cpu", scaler=scaler)
         network, _ = train_network(
-            cell, "key", splits, None, folder, Fabric(accelerator="cpu", plugins=precision), workers=0, log="csv"
+            cell, splits, None, folder, Fabric(accelerator="cpu", plugins=precision), workers=0, log="csv"
         )
         assert scaler.get_scale() < 2.0**30
         return network.state_dict()
