@@ -157,7 +157,7 @@ def channel_axis(output: Tensor) -> int | None:
     it mixed positions. None if they do not say.
     """
     claim: int | None = None
-    shape_of = _ResultShapes(output)
+    shape_of = _result_shapes(output)
     # Operations, and which axis of their result each axis of the output is (None: several, or a part).
     waiting: list[tuple[Any, list[int | None]]] = [(output.grad_fn, [0, 1, 2, 3])] if output.grad_fn else []
     for _ in range(1000):
@@ -204,28 +204,25 @@ def channel_axis(output: Tensor) -> int | None:
     return claim
 
 
-class _ResultShapes:
-    """The shapes of what the operations before ``output`` gave."""
+def _result_shapes(output: Tensor) -> Callable[[Any], list[int]]:
+    """What gives the shape of the result of an operation before ``output``."""
 
-    def __init__(self, output: Tensor) -> None:
-        self.output = output
-
-    def __call__(self, node: Any) -> list[int]:
-        return list(node._input_metadata[0].shape) if hasattr(node, "_input_metadata") else self._by_gradients[node]
-
-    @functools.cached_property
-    def _by_gradients(self) -> dict[Any, list[int]]:
+    @functools.cache
+    def by_gradients() -> dict[Any, list[int]]:
         # PyTorch 2.4 keeps them to itself: gradients with respect to the results have their shapes.
-        nodes: list[Any] = [self.output.grad_fn]
+        nodes: list[Any] = [output.grad_fn]
         seen = set(nodes)
         for node in nodes:
             before = [before for before, _ in node.next_functions if before is not None and before not in seen]
             nodes += dict.fromkeys(before)
             seen.update(before)
         edges = [torch.autograd.graph.GradientEdge(node, 0) for node in nodes]
-        zeros = torch.zeros_like(self.output)
-        gradients = torch.autograd.grad(self.output, edges, zeros, retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(output, edges, torch.zeros_like(output), retain_graph=True, allow_unused=True)
         return {node: [] if g is None else list(g.shape) for node, g in zip(nodes, gradients, strict=True)}
+
+    return lambda node: (
+        list(node._input_metadata[0].shape) if hasattr(node, "_input_metadata") else by_gradients()[node]
+    )
 
 
 def _linear_input(product: Any, shape: list[int], shape_of: Callable[[Any], list[int]]) -> Any:
@@ -258,7 +255,6 @@ def layer_name(network: nn.Module, layer: str | nn.Module | None) -> str | None:
 
 def named_layer(network: nn.Module, layer: str) -> nn.Module:
     """The module of that name; raises a ValueError if there is none."""
-    network = unwrap_model(network)
     known: dict[str, nn.Module] = dict(network.named_modules(remove_duplicate=False))
     if layer not in known:
         near = difflib.get_close_matches(layer, list(known)[1:], 8, 0) if isinstance(layer, str) else []

@@ -111,3 +111,9 @@ def check_int(value: Any, name: str, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(f"{name} must be an integer from {least}, got {value!r}.")
     return int(value)
+
+
+def check_choice(name: str, value: str, *choices: str) -> None:
+    """Refuse a setting that is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")

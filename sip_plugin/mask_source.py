@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from sip_plugin.constraint import SalienceMap
 
-_LABELS = frozenset({"labels", "label", "targets", "target", "y"})
-MaskFunction = Callable[..., SalienceMap]
-MaskSource = MaskFunction | SalienceMap | None
+_LABELS = frozenset({"labels", "label", "targets", "target", "y", "y_true"})
+MaskSource = Callable[..., SalienceMap] | SalienceMap | None
 
 
 def check_mask_source(source: MaskSource, name: str = "mask_fn") -> MaskSource:
@@ -62,6 +61,8 @@ def _labels_parameter(function: Callable[..., Any]) -> Any:
     for i, p in enumerate(parameters):
         if p.kind is p.VAR_POSITIONAL or (p.kind is p.KEYWORD_ONLY and p.name == "labels"):
             return p.kind
+        if i > 1 and p.kind is p.POSITIONAL_OR_KEYWORD and p.name == "labels":
+            return p.KEYWORD_ONLY  # behind an option
         # A second parameter that has a default and is not the labels is an option of the function (threshold=0.5).
         if i == 1 and p.kind <= p.POSITIONAL_OR_KEYWORD and (p.default is p.empty or p.name in _LABELS):
             return p.kind

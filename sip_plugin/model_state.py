@@ -1,10 +1,10 @@
-"""Leaving a network as it was found, also after an exception, from several threads, and in nested calls."""
+"""Leaving a network as it was found, also after an exception, in nested calls, and in threads that name the same one."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -18,22 +18,23 @@ _uses: dict[tuple[Any, int], list[Any]] = {}  # by id: how many use a network, a
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
     """Put a network into eval mode, and each of its modules back into its own mode."""
-    with _restored(_set_eval, model):
+    with _restored(_modes, model):
+        model.eval()
         yield
 
 
 @contextmanager
-def preserve_model_state(model: object) -> Iterator[None]:
-    """Let somebody else's code use a network; put back whatever it changed, also when it raises.
+def preserve_model_state(*models: object) -> Iterator[None]:
+    """Let somebody else's code use networks; put back whatever it changed, also when it raises.
 
     Covers each module's train/eval flag, buffers (BatchNorm statistics), hooks, and the parameters' gradients and
     ``requires_grad``. During the block gradients are ``None``, so nothing can be added to the caller's (nor can another
     thread train the network meanwhile). Something that is no network is left alone.
     """
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    with _restored(_snapshot, model):
+    with ExitStack() as stack:
+        for model in models:
+            if isinstance(model, nn.Module):
+                stack.enter_context(_restored(_snapshot, model))
         yield
 
 
@@ -65,12 +66,6 @@ def _modes(model: nn.Module) -> Callable[[], None]:
         for module, training in modes:
             module.training = training
 
-    return restore
-
-
-def _set_eval(model: nn.Module) -> Callable[[], None]:
-    restore = _modes(model)
-    model.eval()
     return restore
 
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, random generators that are left as they were, optional packages."""
+"""Files that are written whole or not at all, things that are left as they were, optional packages."""
 
 from __future__ import annotations
 
@@ -43,24 +43,43 @@ def atomic_write(path: str | os.PathLike[str], *, sync: bool = False) -> Iterato
 
 
 @contextmanager
-def isolated_rng(device: torch.device | None = None, seed: int | None = None) -> Iterator[None]:
-    """Put back the random generators of Python, NumPy and torch (the CPU's, and that of ``device``) after a block.
+def isolated_rng(seed: int | None = None) -> Iterator[None]:
+    """Put back the random generators of Python, NumPy and torch (the CPU's and CUDA's) after a block.
 
     In the block they begin at ``seed``, if there is one.
     """
     python, numpy = random.getstate(), np.random.get_state()
-    cuda = [device] if device is not None and device.type == "cuda" else []
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # all: attacks seed all
     try:
         with torch.random.fork_rng(cuda):
             if seed is not None:
                 random.seed(seed)
                 np.random.seed(seed % 2**32)
-                for generator in (torch.default_generator, *(torch.cuda.default_generators[d.index] for d in cuda)):
-                    generator.manual_seed(seed)  # torch.manual_seed would seed all devices
+                torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed MPS, too
+                if cuda:
+                    torch.cuda.manual_seed_all(seed)
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+@contextmanager
+def patched_attribute(holder: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value of an object's own attribute for the length of a block.
+
+    Past any ``__setattr__``: torchattacks' would keep it (and with it the images) alive in a mutable default argument.
+    """
+    missing = object()
+    before = vars(holder).get(name, missing)
+    vars(holder)[name] = value
+    try:
+        yield
+    finally:
+        if before is missing:
+            del vars(holder)[name]
+        else:
+            vars(holder)[name] = before
 
 
 def import_extra(module: str, extra: str) -> Any:
@@ -85,6 +104,14 @@ def attack_name(attack: Any) -> str:
     """An attack's class, or the function of a ``functools.partial``, by name."""
     attack = attack.func if isinstance(attack, functools.partial) else attack
     return getattr(attack, "__name__", type(attack).__name__)
+
+
+def takes_targets(attack: Any) -> bool:
+    """Whether an attack takes its labels for targets: an image's own label would make it easier."""
+    targeted = getattr(attack, "targeted", getattr(attack, "keywords", {}).get("targeted"))  # of a functools.partial
+    # torchattacks' other modes, and ART's AutoAttack, find the targets themselves.
+    from_label = getattr(attack, "attack_mode", "targeted(label)") == "targeted(label)"
+    return bool(targeted) and from_label and not hasattr(attack, "attacks")
 
 
 def show_in_notebooks(figure: _T) -> _T:

@@ -29,6 +29,8 @@ class Network(nn.Module):
         (lambda images, threshold=0.5: ("one", images), False),
         (lambda images, *, labels=None: ("both", images, labels), True),
         (lambda images, *, threshold=0.5: ("one", images), False),
+        (lambda images, y_true=None: ("both", images, y_true), True),
+        (lambda images, threshold=0.5, labels=None: ("both", images, labels), True),
         (lambda images, y: ("both", images, y), True),
         (lambda *both: ("both", *both), True),
         (Takes(), True),

@@ -60,7 +60,7 @@ OTHERS = (
     "SalientDataset(dataset, maps)",
     "FolderMasks([], 'masks')",
     "comparison.rows[1]",
-    "comparison.rows[1].robust",
+    "comparison.rows[1].figures",
     "report.robust_accuracy",
     "report.per_class",
     "report.compare_images(report)",

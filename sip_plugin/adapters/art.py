@@ -36,7 +36,6 @@ from sip_plugin.adapters.base import (
     check_inner,
     delegate,
     one_map_if_empty,
-    patched_attribute,
     project_result,
 )
 from sip_plugin.adapters.composite import MemberProxy
@@ -44,6 +43,7 @@ from sip_plugin.adapters.projection import BatchProjection, RowSelections, warn_
 from sip_plugin.adapters.specs import ART, ITERATE, MEMBERS, ArtSpec
 from sip_plugin.constraint import SalienceMap, prepare_mask
 from sip_plugin.mask_source import MaskSource, compute_mask
+from sip_plugin.utils import patched_attribute, takes_targets
 
 
 class SalienceArtAttack(SalienceAttack, EvasionAttack):  # type: ignore[misc]
@@ -117,7 +117,7 @@ class SalienceArtAttack(SalienceAttack, EvasionAttack):  # type: ignore[misc]
         estimator = self.wrapped.estimator
         if callable(source):
             images = _to_map_source(x, estimator)
-            targets = self.wrapped.targeted or ART.spec_for(self.wrapped).y != "labels"
+            targets = takes_targets(self.wrapped) or ART.spec_for(self.wrapped).y != "labels"
             labels = None if y is None or targets else _as_indices(y).to(images.device)
             map_ = prepare_mask(compute_mask(source, images, labels), images).cpu()
             return map_ if estimator.channels_first else map_.permute(0, 2, 3, 1)

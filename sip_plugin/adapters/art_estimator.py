@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,10 @@ from art.attacks.attack import Attack, EvasionAttack
 from art.estimators.estimator import BaseEstimator
 from torch import Tensor
 
-from sip_plugin.adapters.base import patched_attribute
 from sip_plugin.adapters.projection import BatchProjection, salience_rows
 from sip_plugin.constraint import project
 from sip_plugin.model_state import preserve_model_state
+from sip_plugin.utils import patched_attribute
 
 _CPU = torch.device("cpu")
 
@@ -67,16 +67,11 @@ class EstimatorProjection:
         queries = queries.to(self.dtype)
         return (queries if isinstance(x, Tensor) else queries.numpy()), salience
 
-    @contextmanager
-    def only(self, index: int) -> Iterator[None]:
+    def only(self, index: int) -> AbstractContextManager[None]:
         """For the length of a block all queries are of one image."""
-        before, rows = self._batches, slice(index, index + 1)
-        whole = before[_CPU]
-        self._batches = {_CPU: BatchProjection(whole.images[rows], salience_rows(whole.salience, rows))}
-        try:
-            yield
-        finally:
-            self._batches = before
+        rows = slice(index, index + 1)
+        part = BatchProjection(self.batch.images[rows], salience_rows(self.batch.salience, rows))
+        return patched_attribute(self, "_batches", {_CPU: part})
 
     def _on(self, device: torch.device) -> BatchProjection:
         if device not in self._batches:
@@ -171,7 +166,7 @@ def preserve_classifier_state(estimator: Any) -> Iterator[None]:
     """Put back what ART changes in a classifier and its network (attacks ask a stand-in, which takes the rest)."""
     # ART's own module around the network has a mode, too; a parallel AutoAttack takes the optimizer away.
     optimizer = patched_attribute(estimator, "_optimizer", vars(estimator).get("_optimizer"))
-    with preserve_model_state(estimator.model), preserve_model_state(estimator._model), optimizer:
+    with preserve_model_state(estimator.model, estimator._model), optimizer:
         yield
 
 
@@ -188,8 +183,13 @@ def budgets_of(attack: EvasionAttack, rows: np.ndarray, count: int) -> Iterator[
 
 
 def inner_attacks(attack: Any) -> list[Any]:
-    """The attacks that an attack is built upon: ProjectedGradientDescent hands its calls to the one for its framework."""
-    return [held for held in vars(attack).values() if isinstance(held, Attack)]
+    """The attacks that an attack is built upon, to any depth: ProjectedGradientDescent calls the one for its framework."""
+    found = [attack]
+    for holder in found:
+        for held in vars(holder).values():
+            parts = held if isinstance(held, (list, tuple)) else [held]
+            found += [part for part in parts if isinstance(part, Attack) and part not in found]
+    return found[1:]
 
 
 def network_dtype(estimator: Any) -> torch.dtype:

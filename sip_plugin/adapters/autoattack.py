@@ -19,7 +19,6 @@ from sip_plugin.adapters.base import (
     concat,
     map_tensors,
     one_map_if_empty,
-    patched_attribute,
     project_result,
 )
 from sip_plugin.adapters.composite import MemberProxy
@@ -37,6 +36,7 @@ from sip_plugin.checks import check_images, check_labels
 from sip_plugin.constraint import SalienceMap, project
 from sip_plugin.mask_source import MaskSource
 from sip_plugin.model_state import preserve_model_state
+from sip_plugin.utils import patched_attribute
 
 MEMBERS: dict[str, Mechanism] = {
     "apgd": Mechanism.ITERATE,  # a random start on salient elements would eat an L1 or L2 budget

@@ -10,8 +10,7 @@ import operator
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -161,24 +160,6 @@ def call_lock(attack: Any) -> Any:
     It lives as long as somebody holds it. A composite takes its own and then, one after the other, those of its members.
     """
     return _locks.setdefault(id(attack), threading.RLock())
-
-
-@contextmanager
-def patched_attribute(holder: Any, name: str, value: Any) -> Iterator[None]:
-    """Another value of an object's own attribute for the length of a block.
-
-    Past any ``__setattr__``: torchattacks' would keep it (and with it the images) alive in a mutable default argument.
-    """
-    missing = object()
-    before = vars(holder).get(name, missing)
-    vars(holder)[name] = value
-    try:
-        yield
-    finally:
-        if before is missing:
-            del vars(holder)[name]
-        else:
-            vars(holder)[name] = before
 
 
 def one_map_if_empty(salience: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from sip_plugin.adapters.base import Batch
-from sip_plugin.adapters.projection import RowSelections, plain_tensor, salience_rows
+from sip_plugin.adapters.projection import RowSelections, UnknownRowsError, plain_tensor, salience_rows
 
 
 class MemberProxy:
@@ -38,6 +38,8 @@ class MemberProxy:
     def __call__(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Attack some images of the composite's batch with their maps."""
         member, run, salience, selections, _ = self._own
+        if selections is None and len(salience) not in (1, len(x)):
+            raise UnknownRowsError(f"It attacked {len(x)} rows.")
         maps = salience if selections is None else salience_rows(salience, selections.of(len(x)))
         x = plain_tensor(x) if isinstance(x, Tensor) else np.asarray(x)
         return run(member, Batch(x, y, maps, args, kwargs))

@@ -25,13 +25,14 @@ try:
 except ImportError as error:
     raise ImportError("Foolbox is not installed: pip install 'sip-plugin[foolbox]'") from error
 
-from sip_plugin.adapters.base import Batch, SalienceAttack, delegate, map_tensors, patched_attribute, project_result
+from sip_plugin.adapters.base import Batch, SalienceAttack, call_lock, delegate, map_tensors, project_result
 from sip_plugin.adapters.projection import BatchProjection, warn_if_not_queried
 from sip_plugin.adapters.specs import FOOLBOX
 from sip_plugin.checks import check_images
 from sip_plugin.constraint import SalienceMap, project
 from sip_plugin.mask_source import MaskSource
 from sip_plugin.model_state import preserve_model_state
+from sip_plugin.utils import patched_attribute
 
 
 class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
@@ -238,6 +239,7 @@ def _runs_projected(attack: Attack, projection: BatchProjection) -> Iterator[Non
 
     with ExitStack() as stack:
         for holder in (attack, *_inner_attacks(attack)):
+            stack.enter_context(call_lock(holder))  # others may be built upon the same one
             names = () if isinstance(holder, SalienceFoolboxAttack) else ("run", FOOLBOX.spec_for(holder).start)
             for name in names:  # a wrapped one sees to itself
                 if hasattr(holder, name):

@@ -25,7 +25,7 @@ from sip_plugin.checks import check_images, check_labels
 from sip_plugin.constraint import SalienceMap
 from sip_plugin.mask_source import MaskSource
 from sip_plugin.model_state import preserve_model_state
-from sip_plugin.utils import attack_name
+from sip_plugin.utils import attack_name, takes_targets
 
 _LABELS = ("labels", "label", "y", "y_true")  # what attack functions call them
 # Modules of attacks that ask about copies of one image, also in pieces of as many rows as the batch has.
@@ -62,8 +62,11 @@ class SalienceCallable(SalienceAttack):
             check_images(images)
             images = images.detach()
             labels = None if labels is None else check_labels(labels, images)
-            bound = self.wrapped.keywords if isinstance(self.wrapped, functools.partial) else {}
-            batch = Batch(images, labels, self.salience(images, labels, mask), args, bound | kwargs)
+            given = (self.wrapped.keywords if isinstance(self.wrapped, functools.partial) else {}) | kwargs
+            named = (check_labels(given[name], images) for name in _LABELS if isinstance(given.get(name), Tensor))
+            targeted = given.get("targeted", takes_targets(self.wrapped))
+            of_map = None if targeted else next(named, None) if labels is None else labels
+            batch = Batch(images, labels, self.salience(images, of_map, mask), args, given)
 
             def run(alone: bool) -> Any:
                 return map_tensors(_joined, *map(self._attack, batch.split(1 if alone else len(images))))

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from sip_plugin.checks import check_classes, check_logits
 from sip_plugin.constraint import project
-from sip_plugin.utils import attack_name
+from sip_plugin.utils import attack_name, patched_attribute
 
 # To be compared with == and not `is`: the setter's slot wrapper is a new object each time it is looked up.
 _MARKS = (torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
@@ -54,8 +54,7 @@ class RowSelections:
 
     def __init__(self, images: Tensor) -> None:
         self._shape = images.shape[1:]
-        self._all = torch.arange(len(images), device=images.device)
-        self._rows = {len(images): self._all}
+        self._rows = {len(images): torch.arange(len(images), device=images.device)}
 
     def record(self, source: Any, index: Any, part: Any) -> None:
         """Take note that ``part`` is ``source[index]``, tensors or arrays; of interest are rows of a batch of images."""
@@ -63,18 +62,13 @@ class RowSelections:
         rows = self._rows.get(whole[0]) if whole[1:] == self._shape else None
         if rows is None or not (taken[1:] == self._shape or taken == self._shape):
             return
-        if rows is self._all and isinstance(index, Tensor) and self._is_known(taken[0], index):
-            return  # the same rows again, as at most steps of an attack
         first = index[0] if isinstance(index, tuple) else index
         kept = torch.from_numpy(np.array(rows.numpy()[first])) if isinstance(source, np.ndarray) else rows[first]
         kept = kept if kept.dim() else kept[None]
+        known = self._rows.get(len(kept))
         # As many rows as the source has are the same rows, in the same order.
-        if len(kept) < whole[0] and not self._is_known(len(kept), kept):
+        if len(kept) < whole[0] and (known is None or not torch.equal(known, kept)):
             self._rows[len(kept)] = kept
-
-    def _is_known(self, count: int, rows: Tensor) -> bool:
-        known = self._rows.get(count)
-        return known is not None and torch.equal(known, rows)
 
     def of(self, count: int) -> Tensor:
         """The indices of the images that a query of ``count`` rows is about.
@@ -283,26 +277,19 @@ def model_replaced(attack: Any, stand_in: ProjectedModel) -> Iterator[None]:
     """
     before = attack.model
     value = stand_in.forward if inspect.isroutine(before) else stand_in
-    attributes = getattr(attack, "__dict__", {})
-    # Past any __setattr__: torchattacks' would keep the stand-in (and with it the images) alive in a default argument.
-    names = [name for name, held in attributes.items() if held is before]
-    attributes.update(dict.fromkeys(names, value))
-    through_setter = attack.model is not value  # a property, or a class with slots
-    try:
-        if through_setter:
+    with ExitStack() as stack:
+        for name in [name for name, held in getattr(attack, "__dict__", {}).items() if held is before]:
+            stack.enter_context(patched_attribute(attack, name, value))
+        if attack.model is not value:  # a property, or a class with slots
             with suppress(AttributeError):
                 attack.model = value
+                stack.callback(setattr, attack, "model", before)
             if attack.model is not value:
                 raise TypeError(
                     f"{type(attack).__name__}.model cannot be set, so the attack's steps cannot be projected. Give the "
                     "class a plain attribute or a setter."
                 )
         yield
-    finally:
-        attributes.update(dict.fromkeys(names, before))
-        if through_setter:
-            with suppress(AttributeError):
-                attack.model = before
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from contextlib import ExitStack
 from typing import Any
 
@@ -23,7 +24,6 @@ from sip_plugin.adapters.base import (
     check_inner,
     concat,
     delegate,
-    patched_attribute,
     project_result,
 )
 from sip_plugin.adapters.composite import MemberProxy
@@ -32,6 +32,7 @@ from sip_plugin.adapters.projection import (
     IterateProjection,
     ProjectedModel,
     RowSelections,
+    counted_calls,
     model_replaced,
     plain_tensor,
     warn_if_not_queried,
@@ -42,6 +43,7 @@ from sip_plugin.checks import check_images, check_labels
 from sip_plugin.constraint import SalienceMap
 from sip_plugin.mask_source import MaskSource
 from sip_plugin.model_state import preserve_model_state
+from sip_plugin.utils import patched_attribute, takes_targets
 
 _NORMALIZED_TOLERANCE = 1e-5  # pixels that were normalised and back miss [0, 1] by rounding
 
@@ -93,14 +95,16 @@ class SalienceTorchAttack(SalienceAttack, Attack):  # type: ignore[misc]
     def save(self, *args: Any, **kwargs: Any) -> Any:
         """torchattacks' ``save(data_loader, ...)``, with this object's own calls in it."""
         attack = self.wrapped
-        with self._lock, preserve_model_state(attack.model), patched_attribute(attack, "__call__", self.__call__):
-            return attack.save(*args, **kwargs)
+        with self._lock:
+            _build_lgv(attack)
+            with preserve_model_state(attack.model), patched_attribute(attack, "__call__", self.__call__):
+                return attack.save(*args, **kwargs)
 
     def _salience_of(self, inputs: Tensor, labels: Tensor | None, mask: SalienceMap | None = None) -> Tensor:
         """The map of a batch; maps are made of images in [0, 1], also where the attack's inputs are normalised."""
         if self.wrapped.normalization_used is not None:
             inputs = _plain(self.wrapped, inputs).clamp(0, 1)
-        return self.salience(inputs, labels, mask)
+        return self.salience(inputs, None if takes_targets(self.wrapped) else labels, mask)
 
 
 _methods = {name for name, member in vars(Attack).items() if callable(member) and not name.startswith("__")}
@@ -156,13 +160,14 @@ def _attack_part(attack: Attack, spec: AttackSpec, batch: Batch, training: bool)
     forward = attack.forward
     with ExitStack() as stack:
         stack.callback(_restore_normalization, attack, applied)
+        calls = [] if known else stack.enter_context(counted_calls(attack.model))
         stack.enter_context(model_replaced(attack, model))
         if selections is not None:
             stack.enter_context(patched_attribute(attack, "forward", watching))
         if spec.mechanism is MEMBERS:
             name = next(n for n in ("attacks", "_autoattack", "base_attack") if n in vars(attack))
             held = getattr(attack, name)
-            members = held if isinstance(held, list) else [held]
+            members = held if isinstance(held, (list, tuple)) else [held]
             proxies = [MemberProxy(member, attack_member, salience, selections) for member in members]
             stack.enter_context(patched_attribute(attack, name, proxies if members is held else proxies[0]))
         else:
@@ -171,14 +176,14 @@ def _attack_part(attack: Attack, spec: AttackSpec, batch: Batch, training: bool)
         if mode is not None:
             stack.enter_context(mode)
         # torchattacks' own attacks copy their images; one of the user's may write into them.
-        given = inputs if known else inputs.clone()
+        given = inputs if TORCHATTACKS.is_own(attack) else inputs.clone()
         labels = () if batch.labels is None else (batch.labels,)
         adversarial = attack(given, *labels, *batch.args, **batch.kwargs)
     result = project_result(attack, adversarial, inputs, salience)
     if spec.selects and spec.mechanism is not MEMBERS and batch.marked:
         check_ball(attack, _plain(attack, result), plain)
     if not known:
-        warn_if_not_queried(attack, model.queried, torch.equal(result, inputs))
+        warn_if_not_queried(attack, model.queried, torch.equal(result, inputs), calls.count(threading.get_ident()))
     return result
 
 

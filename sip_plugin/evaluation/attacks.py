@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sip_plugin.checks import Norm
-from sip_plugin.utils import attack_name, isolated_rng
+from sip_plugin.utils import attack_name, isolated_rng, takes_targets
 
 AttackFactory = Callable[[nn.Module, float], Any]
 """``(model, eps) -> attack``; see :func:`~sip_plugin.evaluation.evaluate_robustness`."""
@@ -45,7 +45,8 @@ def callable_attack(name: str, model: nn.Module, factory: AttackFactory, eps: fl
 
     def find(images: Tensor, labels: Tensor, eps: float, seed: int, rows: Tensor, run: int) -> Tensor:
         attack, shape = made(eps), images.shape
-        with isolated_rng(images.device, derive_seed(seed, int(rows[0]))), torch.enable_grad():
+        model.eval()  # which the attack before may have left in train mode
+        with isolated_rng(derive_seed(seed, int(rows[0]))), torch.enable_grad():
             if hasattr(attack, "generate"):
                 found = torch.from_numpy(np.asarray(attack.generate(x=images.cpu().numpy(), y=labels.cpu().numpy())))
             elif hasattr(attack, "run_standard_evaluation"):
@@ -62,6 +63,10 @@ def callable_attack(name: str, model: nn.Module, factory: AttackFactory, eps: fl
             )
         return found.to(images.device)
 
+    if takes_targets(made(eps)):
+        raise ValueError(
+            f"Attack {name!r} is targeted and would take the labels for targets: make it with targeted=False."
+        )
     masked = f"{name} was restricted by salience maps (SIPWrapper): this is not the usual robust accuracy."
     return Attack(name, find, notes=(masked,) if hasattr(made(eps), "mask_fn") else ())
 
@@ -106,7 +111,7 @@ def run_batch(
 def verified_norms(
     model: nn.Module, radii: Sequence[float], norm: Norm, images: Tensor, labels: Tensor, candidates: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Verify by a forward pass what an attack calls adversarial examples, clipped to ``[0, 1]`` and the balls.
+    """Verify by a forward pass what an attack calls adversarial examples, clipped to ``[0, 1]``; see `clip_rounding`.
 
     Gives on the CPU the norm of each perturbation, float64 and infinite where the network is not fooled; the examples; and
     where the network gave NaN, which counts as fooled.
@@ -115,7 +120,7 @@ def verified_norms(
     examples = candidates.detach().to("cpu", clean.dtype)
     examples = clip_rounding(torch.where(examples.isnan(), clean, examples).clamp(0, 1), clean, radii, norm)
     with torch.no_grad():
-        logits = model(examples.to(images.device))
+        logits = model.eval()(examples.to(images.device))
     nan = logits.isnan().any(1)
     fooled = (nan | (logits.argmax(1) != labels)).cpu()
     norms = perturbation_norms(examples, clean, norm)
@@ -146,15 +151,12 @@ def derive_seed(*parts: object) -> int:
 
 def _into_ball(adversarial: Tensor, images: Tensor, eps: float, norm: Norm) -> Tensor:
     """The projection of images in ``[0, 1]`` to the ball, rounded towards the clean image: exactly inside, in float64."""
+    clean = images.double()
+    delta = adversarial.double() - clean
     if norm == "Linf":
-        low, high = images.double() - eps, images.double() + eps
-        result = torch.minimum(torch.maximum(adversarial.double(), low), high).to(images.dtype)
-        above, below = result.double() > high, result.double() < low
-        towards = torch.where(above, -torch.inf, torch.inf).to(result.dtype)
-        return torch.where(above | below, torch.nextafter(result, towards), result)
-    result = adversarial.clone()
-    while (outside := (norms := perturbation_norms(result, images, norm)) > eps).any():
-        scale = (eps / norms[outside] * (1 - 2.0**-20)).view(-1, 1, 1, 1)
-        clean = images[outside].double()
-        result[outside] = (clean + (result[outside].double() - clean) * scale).to(images.dtype)
-    return result
+        delta = delta.clamp(-eps, eps)
+    else:
+        delta = delta * (eps * (1 - 2.0**-40) / delta.flatten(1).norm(dim=1)).view(-1, 1, 1, 1)
+    result = (clean + delta).to(images.dtype)
+    beyond = (result.double() - clean).abs() > delta.abs()
+    return torch.where(beyond, torch.nextafter(result, images), result)

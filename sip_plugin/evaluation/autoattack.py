@@ -50,7 +50,7 @@ def make_attacks(
     """The attacks of an evaluation, for what :func:`clean_statistics` says and images like this; ``eps`` is of its radii.
 
     Raises:
-        ValueError: If AutoAttack cannot attack this network, or images of this size.
+        ValueError: If AutoAttack cannot attack this network, or images of this size; if two attacks have one name.
     """
     made: list[Attack] = []
     for name, factory in parse_attacks(attack).items():
@@ -71,6 +71,8 @@ def make_attacks(
             made += [autoattack_member(model, each, version, norm, int(clean["classes"][0])) for each in names]
         else:
             made.append(callable_attack(name, model, factory, eps))
+    if len({each.name for each in made}) < len(made):
+        raise ValueError(f"Attacks need names of their own, got {', '.join(each.name for each in made)}.")
     return made
 
 

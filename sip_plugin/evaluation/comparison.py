@@ -126,19 +126,7 @@ class ComparisonRow:
         common = [eps for eps in runs[0] if all(eps in accuracy for accuracy in runs)]
         return EpsDict({eps: _spread(accuracy[eps] for accuracy in runs) for eps in common})
 
-    @property
-    def clean(self) -> Spread:
-        """The clean accuracy."""
-        return self.figures[0.0]
-
-    @property
-    def robust(self) -> EpsDict[Spread]:
-        """The robust accuracy at each ε that all runs of the row have."""
-        return EpsDict({eps: spread for eps, spread in self.figures.items() if eps})
-
-    @property
-    def full_name(self) -> str:
-        """The name after that of the group."""
+    def __str__(self) -> str:
         return f"{self.group} {self.name}".strip()
 
     def gains_over(self, other: ComparisonRow) -> EpsDict[Spread]:
@@ -161,7 +149,7 @@ class RobustnessComparison(Tabular):
     @property
     def eps(self) -> tuple[float, ...]:
         """The radii that any row has, ascending."""
-        return distinct_eps(eps for row in self.rows for eps in row.robust)
+        return distinct_eps(eps for row in self.rows for eps in row.figures if eps)
 
     def table(self, digits: int = 1) -> Table:
         """The paper's layout: a row for each method, a column for the clean accuracy and each ε."""
@@ -245,7 +233,7 @@ class RobustnessComparison(Tabular):
         warned: dict[str, dict[str, None]] = {}
         for row in self.rows:
             for warning in itertools.chain(*(report.cautions for report in row.reports)):
-                warned.setdefault(warning, {})[row.full_name] = None
+                warned.setdefault(warning, {})[str(row)] = None
         for warning, names in warned.items():
             yield f"Warning ({', '.join(names)}): {warning}"
 
@@ -275,7 +263,7 @@ def _meaning_of_spread(rows: Sequence[ComparisonRow]) -> str:
         return "One run in each row, so no ± over seeds."
     if len(counts) == 1:
         return f"Mean ± sample standard deviation over {counts.pop()} runs (seeds)."
-    each = ", ".join(f"{row.full_name} {len(row.reports)}" for row in rows)
+    each = ", ".join(f"{row} {len(row.reports)}" for row in rows)
     return f"Mean ± sample standard deviation over runs (seeds): {each}."
 
 

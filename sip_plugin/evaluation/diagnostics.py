@@ -54,18 +54,18 @@ def stable_logits(model: nn.Module, images: Tensor) -> Tensor | None:
     """The logits of some images, ``(N, classes)`` on the CPU; None if the network is randomised."""
     with torch.no_grad():
         first, second = (check_logits(model(images.clone()), len(images)).double().cpu() for _ in range(2))
-    return None if _differ(first, second) else first
+    apart = (_normalised(first) - _normalised(second)).norm(dim=1)
+    return None if float(apart.max()) > _DIFFERENT else first
 
 
 def network_warnings(model: nn.Module, images: Tensor, dynamic: bool, randomness_expected: bool) -> list[str]:
     """What is suspicious about a network in eval mode, from some images ``(N, C, H, W)`` on its device."""
     # Before torch 2.6 what torch.compile puts around a network has a mode of its own.
     training = sorted({type(m).__name__ for m in model.modules() if m.training and not hasattr(m, "_orig_mod")})
+    random = stable_logits(model, images) is None
     with torch.no_grad():
-        first, second = model(images), model(images)
         pair = torch.cat([images[:1], 1 - images[:1]])
         alone = _normalised(model(pair))[0], _normalised(model(pair[[0, 0]]))[0]
-    random = _differ(first, second)
     signs = {
         f"Modules stay in train mode after model.eval(): {', '.join(training)}.": training,
         "The network computes gradients in its forward pass (a dynamic defence): AutoAttack does not attack that part, "
@@ -124,10 +124,6 @@ def _zero_gradient(gradient: Tensor | None, count: int) -> Tensor:
 def _are_probabilities(rows: Tensor) -> Tensor:
     rounding = max(_PROBABILITY, torch.finfo(rows.dtype).eps)  # of each share, relatively
     return (rows >= -_PROBABILITY).all(1) & ((rows.float().sum(1) - 1).abs() <= rounding)
-
-
-def _differ(first: Tensor, second: Tensor) -> bool:
-    return float((_normalised(first) - _normalised(second)).norm(dim=1).max()) > _DIFFERENT
 
 
 def _normalised(logits: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -53,7 +52,7 @@ def evaluate_robustness(
 
     An image counts as robust at an ε only if no attack broke it there. An adversarial example counts at every ε from its
     norm on, and the image is not attacked there again; the targeted FAB, whose work does not depend on ε, runs once for each
-    image. Every example is clipped to the ball and to ``[0, 1]``, and verified by a forward pass of its own in eval mode.
+    image. Every example is clipped to ``[0, 1]``, mended where rounding put it outside a ball, and verified in eval mode.
 
     The result does not depend on batch size, order of the images or number of processes, but for rounding. Exceptions:
     FAB's random restarts (version ``"plus"``), random networks, and attacks of one's own; their random numbers follow from
@@ -116,16 +115,14 @@ def evaluate_robustness(
         settings |= {"images": len(images), "data": fingerprint(images, labels)}
         return network, images, labels, settings | {"network": model_hash(unwrap_model(network))}
 
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), isolated_rng():
         network, images, labels, settings = group.call(prepare)
         identity = settings | {"return_adversarial": bool(return_adversarial)}
         group.require_equal("Give all of them the whole data in the same order, or pass distributed=False.", **identity)
         show = progress and group.rank == 0
         store = None if checkpoint is None else Checkpoint(checkpoint)
         device = model_device(network)
-        # AutoAttack seeds the generator of the current CUDA device, whichever the network is on.
-        on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-        with preserve_model_state(network), eval_mode(network), on_device, isolated_rng(device):
+        with preserve_model_state(network), eval_mode(network):
             some = images[: min(settings["batch_size"], _SOME)].to(device)
             if store is not None:
                 known = group.on_rank_zero(lambda: store.open(identity, diagnostics.stable_logits(network, some)))
@@ -312,7 +309,8 @@ class _Evaluation:
 
             def task(number: int) -> dict[str, Tensor]:
                 work = partial(run, batches[number])
-                result = self.store.batch(f"{name}-{number}", batches[number], work) if self.store else work()
+                with isolated_rng(derive_seed(self.settings["seed"], name, number)):  # for random networks
+                    result = self.store.batch(f"{name}-{number}", batches[number], work) if self.store else work()
                 bar.update()
                 return result
 

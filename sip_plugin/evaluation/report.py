@@ -101,16 +101,6 @@ class Report(Tabular):
         return EpsDict({eps: standard_error(share, len(self)) for eps, share in self.accuracy.items()})
 
     @property
-    def clean_standard_error(self) -> float:
-        """The binomial standard error of :attr:`clean_accuracy`, from the number of images."""
-        return self.standard_error[0.0]
-
-    @property
-    def robust_standard_error(self) -> EpsDict[float]:
-        """The binomial standard error of :attr:`robust_accuracy`, from the number of images."""
-        return EpsDict({eps: error for eps, error in self.standard_error.items() if eps})
-
-    @property
     def per_class(self) -> dict[int, ClassAccuracy]:
         """The accuracies on the images of each class that has any."""
         found = {}

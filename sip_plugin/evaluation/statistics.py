@@ -6,7 +6,9 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+from torch.distributions import Binomial
 
 
 def standard_error(share: float, count: int) -> float:
@@ -32,12 +34,9 @@ def note_on_extremes(shares: Iterable[float], count: int) -> tuple[str, ...]:
 
 def mcnemar(only_first: int, only_second: int) -> float:
     """The exact two-sided p-value of McNemar's test, from how many images one of two networks alone has right."""
-    count = only_first + only_second
-    ways = tail = 1
-    for wins in range(1, min(only_first, only_second) + 1):
-        ways = ways * (count - wins + 1) // wins
-        tail += ways
-    return min(1.0, 2 * tail / (1 << count))
+    fair = Binomial(only_first + only_second, torch.tensor(0.5, dtype=torch.float64))
+    wins = torch.arange(min(only_first, only_second) + 1, dtype=torch.float64)
+    return min(1.0, 2 * float(fair.log_prob(wins).exp().sum()))
 
 
 class PairedImages(NamedTuple):

@@ -7,6 +7,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sip_plugin.cam import channel_axis
-from sip_plugin.checks import check_classes, check_logits
+from sip_plugin.checks import check_choice, check_classes, check_logits
 from sip_plugin.model_state import preserve_model_state
-from sip_plugin.salience.selection import ScoreSalience, check_choice
+from sip_plugin.salience.selection import ScoreSalience
 from sip_plugin.utils import isolated_rng
 
 
@@ -94,14 +95,15 @@ class AttributionSalience(ScoreSalience):
             method = copy.deepcopy(self.method, {id(value): value for value in shared})
             for layer in (getattr(part, "layer", None) for part in methods):
                 if isinstance(layer, nn.Module):
-                    stack.callback(layer.register_forward_hook(_check_axes).remove)
+                    check = partial(_check_axes, self.options.get("attribute_to_layer_input"))
+                    stack.callback(layer.register_forward_hook(check).remove)
+            stack.enter_context(preserve_model_state(*networks))
             for network in networks:
-                stack.enter_context(preserve_model_state(network))
                 network.eval()
                 for module in network.modules():
                     stack.callback(object.__setattr__, module, "__dict__", dict(vars(module)))
             if self.seed is not None:
-                stack.enter_context(isolated_rng(images.device, self.seed))
+                stack.enter_context(isolated_rng(self.seed))
             if labels is not None and isinstance(method.forward_func, nn.Module):
                 # Before Captum picks a class past the output's end, which on CUDA would end the process.
                 method.forward_func.register_forward_hook(lambda module, inputs, output: check_classes(labels, output))
@@ -131,16 +133,18 @@ class AttributionSalience(ScoreSalience):
         return torch.as_tensor(found).detach()
 
 
-def _check_axes(layer: nn.Module, inputs: Any, output: Any) -> None:
-    """Refuse a layer whose output Captum would take for what it is not."""
-    if isinstance(output, Tensor) and output.dim() == 4:
-        if output.grad_fn is None:  # methods that take no gradient
+def _check_axes(of_input: bool | None, layer: nn.Module, inputs: Any, output: Any) -> None:
+    """Refuse a layer whose output (or input) Captum would take for what it is not."""
+    result = inputs[0] if of_input else output
+    if isinstance(result, Tensor) and result.dim() == 4:
+        if result.grad_fn is None and not of_input:  # methods that take no gradient
+            leaves = (t.detach().requires_grad_() if isinstance(t, Tensor) else t for t in inputs)
             with torch.enable_grad():
-                output = layer.forward(*(t.detach().requires_grad_() if isinstance(t, Tensor) else t for t in inputs))
-        if channel_axis(output) == 3:
+                result = layer.forward(*(t.clone() if isinstance(t, Tensor) else t for t in leaves))
+        if channel_axis(result) == 3:
             raise ValueError(
-                f"The output of {type(layer).__name__} is (N, h, w, K), and Captum takes it for (N, K, h, w). Use "
-                "CAMSalience, which takes both, or a layer behind a permutation."
+                f"The {'input' if of_input else 'output'} of {type(layer).__name__} is (N, h, w, K), and Captum takes it "
+                "for (N, K, h, w). Use CAMSalience, which takes both, or a layer behind a permutation."
             )
 
 

@@ -7,8 +7,9 @@ from typing import Literal
 from torch import Tensor, nn
 
 from sip_plugin.cam import CAM, KINDS, Reshape, class_activation_maps, layer_name
+from sip_plugin.checks import check_choice
 from sip_plugin.model_state import eval_mode
-from sip_plugin.salience.selection import ScoreSalience, check_choice
+from sip_plugin.salience.selection import ScoreSalience
 
 
 class CAMSalience(ScoreSalience):
@@ -54,7 +55,6 @@ class CAMSalience(ScoreSalience):
         super().__init__(0.5 if mass is None and threshold is None else mass, target)
         self.layer = layer_name(teacher, layer)
         self.reshape = reshape
-        self.target: Literal["predicted", "true"] = target
 
     def _scores(self, images: Tensor, labels: Tensor | None) -> Tensor:
         with eval_mode(self.teacher):

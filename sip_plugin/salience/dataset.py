@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from sip_plugin.constraint import prepare_mask
-from sip_plugin.salience.images import as_tensor, to_float
+from sip_plugin.salience.images import as_tensor, check_unaugmented, to_float
 from sip_plugin.salience.store import MaskStore
 from sip_plugin.utils import import_extra, isolated_rng
 
@@ -34,14 +34,14 @@ class JointTransform:
 
     def __init__(self, transform: Callable[..., Any]) -> None:
         self.transform = transform
-        if any(map(_erases, _parts(transform))):
+        if _has(transform, "RandomErasing"):
             self.transform = copy.deepcopy(transform)
-            for part in filter(_erases, _parts(self.transform)):
+            for part in _has(self.transform, "RandomErasing"):
                 part._call_kernel = partial(_erase, part)
-        if any(type(part).__name__ == "ToPILImage" for part in _parts(transform)):
+        if _has(transform, "ToPILImage"):
             raise ValueError("Pillow rounds positions in another way than a map is moved: leave v2.ToPILImage out.")
         kinds = [type(part) for part in _parts(transform)]
-        self._mixes_channels = any(kind.__name__ in _MIXES_CHANNELS for kind in kinds)
+        self._mixes_channels = bool(_has(transform, *_MIXES_CHANNELS))
         self._trusted = all(k.__module__.startswith("torchvision") and k.__name__ not in _UNTRUSTED for k in kinds)
 
     def __call__(self, image: Tensor, salience: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,7 +87,7 @@ class JointTransform:
         coarse[..., places.randrange(1, 7), places.randrange(1, 7)] = 1
         salience = F.interpolate(coarse, image.shape[1:])[0] > 0
         white = 1.0 if image.is_floating_point() else 255
-        with isolated_rng(seed=seed):
+        with isolated_rng(seed):
             return self(torch.full_like(image, white / 2).masked_fill_(salience, white), salience)
 
 
@@ -100,8 +100,9 @@ def _erase(part: Any, kernel: Callable[..., Any], value: Any, i: int, j: int, h:
     return value
 
 
-def _erases(part: Any) -> bool:
-    return any(kind.__name__ == "RandomErasing" for kind in type(part).__mro__)
+def _has(transform: Any, *names: str) -> list[Any]:
+    """The parts of a transform that are of a class of these names, or of one derived from it."""
+    return [part for part in _parts(transform) if any(kind.__name__ in names for kind in type(part).__mro__)]
 
 
 def _parts(transform: Any) -> list[Any]:
@@ -146,6 +147,8 @@ class SalientDataset(Dataset[Item]):
         self.dataset, self.maps, self.transform = dataset, maps, None
         if isinstance(maps, MaskStore):
             maps.check(dataset)
+        else:
+            check_unaugmented(dataset)
         if transform is not None:
             self.transform = JointTransform(transform)
             with isolated_rng():

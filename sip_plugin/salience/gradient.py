@@ -7,9 +7,9 @@ from typing import Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sip_plugin.checks import check_classes, check_logits, output_gradient
+from sip_plugin.checks import check_choice, check_classes, check_logits, output_gradient
 from sip_plugin.model_state import eval_mode
-from sip_plugin.salience.selection import ScoreSalience, check_choice
+from sip_plugin.salience.selection import ScoreSalience
 
 Target = Literal["predicted", "true", "loss"]
 
@@ -43,7 +43,7 @@ class GradientSalience(ScoreSalience):
         inputs = images.requires_grad_()
         with eval_mode(self.teacher):
             # It may write into its input, but not into a leaf.
-            logits = check_logits(self.teacher(inputs.clone()), len(images), 1)
+            logits = check_logits(self.teacher(inputs.clone()), len(images), 1 + (self.target != "predicted"))
             classes = logits.argmax(1) if labels is None else labels
             check_classes(classes, logits)
             score = logits.gather(1, classes[:, None]).sum()

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sip_plugin.utils import isolated_rng
+
 Batch = tuple[Tensor, Tensor, Tensor]
 
 
@@ -61,15 +63,22 @@ def sample_indices(length: int) -> list[int]:
     return sorted({round(k * (length - 1) / 31) for k in range(32)})
 
 
+def check_unaugmented(dataset: Any) -> None:
+    """Raise a ValueError for a data set whose images are others each time."""
+    with isolated_rng():
+        for index in sample_indices(len(dataset)):
+            first, again = (as_tensor(dataset[index][0]) for _ in range(2))
+            if not torch.equal(first, again):
+                raise ValueError(
+                    "The data set returns another image each time that one is fetched (a random transform?). Give the "
+                    "un-augmented one here, and the transform to SalientDataset, which moves image and map together."
+                )
+
+
 def dataset_fingerprint(dataset: Any, with_labels: bool) -> tuple[tuple[int, ...], str]:
     """The shape of a data set's images, and a hash of its length and of some of its images (and labels, if they count)."""
-    indices = sample_indices(len(dataset))
-    (images, labels, first), (_, _, again) = (next(load_batches(dataset, [indices], with_labels)) for _ in range(2))
-    if not torch.equal(first, again):
-        raise ValueError(
-            "The data set returns another image each time that one is fetched (a random transform?). Give the un-augmented "
-            "one here, and the transform to SalientDataset, which moves image and map together."
-        )
+    check_unaugmented(dataset)
+    images, labels, _ = next(load_batches(dataset, [sample_indices(len(dataset))], with_labels))
     shape = tuple(images.shape[1:])
     contents = image_contents(images, labels if with_labels else None)
     return shape, hashlib.sha256(f"{len(dataset)} {shape}".encode() + b"".join(contents)).hexdigest()

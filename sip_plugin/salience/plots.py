@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from sip_plugin.checks import check_images, check_int
+from sip_plugin.checks import check_choice, check_images, check_int
 from sip_plugin.constraint import prepare_mask, project
 from sip_plugin.mask_source import MaskSource, compute_mask
 from sip_plugin.salience.compare import compare_salience
-from sip_plugin.salience.selection import check_choice
 from sip_plugin.utils import atomic_write, import_extra, show_in_notebooks
 
 if TYPE_CHECKING:

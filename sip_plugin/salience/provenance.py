@@ -31,18 +31,18 @@ def provenance(source: Any) -> dict[str, Any]:
     return described if isinstance(described, dict) else {"value": described}
 
 
-def find_model(source: Any) -> nn.Module | None:
-    """The first network that a source of maps is, has or calls; None if there is none."""
-    seen: set[int] = set()
+def find_models(source: Any) -> list[nn.Module]:
+    """The networks that a source of maps is, has or calls."""
+    seen: dict[int, Any] = {}
     waiting = [source]
     while waiting and len(seen) < 1000:  # a function may lead to all there is
         value = waiting.pop(0)
-        if isinstance(value, nn.Module):
-            return value
         if id(value) not in seen and not isinstance(value, (type, types.ModuleType)):
-            seen.add(id(value))
-            waiting += value if isinstance(value, (list, tuple)) else _parts(value).values()
-    return None
+            seen[id(value)] = value
+            if not isinstance(value, nn.Module):
+                waiting += value if isinstance(value, (list, tuple)) else _parts(value).values()
+                waiting += getattr(value, "__defaults__", None), getattr(value, "__kwdefaults__", None)
+    return [value for value in seen.values() if isinstance(value, nn.Module)]
 
 
 def _parts(value: Any) -> dict[str, Any]:
@@ -52,8 +52,9 @@ def _parts(value: Any) -> dict[str, Any]:
     if isinstance(value, types.MethodType):
         return {"method": value.__func__.__qualname__, "of": value.__self__}
     if isinstance(value, types.FunctionType):
-        found = inspect.getclosurevars(value)
-        outside = {**found.globals, **found.nonlocals}
+        used = _names(value.__code__)
+        outside = {name: part for name, part in value.__globals__.items() if name in used}
+        outside |= inspect.getclosurevars(value).nonlocals
         return {name: part for name, part in outside.items() if not isinstance(part, (type, types.ModuleType))}
     return value if isinstance(value, dict) else getattr(value, "__dict__", {})
 
@@ -85,14 +86,20 @@ def _describe(value: Any) -> Any:
         return {"function": _name(value), "code": _code_hash(value.__code__), "defaults": defaults, "uses": uses}
     if isinstance(value, (type, enum.Enum)) or not hasattr(value, "__dict__"):  # a class, a dtype, a device, a path
         return _ADDRESS.sub("", str(value))
-    public = {name: part for name, part in vars(value).items() if name[0] != "_" or find_model(part) is not None}
+    public = {name: part for name, part in vars(value).items() if name[0] != "_" or find_models(part)}
     return {"class": _name(type(value)), **public}
 
 
 def _code_hash(code: types.CodeType) -> str:
-    """A hash of what a function does, without its file and line numbers."""
-    constants = [_code_hash(part) if isinstance(part, types.CodeType) else repr(part) for part in code.co_consts]
-    return hashlib.sha256(repr((code.co_code, constants, code.co_names)).encode()).hexdigest()
+    """A hash of what a function does, without file, line numbers, and a set's order, which each process has its own of."""
+    constants = (sorted(part, key=repr) if isinstance(part, frozenset) else part for part in code.co_consts)
+    described = [_code_hash(part) if isinstance(part, types.CodeType) else repr(part) for part in constants]
+    return hashlib.sha256(repr((code.co_code, described, code.co_names)).encode()).hexdigest()
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """The names that a function takes from outside itself, those of the functions within it included."""
+    return {*code.co_names}.union(*(_names(part) for part in code.co_consts if isinstance(part, types.CodeType)))
 
 
 def _name(thing: Any) -> str:

@@ -107,9 +107,3 @@ class ScoreSalience(ABC):
         own = ("teacher", "method")  # are shown by their class
         shown = (type(v).__name__ if name in own else f"{name}={short_repr(v)}" for name, v in given.items())
         return f"{type(self).__name__}({', '.join(shown)})"
-
-
-def check_choice(name: str, value: str, *choices: str) -> None:
-    """Refuse a setting that is none of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")

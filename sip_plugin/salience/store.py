@@ -24,7 +24,7 @@ from sip_plugin.mask_source import MaskSource, accepts_labels, compute_mask
 from sip_plugin.model_state import preserve_model_state
 from sip_plugin.model_utils import model_device
 from sip_plugin.salience.images import dataset_fingerprint, image_contents, load_batches, sample_indices
-from sip_plugin.salience.provenance import find_model, provenance
+from sip_plugin.salience.provenance import find_models, provenance
 from sip_plugin.utils import atomic_write, progress_bar
 
 _FORMAT = "sip-plugin masks 2"
@@ -108,8 +108,8 @@ class MaskStore:
         mine = batches[group.rank :: group.size]
         # Workers are started before the lock is taken, so that those which outlive a killed build do not hold it.
         loaded = load_batches(dataset, mine, info["labels"], num_workers)
-        lock, file, model = FileLock(folder / ".lock", timeout=0), folder / "maps.npy", find_model(mask_fn)
-        device = device or ("cpu" if model is None else model_device(model))
+        lock, file, models = FileLock(folder / ".lock", timeout=0), folder / "maps.npy", find_models(mask_fn)
+        device = device or next((model_device(m) for m in models if [*m.parameters()]), "cpu")  # a loss has none
         first: list[Tensor] = []  # the maps of the first batch, which tell how many channels are kept
 
         def compute(batch: list[int], images: Tensor, labels: Tensor, channels: int = -1) -> Tensor:
@@ -155,7 +155,7 @@ class MaskStore:
             return len(batch)
 
         try:
-            with preserve_model_state(model):  # a function may use its network in ways that leave traces
+            with preserve_model_state(*models):  # a function may use its network in ways that leave traces
                 begun = group.on_rank_zero(begin)
                 # Without the memory map: a failure's traceback would keep it, and Windows deletes no file that is mapped.
                 layout = group.call(lambda: ((records := _open_records(folder, begun)).dtype, records.offset))

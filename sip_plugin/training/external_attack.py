@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sip_plugin.checks import check_images
 from sip_plugin.training.method import Method
+from sip_plugin.utils import takes_targets
 from sip_plugin.wrapper import SIPWrapper
 
 
@@ -47,9 +48,7 @@ class ExternalAttack:
         ``salience`` is the map of the batch; None if there is none, or the wrapped attack is to use its own. Raises a
         ``TypeError`` or ``ValueError`` where there is a map and the attack is bare, and for what is no image in ``[0, 1]``.
         """
-        bound = getattr(self._owner, "keywords", {})  # of a functools.partial
-        # A targeted attack would take the labels for targets and make the images easier.
-        if getattr(self._owner, "targeted", bound.get("targeted")):
+        if takes_targets(self._owner):
             raise ValueError(f"Training needs an untargeted attack, got a targeted one: {self!r}.")
         if salience is not None:
             self.check_keeps_salience()

@@ -49,7 +49,7 @@ class Method:
         needs_salience: Whether it is an error to train without a map.
         needs_random_start: Whether it is an error to start the search at the image itself.
         takes_attack: Whether another attack may take the place of the search.
-        fixed_length: Whether the search goes on with every image to its last step, so that it can be compiled.
+        fixed_length: Whether all images go on to the last step, so that it can be compiled; not if ``patience`` is its own.
         step_noise: Standard deviation of the normal noise that each step of the search adds before the projection.
     """
 
@@ -65,6 +65,8 @@ class Method:
         super().__init_subclass__(**kwargs)
         if "name" not in vars(cls):
             cls.name = cls.__name__  # or a checkpoint of one method would pass for another's
+        if "patience" in vars(cls) and "fixed_length" not in vars(cls):
+            cls.fixed_length = False
 
     def start(self, feasible: FeasibleSet) -> Tensor:
         """Where the search starts, a point of the set ``(N, C, H, W)``; not asked with ``random_start=False``."""

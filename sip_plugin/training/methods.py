@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sip_plugin.cam import CAM, KINDS, Reshape, class_activation_maps
-from sip_plugin.checks import check_eps, check_int, check_logits
+from sip_plugin.checks import check_choice, check_eps, check_int, check_logits
 from sip_plugin.constraint import FeasibleSet
 from sip_plugin.training.method import Method, TrainingProgress
 
@@ -165,7 +165,6 @@ class FAT(Method):
 
     name = "fat"
     takes_attack = False
-    fixed_length = False
 
     def __init__(self, tau: int | _Schedule | None = None, omega: float = 0.001, random_start: bool = True) -> None:
         self.tau = tau if tau is None or callable(tau) else check_int(tau, "tau", 0)
@@ -223,8 +222,7 @@ class PART(Method):
         layer: str | None = None,
         reshape: Reshape | None = None,
     ) -> None:
-        if cam not in KINDS:
-            raise ValueError(f"cam must be one of {', '.join(map(repr, KINDS))}, got {cam!r}.")
+        check_choice("cam", cam, *KINDS)
         self.cam: CAM = cam
         self.eps_low = check_eps(eps_low, "L2", name="eps_low")
         if not 0 <= warmup <= 1:

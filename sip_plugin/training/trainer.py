@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from sip_plugin.checks import Norm, check_eps, check_images, check_int, check_labels
 from sip_plugin.constraint import SalienceMap, elementwise_budget, feasible_set, prepare_mask
+from sip_plugin.distributed import ProcessGroup
 from sip_plugin.folding import FoldedModel
 from sip_plugin.mask_source import MaskSource, check_mask_source, compute_mask
 from sip_plugin.model_state import eval_mode, preserve_model_state
@@ -168,6 +170,7 @@ class AdversarialTrainer:
             "epochs": self.epochs,
             "method": {"name": self.method.name, "settings": repr(self.method), "state": self.method.state_dict()},
             "rng": {
+                "process": ProcessGroup().rank,
                 "cpu": torch.get_rng_state(),
                 "cuda": [torch.cuda.get_rng_state(device) for device in self._cuda_devices()],
             },
@@ -176,7 +179,8 @@ class AdversarialTrainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a state that :meth:`state_dict` gave, torch's global random state included.
 
-        Load it last, right before the loop goes on: what is drawn in between an uninterrupted run would not have drawn.
+        Load it last, right before the loop goes on: what is drawn in between an uninterrupted run would not have drawn. Of
+        several processes only the one that saved it takes up the random state; the others keep their own.
 
         Raises:
             ValueError: If it is the state of another method.
@@ -196,6 +200,8 @@ class AdversarialTrainer:
             )
         self.method.load_state_dict(saved["state"])
         self.epoch, self.epochs = state["epoch"], state["epochs"]
+        if state["rng"].get("process", 0) != ProcessGroup().rank:
+            return  # or all would draw the same
         torch.set_rng_state(state["rng"]["cpu"].cpu())  # a checkpoint may have been loaded onto another device
         for device, rng_state in zip(self._cuda_devices(), state["rng"]["cuda"], strict=False):
             torch.cuda.set_rng_state(rng_state.cpu(), device)
@@ -225,7 +231,7 @@ class AdversarialTrainer:
             search_metrics = {} if salience is None else {"salient": salience.to(images.dtype).mean()}
             network = unwrap_ddp(self.model)
             if self.attack is not None:
-                with preserve_model_state(network):
+                with preserve_model_state(network), eval_mode(network):
                     adversarial = self.attack(images, labels, salience)
             else:
                 with eval_mode(network):
@@ -260,23 +266,22 @@ class AdversarialTrainer:
         budget = elementwise_budget(images, eps, salience)
         own = method.budget(network, images, eps, progress)
         feasible = feasible_set(images, budget if own is None else torch.minimum(budget, own), self.norm)
-        patience, step = method.patience(progress), None
-        if self.compile:  # the step, with the network in it, once
-            network = network if isinstance(network, FabricForward) else unwrap_model(network)
-            step = self._step = self._step or compiled_step(images.device)
+        patience = method.patience(progress)
+        if self.compile and not isinstance(network, FabricForward):
+            network = unwrap_model(network)
         if self.fold_batchnorm:
             network = self._fold(network, images)
-        return projected_ascent(
-            network,
-            method.objective,
-            method.target(network, images.clone(), labels),  # the network may write into its input
-            method.start(feasible) if self.random_start else images,
-            feasible,
+        target = method.target(network, images.clone(), labels)  # the network may write into its input
+        start = method.start(feasible) if self.random_start else images
+        search = partial(projected_ascent, network, method.objective, target, start, feasible, noise=method.step_noise)
+        if self.compile and self._step is None:  # the step, with the network in it, once
+            search(alpha=0.0, steps=1)  # has the errors; compiled, a gradient that is cut off is 0
+            self._step = compiled_step(images.device)
+        return search(
             alpha=check_eps(alpha, self.norm, name="alpha"),
             steps=check_int(steps, "steps", 0),
-            noise=method.step_noise,
             stop=None if patience is None else EarlyStop(labels, patience),
-            step=step,
+            step=self._step,
         )
 
     def _fold(self, network: nn.Module, images: Tensor) -> nn.Module:

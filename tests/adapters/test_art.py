@@ -432,6 +432,14 @@ def test_labels_in_any_of_arts_forms(form, network, x, y, salient):
     assert seen[0] is None if form == "none" else seen[0].tolist() == y.argmax(1).tolist()
 
 
+def test_autoattacks_labels_are_no_targets(network, x, y, labels, salient):
+    seen = []
+    members = [evasion.FastGradientMethod(classifier(network), eps=0.1)]
+    attack = evasion.AutoAttack(classifier(network), eps=0.1, attacks=members, targeted=True)
+    SIPWrapper(attack, lambda images, labels: (seen.append(labels), torch.from_numpy(salient))[1]).generate(x, y)
+    assert seen[0].tolist() == labels.tolist()
+
+
 def test_targets_are_not_handed_to_mask_fn_as_labels(network, x, labels, salient):
     seen = []
 
@@ -614,6 +622,26 @@ def test_an_attack_of_ones_own_is_projected_at_its_queries(network, x, y, salien
     assert isinstance(SIPWrapper(Indirect(OwnAttack(classifier(network))), salient), EvasionAttack)
     with pytest.raises(TypeError, match="Wrap that attack instead"):
         SIPWrapper(Indirect(evasion.HopSkipJump(classifier(network))), salient)
+
+
+def test_attacks_within_it_are_projected_to_any_depth(network, x, y, salient):
+    class Several(OwnAttack):
+        def __init__(self, inner):
+            super().__init__(inner[0].estimator)
+            self.inner = inner
+
+        def generate(self, x, y=None, **kwargs):
+            self.estimator.predict(x)
+            for inner in self.inner:
+                x = inner.generate(x, y)
+            return x
+
+    seen = []
+    network[0].register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().numpy().copy()))
+    inner = [evasion.ProjectedGradientDescent(classifier(network), **LINF), Indirect(OwnAttack(classifier(network)))]
+    SIPWrapper(Several(inner), salient).generate(x, y)
+    assert len(seen) > 3
+    assert all(np.array_equal(queries[salient], x[salient]) for queries in seen)
 
 
 def test_an_attack_of_ones_own_that_asks_nothing_is_not_masked_late_in_silence(network, x, y, salient):

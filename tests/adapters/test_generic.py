@@ -311,6 +311,28 @@ def test_labels_do_not_become_another_argument(network, images, labels, salience
     assert torch.allclose(wrapper(images)[~salience], images[~salience] + 0.1)
 
 
+def test_mask_fn_gets_labels_by_whatever_name_and_no_targets(network, images, labels, salience):
+    class Own:
+        model = network
+
+        def __call__(self, x, y=None, targeted=False):
+            return fgsm(self.model, x, y)
+
+    seen = []
+
+    def mask_fn(images, labels):
+        seen.append(None if labels is None else labels.tolist())
+        return salience
+
+    wrapper = SIPWrapper(Own(), mask_fn)
+    for given in ({"labels": labels}, {"y": labels}, {"labels": labels, "targeted": True}):
+        adversarial = wrapper(images, **given)
+        assert torch.equal(adversarial[salience], images[salience])
+    assert seen == [labels.tolist(), labels.tolist(), None]
+    with pytest.raises(ValueError, match="labels"):
+        wrapper(images, y=labels[:2])
+
+
 def test_an_attack_that_catches_exceptions_is_not_told_a_wrong_batch_size(network, images, labels, salience):
     def retries(model, images, labels):
         try:

@@ -471,6 +471,59 @@ def test_a_users_class_of_the_same_name_is_projected_at_its_queries(network, ima
     assert all(torch.equal(queries[salience], images[salience]) for queries in seen)
 
 
+class Brighter(torchattacks.PGD):
+    """Writes into its images."""
+
+    def forward(self, images, labels):
+        return super().forward(images.add_(0.05).clamp_(0, 1), labels)
+
+
+def test_a_derived_attack_may_write_into_its_images(network, images, labels, salience):
+    before = images.clone()
+    adversarial = SIPWrapper(Brighter(network, steps=2), salience)(images, labels)
+    assert torch.equal(images, before)
+    assert torch.equal(adversarial[salience], images[salience])
+
+
+def test_targets_are_not_handed_to_mask_fn_as_labels(network, images, labels, salience):
+    seen = []
+    wrapper = SIPWrapper(torchattacks.PGD(network, steps=1), lambda images, labels: (seen.append(labels), salience)[1])
+    wrapper(images, labels)
+    wrapper.set_mode_targeted_by_label(quiet=True)
+    wrapper(images, (labels + 1) % 10)
+    wrapper.set_mode_targeted_random(quiet=True)
+    wrapper(images, labels)
+    assert [given if given is None else given.tolist() for given in seen] == [labels.tolist(), None, labels.tolist()]
+
+
+def test_steps_past_the_model_of_an_attack_of_ones_own_are_said(network, images, labels, salience):
+    class Past(torchattacks.attack.Attack):
+        def __init__(self, model):
+            super().__init__("Past", model)
+            self.loss = lambda x, y: nn.functional.cross_entropy(network(x), y)
+
+        def forward(self, images, labels):
+            self.get_logits(images)
+            x = images.clone().requires_grad_()
+            return (images + 0.1 * torch.autograd.grad(self.loss(x, labels), x)[0].sign()).clamp(0, 1)
+
+    with pytest.warns(RuntimeWarning, match=r"1 call\(s\) of its network past .model"):
+        SIPWrapper(Past(network), salience)(images, labels)
+
+
+def test_a_derived_composite_runs_image_by_image_and_members_may_be_a_tuple(network, images, labels, salience):
+    class Mine(torchattacks.MultiAttack):
+        pass
+
+    members = torchattacks.FGSM(network, eps=0.07), torchattacks.PGD(network, eps=0.3, steps=3)
+    with pytest.warns(RuntimeWarning, match="Each image is attacked in a batch of its own"):
+        adversarial = SIPWrapper(Mine(list(members)), salience)(images, labels)
+    assert torch.equal(adversarial[salience], images[salience])
+    adversarial = SIPWrapper(torchattacks.MultiAttack(members), salience)(images, labels)
+    assert torch.equal(adversarial[salience], images[salience])
+    assert not torch.equal(adversarial, images)
+
+
 def test_one_by_one_of_a_wrapped_member_is_kept(network, images, labels, salience):
     sizes = []
     network.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
@@ -484,6 +537,13 @@ def test_lgv_among_others_collects_its_networks_before_anything_is_put_back(netw
     attack = torchattacks.MultiAttack([lgv, torchattacks.FGSM(lgv.model, eps=0.01)])
     SIPWrapper(attack, torch.zeros(16, 16))(images, labels)
     assert len(lgv.list_models) == 2
+    trained = lgv.list_models[-1].state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in lgv.model.state_dict().items())
+
+
+def test_lgv_saved_at_once_keeps_its_networks_statistics(tmp_path, network, images, labels, capsys):
+    lgv = next(row for row in TABLE if row.name == "LGV").build(network)
+    SIPWrapper(lgv, torch.zeros(16, 16)).save([(images, labels)], str(tmp_path / "saved.pt"))
     trained = lgv.list_models[-1].state_dict()
     assert all(torch.equal(value, trained[name]) for name, value in lgv.model.state_dict().items())
 

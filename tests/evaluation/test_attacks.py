@@ -152,6 +152,44 @@ def test_a_masked_attack_is_named_as_such(network, evaluated, salience):
     assert any("restricted by salience maps" in warning for warning in report.warnings)
 
 
+def test_an_attack_that_takes_the_labels_for_targets_is_refused(network, evaluated):
+    def targeted(mode):
+        def factory(model, eps):
+            attack = pgd(model, eps)
+            getattr(attack, f"set_mode_targeted_{mode}")(quiet=True)
+            return attack
+
+        return factory
+
+    with pytest.raises(ValueError, match="targeted"):
+        evaluate(network, evaluated, attack=targeted("by_label"))
+    report = evaluate(network, evaluated, attack=targeted("least_likely"))
+    assert report.robust_accuracy[EPS[-1]] < report.clean_accuracy
+
+
+def test_attacks_of_one_name_are_an_error_before_the_work(quick, network, evaluated):
+    with pytest.raises(ValueError, match="square, square"):
+        evaluate(network, evaluated, attack={"square": pgd, "autoattack": "autoattack"}, version=["square"])
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_each_attack_and_the_verification_find_the_network_in_eval_mode(fold, network, evaluated):
+    modes = []
+    network.register_forward_hook(lambda module, *_: modes.append(module.training))
+
+    def careless(model, eps):
+        def attack(images, labels):
+            modes.append(model.training)
+            model.train()
+            return images
+
+        return attack
+
+    evaluate(network, evaluated, attack={"one": careless, "two": careless}, fold_batchnorm=fold)
+    assert len(modes) > 4
+    assert not any(modes)
+
+
 def test_a_ready_attack_is_an_error_that_says_what_to_do(network, evaluated):
     for ready in (pgd(network, 0.1), SIPWrapper(pgd(network, 0.1), lambda x: x > 0.5)):
         for attack in (ready, {"PGD": ready}):
@@ -248,6 +286,18 @@ def test_what_an_attack_computes_in_float32_is_put_exactly_into_the_l2_ball(clea
     norms = perturbation_norms(clip_rounding(attacked, clean, (eps,), "L2"), clean, "L2")
     assert (norms <= eps).all()
     assert (norms >= eps - 8 * 2.0**-24 * clean[0].numel() ** 0.5).all()
+
+
+def test_bright_images_with_small_perturbations_end_inside_the_l2_ball():
+    """Where half of a float32's last digit is more than what is to be taken away."""
+    generator = torch.Generator().manual_seed(0)
+    clean = 0.55 + 0.35 * torch.rand(8, 3, 64, 64, generator=generator)
+    delta = torch.randn(clean.shape, generator=generator)
+    attacked = clean + 0.5 * delta / delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    assert (perturbation_norms(attacked, clean, "L2") > 0.5).any()
+    norms = perturbation_norms(clip_rounding(attacked, clean, (0.5,), "L2"), clean, "L2")
+    assert (norms <= 0.5).all()
+    assert (norms > 0.5 - 1e-4).all()
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])

@@ -51,7 +51,7 @@ def test_means_and_deviations_are_numpys(runs, seed, digits):
         reports = rows[row.name]
         columns = [[report.clean_accuracy for report in reports]]
         columns += [[report.robust_accuracy[eps] for report in reports] for eps in comparison.eps]
-        for spread, values, cell in zip((row.clean, *row.robust.values()), columns, shown[1:], strict=True):
+        for spread, values, cell in zip(row.figures.values(), columns, shown[1:], strict=True):
             assert spread.values == tuple(values)
             assert spread.mean == pytest.approx(np.mean(values))
             figures = [float(figure) for figure in cell.replace("*", "").split(" ± ")]

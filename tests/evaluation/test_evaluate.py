@@ -192,6 +192,26 @@ def test_a_loader_is_as_good_as_tensors(quick, network, evaluated):
     assert first.settings["images"] == 8
 
 
+def test_a_loader_draws_no_number_of_the_callers(quick, network, evaluated):
+    before = torch.get_rng_state()
+    evaluate(network, DataLoader(TensorDataset(*evaluated), batch_size=6), version=["apgd-ce"])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_seed_determines_what_a_random_network_does(network, evaluated):
+    class Random(nn.Module):
+        def forward(self, images):
+            return network(F.dropout(images, 0.7, training=True))
+
+    found = []
+    for state, seed in ((1, 0), (2, 0), (2, 1)):
+        torch.manual_seed(state)
+        report = evaluate(Random(), evaluated, attack=lambda model, eps: lambda x, y: x, seed=seed, sanity_checks=False)
+        found.append(report.correct_clean)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[1], found[2])
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_it_works_where_gradients_are_off(mode, quick, network, evaluated, report):
     with mode():

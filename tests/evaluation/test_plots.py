@@ -65,7 +65,7 @@ def test_the_lines_of_a_comparison_are_means_and_the_bands_standard_deviations()
     assert [line.get_label() for line in lines(axes)] == list(METHODS)
     assert len(bands(axes)) == len(METHODS)
     for row, line, band in zip(comparison.rows, lines(axes), bands(axes), strict=True):
-        spreads = (row.clean, *row.robust.values())
+        spreads = row.figures.values()
         assert line.get_ydata() == pytest.approx([100 * spread.mean for spread in spreads])
         for (low, high), spread in zip(band, spreads, strict=True):
             assert low == pytest.approx(100 * max(0, spread.mean - spread.std))

@@ -46,7 +46,7 @@ def test_the_accuracies_are_those_counted_image_by_image(report):
         assert report.robust_accuracy[eps] == sum(right) / count
         assert report.correct[eps].tolist() == right
         p = Fraction(sum(right), count)
-        assert report.robust_standard_error[eps] == pytest.approx(math.sqrt(p * (1 - p) / count), abs=1e-15)
+        assert report.standard_error[eps] == pytest.approx(math.sqrt(p * (1 - p) / count), abs=1e-15)
 
 
 @settings(max_examples=40, deadline=None)
@@ -185,9 +185,9 @@ def test_the_printed_table_says_all_that_a_reader_must_know():
     assert "Warning: The gradient is zero on 12 images." in text
     assert "not the robust accuracy under that attack alone" in " ".join(text.split())
     lines = {line.split()[0]: line.split() for line in text.splitlines() if line[:1].isdigit() or line[:5] == "clean"}
-    assert lines["clean"][1:] == [f"{100 * report.clean_accuracy:.1f}", "±", f"{100 * report.clean_standard_error:.1f}"]
+    assert lines["clean"][1:] == [f"{100 * report.clean_accuracy:.1f}", "±", f"{100 * report.standard_error[0]:.1f}"]
     for label, eps in zip(("1/255", "2/255", "4/255", "8/255"), report.eps, strict=True):
-        shares = (report.robust_accuracy, report.robust_standard_error, report.after_carrying)
+        shares = (report.robust_accuracy, report.standard_error, report.after_carrying)
         expected = [f"{100 * share[eps]:.1f}" for share in shares] + [
             f"{100 * share:.1f}" for share in report.after_attack[eps].values()
         ]

@@ -286,12 +286,29 @@ def test_a_transform_that_raises_is_an_error_of_the_same_kind_at_once():
         SalientDataset(One(IMAGE / 255), [MAPS["per pixel"]], "flip")
 
 
-@pytest.mark.parametrize("transform", [v2.RandomChannelPermutation(), v2.Compose([v2.RandomPhotometricDistort()])])
+class OwnDistortion(v2.RandomPhotometricDistort):
+    pass
+
+
+@pytest.mark.parametrize(
+    "transform", [v2.RandomChannelPermutation(), v2.Compose([v2.RandomPhotometricDistort()]), OwnDistortion()]
+)
 def test_moving_values_between_channels_is_only_for_maps_per_pixel(transform):
     with pytest.raises(ValueError, match="between channels"):
         SalientDataset(One(IMAGE / 255), [MAPS["per element"]], transform)
     for _, moved in transformed(transform, MAPS["per pixel"], draws=5):
         assert torch.equal(moved, MAPS["per pixel"])
+
+
+def test_a_data_set_that_augments_by_itself_is_refused():
+    class Flipping(One):
+        def __getitem__(self, index):
+            return v2.RandomHorizontalFlip()(self.image), index
+
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match="another image each time"):
+        SalientDataset(Flipping(IMAGE / 255, 40), torch.zeros(40, 1, HEIGHT, WIDTH))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_maps_per_element_need_the_images_channels():

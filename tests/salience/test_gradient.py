@@ -55,6 +55,12 @@ def test_the_true_classs_logit_and_the_loss_are_options(teacher, x):
 
 
 @pytest.mark.parametrize("target", ["true", "loss"])
+def test_those_options_need_two_classes(target, x):
+    with pytest.raises(ValueError, match="2 classes or more"):
+        GradientSalience(Linear(torch.randn(1, 3, 5, 5)), target=target)(x, torch.zeros(7, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("target", ["true", "loss"])
 def test_those_options_say_that_they_need_labels(target, teacher, x):
     with pytest.raises(ValueError, match="needs labels"):
         GradientSalience(teacher, target=target)(x)

@@ -18,7 +18,7 @@ from torch import nn
 
 from sip_plugin.model_utils import model_hash
 from sip_plugin.salience import GradientSalience
-from sip_plugin.salience.provenance import find_model, provenance
+from sip_plugin.salience.provenance import find_models, provenance
 from tests.conftest import ROOT, small_network
 
 THRESHOLD = 0.5
@@ -113,6 +113,7 @@ TWINS = {  # the same source made twice, and another that differs in one thing
     "captured number": (lambda: closure(0.3), lambda: closure(0.4)),
     "captured network": (lambda: closure(0.3, A), lambda: closure(0.3, B)),
     "lambda": (lambda: lambda images: images > 0.3, lambda: lambda images: images > 0.4),
+    "lambda's set": (lambda: lambda x: x in {"a", "b", "c"}, lambda: lambda x: x in {"a", "b", "d"}),
     "lambda's operator": (lambda: lambda images: images > 0.3, lambda: lambda images: images < 0.3),
     "bound method": (lambda: Method().maps, lambda: Method(0.4).maps),
     "captured captum": (lambda: captured(Captum(A)), lambda: captured(Captum(B))),
@@ -239,15 +240,34 @@ def test_objects_that_hold_each_other_are_an_error():
         lambda network: functools.partial(closure(0.5, network)),
         lambda network: Method(network=network).maps,
         lambda network: lambda images: GradientSalience(network)(images),
+        lambda network: lambda images: torch.stack([(lambda image: network(image[None])[0] > 0)(i) for i in images]),
+        lambda network: lambda images, labels=None, net=network: net(images),
+        lambda network: lambda images, *, net=network: net(images),
     ],
 )
 def test_the_network_of_a_source_is_found(make):
-    assert find_model(make(A)) is A
+    assert find_models(make(A)) == [A]
+
+
+def test_all_networks_of_a_source_are_found():
+    criterion = nn.CrossEntropyLoss()
+    found = find_models(lambda images, labels: criterion(A(images), labels) + B(images).sum())
+    assert set(map(id, found)) == {id(criterion), id(A), id(B)}
+
+
+def within(images):
+    return torch.stack([(lambda: image > THRESHOLD)() for image in images])
+
+
+def test_what_a_function_within_a_function_uses_counts(monkeypatch):
+    before = provenance(within)
+    monkeypatch.setitem(globals(), "THRESHOLD", 0.25)
+    assert provenance(within) != before
 
 
 def test_a_source_without_a_network_has_none():
     for source in (by_threshold, helper, Method().maps, torch.ones(2, 2), torch.sigmoid, closure(0.5)):
-        assert find_model(source) is None
+        assert find_models(source) == []
 
 
 def test_captums_own_methods():
@@ -256,7 +276,7 @@ def test_captums_own_methods():
         described = provenance(method(A).attribute)
         assert described == provenance(method(small_network()).attribute)
         assert described != provenance(method(B).attribute)
-        assert find_model(method(A).attribute) is A
+        assert find_models(method(A).attribute) == [A]
 
 
 @pytest.mark.slow

@@ -102,7 +102,23 @@ def test_with_code_generation(network, images, labels, salience):
     assert ((found[0] - found[1]).abs() < 1e-5).float().mean() > 0.99
 
 
-@pytest.mark.parametrize("settings", [{"method": "fat"}, {"method": FAT(tau=0)}, {"attack": lambda x, y: x}])
+class Impatient(Method):
+    def patience(self, progress):
+        return 0
+
+
+def test_a_gradient_that_is_cut_off_is_an_error_there_too(without_code_generation, network, images, labels):
+    class Rounding(torch.nn.Module):
+        def forward(self, images):
+            return network((255 * images).round().detach() / 255)
+
+    with pytest.raises(ValueError, match="no gradient with respect to the image"):
+        AdversarialTrainer(Rounding(), "madry", compile=True)(images, labels)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"method": "fat"}, {"method": FAT(tau=0)}, {"method": Impatient()}, {"attack": lambda x, y: x}]
+)
 def test_what_cannot_be_compiled_is_refused_at_once(settings, network):
     with pytest.raises(ValueError, match="compile"):
         AdversarialTrainer(network, settings.pop("method", "madry"), compile=True, **settings)

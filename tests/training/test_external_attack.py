@@ -90,6 +90,14 @@ def test_any_function_and_a_bound_method_will_do(network, images, labels, salien
     assert torch.equal(adversarial[salience], images[salience])
 
 
+def test_an_attack_finds_the_network_in_eval_mode(network, images, labels):
+    modes = []
+    network.train()
+    AdversarialTrainer(network, "madry", attack=lambda x, y: (modes.append(network.training), x)[1])(images, labels)
+    assert modes == [False]
+    assert network.training
+
+
 def test_nothing_is_left_behind_also_when_it_raises(network, images, labels):
     class Careless:
         def __init__(self, error):

@@ -90,6 +90,23 @@ def test_another_methods_state_is_refused_and_changes_nothing(network):
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_the_random_state_of_another_process_is_not_taken_up(network, monkeypatch):
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    trainer = AdversarialTrainer(network, "madry")
+    trainer.set_epoch(3)
+    state = trainer.state_dict()
+    for rank in (0, 1):
+        torch.manual_seed(rank + 5)
+        before = torch.get_rng_state()
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        other = AdversarialTrainer(network, "madry")
+        other.load_state_dict(state)
+        assert other.epoch == 3
+        assert torch.equal(torch.get_rng_state(), before) == (rank == 1)
+
+
 def test_other_settings_of_the_method_are_a_warning(network):
     state = AdversarialTrainer(network, TRADES(beta=1.0)).state_dict()
     with pytest.warns(RuntimeWarning, match=r"TRADES\(beta=1\.0\)"):
