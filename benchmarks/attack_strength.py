@@ -56,7 +56,9 @@ def of_library(
     """Measure attacks of one library, print their table, write it with the raw counts."""
     results = {}
     for name in tqdm(names, unit="attack"):
-        part = module.part(name, everything)
+        part = everything.first(module.IMAGES.get(name, len(everything.x)))
+        if name in getattr(module, "ONE_MAP", ()):
+            part = part.with_one_map()
         results[name] = compared(module.ways(name, part), part, seed)
     count = len(everything.x)
     lines = [f"| Attack | bare | masked late | projected at every step (of {count} images) |", "|---|---|---|---|"]

@@ -25,7 +25,7 @@ from benchmarks.record import run_record, write_json, write_text
 from benchmarks.salience.networks import Trained, accuracies, trained
 from benchmarks.salience.sources import compared, other_sources, table
 from benchmarks.small import CIFAR10, Data, Settings, load
-from benchmarks.speed.measure import interleaved, ratio
+from benchmarks.speed.measure import gradient, interleaved, ratio
 from sip_plugin import SIPWrapper
 from sip_plugin.mask_source import MaskSource
 from sip_plugin.salience import CAMSalience, GradientSalience, MaskStore
@@ -99,14 +99,8 @@ def building(path: Path, data: tuple[Tensor, Tensor], network: nn.Module, rounds
     def build() -> None:
         MaskStore.build(path, TensorDataset(*data), mask_fn, BATCH, progress=False, overwrite=True).close()
 
-    def bare_passes() -> None:
-        for part in data[0].split(BATCH):
-            x = part.clone().requires_grad_()
-            torch.autograd.grad(network(x).max(1).values.sum(), x)
-
-    return interleaved(
-        {"bare passes": bare_passes, "build": build}, rounds=rounds, device="cpu", clock=time.process_time
-    )
+    ways = {"bare passes": lambda: [gradient(network, part) for part in data[0].split(BATCH)], "build": build}
+    return interleaved(ways, rounds=rounds, device="cpu", clock=time.process_time)
 
 
 def sizes(store: MaskStore) -> dict[str, Any]:

@@ -170,8 +170,7 @@ def _networks(options: argparse.Namespace, images: _Images) -> dict[str, tuple[n
     if options.network is None:
         if options.dataset != "digits":
             raise ValueError("--network says which network is attacked; digits alone have networks of their own.")
-        data: Any = load_splits("digits", Source(), 0.0, 0)
-        data = load_data("digits", Source())
+        data: Any = load_data("digits", Source())
         for arch in ("convnet8", "convnet16"):
             torch.manual_seed(options.seed)
             network = build_network(arch, channels, classes)

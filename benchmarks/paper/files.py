@@ -9,14 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from lightning.fabric import Fabric
 
 from sip_plugin.utils import atomic_write
-
-try:
-    import fcntl
-except ImportError:  # Windows: two processes on one table are not kept apart there
-    fcntl = None  # type: ignore[assignment]
 
 
 def save(path: Path, state: Any) -> None:
@@ -62,13 +58,13 @@ def locked(path: Path, fabric: Fabric, *, wait: bool) -> Iterator[bool]:
 def file_lock(path: Path, wait: bool) -> Iterator[bool]:
     """:func:`locked` for one process."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        if fcntl is None:
-            yield True
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
         yield True
+    finally:
+        lock.release()

@@ -18,8 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.record import run_record, write_json
-from benchmarks.speed.measure import resnet18, wait
-from benchmarks.speed.training_step import ALPHA, EPS, STEPS
+from benchmarks.speed.measure import ALPHA, EPS, STEPS, resnet18, wait
 from sip_plugin import AdversarialTrainer
 
 PEAK = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12}  # per second

@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from benchmarks.paper.networks import WideResNet, build_network
 from benchmarks.record import run_record, write_json, write_text
-from benchmarks.speed.measure import interleaved, ratio, resnet18
-from benchmarks.speed.training_step import ALPHA, EPS, STEPS, bare_passes
+from benchmarks.speed.measure import ALPHA, EPS, STEPS, bare_passes, interleaved, ratio, resnet18
 from sip_plugin import AdversarialTrainer
 from sip_plugin.folding import FoldedModel
 

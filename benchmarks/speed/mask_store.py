@@ -38,7 +38,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from benchmarks.record import run_record, write_json
-from benchmarks.speed.measure import interleaved, ratio, resnet18, shown
+from benchmarks.speed.measure import gradient, interleaved, ratio, resnet18, shown
 from sip_plugin import AdversarialTrainer
 from sip_plugin.salience import GradientSalience, MaskStore, SalientDataset
 from sip_plugin.salience.images import to_float
@@ -156,13 +156,6 @@ def reading(folder: Path, count: int, rounds: int, processes: int) -> tuple[Resu
 # --- building -------------------------------------------------------------------------------------------------------------
 
 
-def bare_passes(teacher: nn.Module, batches: Sequence[Tensor]) -> None:
-    """One forward and one backward to the input, and nothing else."""
-    for batch in batches:
-        point = batch.detach().clone().requires_grad_()
-        torch.autograd.grad(teacher(point).amax(1).sum(), point)
-
-
 def building(folder: Path, teacher: nn.Module, images: Tensor, batch: int, rounds: int, device: str) -> Results:
     """The whole of ``MaskStore.build``, against the passes it needs, and against making the maps and dropping them."""
     data = TensorDataset(images, torch.zeros(len(images), dtype=torch.int64))
@@ -171,7 +164,7 @@ def building(folder: Path, teacher: nn.Module, images: Tensor, batch: int, round
     ways: dict[str, Callable[[], Any]] = {
         "build": lambda: MaskStore.build(folder / "made", data, mask_fn, batch, overwrite=True, progress=False),
         "maps, dropped": lambda: [mask_fn(part) for part in batches],
-        "bare passes": partial(bare_passes, teacher, batches),
+        "bare passes": lambda: [gradient(teacher, part) for part in batches],
     }
     seconds = interleaved(ways, rounds=rounds, device=device, clock=_clock(device))
     return {

@@ -8,11 +8,39 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from tqdm.auto import tqdm
+
+EPS, ALPHA, STEPS = 8 / 255, 2 / 255, 10
+
+
+def to_the_input(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    """One pass of a search: forward and back to the input."""
+    point = images.clone().requires_grad_()
+    torch.autograd.grad(F.cross_entropy(model(point), labels), point)
+
+
+def bare_passes(model: nn.Module, images: Tensor, labels: Tensor, rows: list[int], clean: int, trained: int) -> None:
+    """Passes of a search with so many rows each, passes without a gradient, and passes to the weights."""
+    model.eval()
+    for _ in range(clean):
+        with torch.no_grad():
+            model(images)
+    for count in rows:
+        to_the_input(model, images[:count], labels[:count])
+    model.train()
+    losses = [F.cross_entropy(model(images), labels) for _ in range(trained)]
+    torch.stack(losses).sum().backward()
+
+
+def gradient(model: nn.Module, images: Tensor) -> Tensor:
+    """The gradient of the predicted classes' logits to the images: one pass forward and one back."""
+    point = images.clone().requires_grad_()
+    return torch.autograd.grad(model(point).max(1).values.sum(), point)[0]
 
 
 def interleaved(

@@ -22,17 +22,11 @@ from torch import Tensor, nn
 from torchvision.models import resnet50
 
 from benchmarks.record import run_record, write_json
-from benchmarks.speed.measure import interleaved, ratio, shown
+from benchmarks.speed.measure import gradient, interleaved, ratio, shown
 from sip_plugin.salience import CAMSalience, GradientSalience
 from sip_plugin.salience.selection import top_mass_mask
 
 PASSES = "forward and backward"
-
-
-def gradient(model: nn.Module, images: Tensor) -> Tensor:
-    """The gradient of the predicted classes' logits to the images: one pass forward and one back."""
-    point = images.clone().requires_grad_()
-    return torch.autograd.grad(model(point).max(1).values.sum(), point)[0]
 
 
 def selected_by_position(scores: Tensor, mass: float = 0.5) -> Tensor:

@@ -30,35 +30,26 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from benchmarks.record import run_record, write_json
-from benchmarks.speed.measure import PeakMemory, interleaved, ratio, resnet18, shown
+from benchmarks.speed.measure import (
+    ALPHA,
+    EPS,
+    STEPS,
+    PeakMemory,
+    bare_passes,
+    interleaved,
+    ratio,
+    resnet18,
+    shown,
+)
 from sip_plugin import AdversarialTrainer
 from sip_plugin.folding import FoldedModel
 from sip_plugin.salience import GradientSalience
 from sip_plugin.training import PART
 
-EPS, ALPHA, STEPS, BETA = 8 / 255, 2 / 255, 10, 6.0
+BETA = 6.0
 
 
 # --- the passes that a method cannot do without ---------------------------------------------------------------------------
-
-
-def to_the_input(model: nn.Module, images: Tensor, labels: Tensor) -> None:
-    """One pass of a search: forward and back to the input."""
-    point = images.clone().requires_grad_()
-    torch.autograd.grad(F.cross_entropy(model(point), labels), point)
-
-
-def bare_passes(model: nn.Module, images: Tensor, labels: Tensor, rows: list[int], clean: int, trained: int) -> None:
-    """Passes of a search with so many rows each, passes without a gradient, and passes to the weights."""
-    model.eval()
-    for _ in range(clean):
-        with torch.no_grad():
-            model(images)
-    for count in rows:
-        to_the_input(model, images[:count], labels[:count])
-    model.train()
-    losses = [F.cross_entropy(model(images), labels) for _ in range(trained)]
-    torch.stack(losses).sum().backward()
 
 
 def bare_map(model: nn.Module, images: Tensor, stage: nn.Module) -> None:

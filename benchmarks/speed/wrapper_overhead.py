@@ -23,32 +23,19 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import torchattacks
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from benchmarks.record import run_record, write_json
-from benchmarks.speed.measure import interleaved, ratio, reference_resnet18, shown
+from benchmarks.speed.measure import EPS, STEPS, bare_passes, interleaved, ratio, reference_resnet18, shown
 from sip_plugin import AdversarialTrainer, SIPWrapper
 from sip_plugin.adapters.projection import BatchProjection, RowSelections, plain_tensor, watched
 from sip_plugin.folding import FoldedModel
 
-STEPS = 10
-EPS = 8 / 255
 PARTS = ("torchattacks", "art", "foolbox", "autoattack", "rows", "trainer", "folding")
 _REPEATS = 500  # of what takes microseconds
 Ways = dict[str, Callable[[], Any]]
-
-
-def bare_passes(model: nn.Module, images: Tensor, labels: Tensor) -> None:
-    """K passes forward and back to the input, one forward and back to the weights: what Madry training needs."""
-    model.eval()
-    for _ in range(STEPS):
-        point = images.clone().requires_grad_()
-        torch.autograd.grad(F.cross_entropy(model(point), labels), point)
-    model.train()
-    F.cross_entropy(model(images), labels).backward()
 
 
 class EachAttack(AutoAttack):  # type: ignore[misc]
@@ -178,7 +165,8 @@ def of_trainer(model: nn.Module, images: Tensor, labels: Tensor, salience: Tenso
         model.train()
         trainer(images, labels).backward()
 
-    return {"SIP-AT step": step, "bare passes": partial(bare_passes, model, images, labels)}
+    passes = partial(bare_passes, model, images, labels, [len(images)] * STEPS, 0, 1)
+    return {"SIP-AT step": step, "bare passes": passes}
 
 
 def of_folding(model: nn.Module, images: Tensor, labels: Tensor, salience: Tensor) -> Ways:

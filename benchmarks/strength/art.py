@@ -170,12 +170,6 @@ class Cast(nn.Module):
         return x.float()
 
 
-def part(name: str, everything: Setting) -> Setting:
-    """The images of one row and their maps."""
-    some = everything.first(IMAGES.get(name, len(everything.x)))
-    return some.with_one_map() if name in ONE_MAP else some
-
-
 def ways(name: str, part: Setting) -> Ways:
     """The bare and the projected attack of one row."""
     kind = name.split()[0]

@@ -111,11 +111,6 @@ FROM_FAR = (
 """Attacks that fail for the whole batch if one image has no starting point: both ways are given the same points."""
 
 
-def part(name: str, everything: Setting) -> Setting:
-    """The images of one row and their maps."""
-    return everything.first(IMAGES.get(name, len(everything.x)))
-
-
 def ways(name: str, part: Setting) -> Ways:
     """The bare and the projected attack of one row."""
     arguments = dict(ATTACKS[name])

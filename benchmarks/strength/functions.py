@@ -104,11 +104,6 @@ IMAGES = {"adv_lib.carlini_wagner_linf": 8, "cleverhans.spsa": 16, "cleverhans.h
 """How many images a slow attack has, where not all."""
 
 
-def part(name: str, everything: Setting) -> Setting:
-    """The images of one row and their maps."""
-    return everything.first(IMAGES.get(name, len(everything.x)))
-
-
 def ways(name: str, part: Setting) -> Ways:
     """The bare and the projected attack of one row."""
     arguments = {key: math.inf if value == "inf" else value for key, value in ATTACKS[name].items()}

@@ -65,11 +65,6 @@ LEFT_OUT = {"VANILA": "makes no query", "GN": "makes no query"}
 IMAGES: dict[str, int] = {}
 
 
-def part(name: str, everything: Setting) -> Setting:
-    """The images of one row: all of them."""
-    return everything
-
-
 def ways(name: str, part: Setting) -> Ways:
     """The bare and the projected attack of one row."""
     attack = built(name, part.model, DataLoader(part.training, batch_size=50))
