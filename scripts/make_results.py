@@ -137,7 +137,7 @@ def comparison_setting() -> str:
 def salient_shares(preset: str) -> str:
     """How many elements were salient in training, method by method."""
     shares = report.salient_shares(PRESETS[preset], RESULTS / "paper" / preset)
-    listed = "; ".join(f"{METHODS[m].label} {100 * shares[m]:.1f} %" for m in METHODS if shares.get(m))
+    listed = "; ".join(f"{METHODS[m].label}: {100 * shares[m]:.1f} %" for m in METHODS if shares.get(m))
     return _paragraph(f"Elements salient in training, after crops, which cut off more of random maps: {listed}.")
 
 
@@ -245,8 +245,8 @@ def folded_training() -> str:
     clean, robust = (", ".join(points(100 * (ours[eps] - own[eps])) for ours, own in pairs) for eps in (0, 8 / 255))
     return _paragraph(
         f"""Madry's networks of the [comparison](#the-papers-comparison-on-two-cpu-cores), trained again with folding
-        ([raw results](../benchmarks/results/folded_training/cells)), seed by seed: {clean} points on clean images, {robust}
-        at 8/255."""
+        and attacked at 8/255 alone ([raw results](../benchmarks/results/folded_training/cells)), seed by seed: {clean}
+        points on clean images, {robust} at 8/255."""
     )
 
 

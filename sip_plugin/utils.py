@@ -55,9 +55,8 @@ def isolated_rng(seed: int | None = None) -> Iterator[None]:
             if seed is not None:
                 random.seed(seed)
                 np.random.seed(seed % 2**32)
-                torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed MPS, too
-                if cuda:
-                    torch.cuda.manual_seed_all(seed)
+                for generator in (torch.default_generator, *(torch.cuda.default_generators[device] for device in cuda)):
+                    generator.manual_seed(seed)  # torch.manual_seed would seed MPS, too
             yield
     finally:
         random.setstate(python)
@@ -108,10 +107,13 @@ def attack_name(attack: Any) -> str:
 
 def takes_targets(attack: Any) -> bool:
     """Whether an attack takes its labels for targets: an image's own label would make it easier."""
+    attack = getattr(attack, "__self__", attack)  # of a method
     targeted = getattr(attack, "targeted", getattr(attack, "keywords", {}).get("targeted"))  # of a functools.partial
-    # torchattacks' other modes, and ART's AutoAttack, find the targets themselves.
-    from_label = getattr(attack, "attack_mode", "targeted(label)") == "targeted(label)"
-    return bool(targeted) and from_label and not hasattr(attack, "attacks")
+    # torchattacks' other modes, and ART's AutoAttack, find the targets themselves; ART's JSMA does not say that it has them.
+    from_label = getattr(attack, "attack_mode", "targeted(label)") == "targeted(label)" and not hasattr(
+        attack, "attacks"
+    )
+    return (bool(targeted) and from_label) or type(attack).__name__ == "SaliencyMapMethod"
 
 
 def show_in_notebooks(figure: _T) -> _T:

@@ -112,7 +112,7 @@ def train_network(
         if state.get("precision"):
             fabric.strategy.precision.load_state_dict(state["precision"])  # the gradient scaler's
         history = state["history"]
-        commits = state.get("commits", [])
+        commits = state.get("commits", [None])
     if (commit := run_record(None)["commit"]) not in commits:
         commits.append(commit)
     logger = _logger(log, folder) if fabric.global_rank == 0 else None

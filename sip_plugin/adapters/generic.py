@@ -63,7 +63,9 @@ class SalienceCallable(SalienceAttack):
             images = images.detach()
             labels = None if labels is None else check_labels(labels, images)
             given = (self.wrapped.keywords if isinstance(self.wrapped, functools.partial) else {}) | kwargs
-            named = (check_labels(given[name], images) for name in _LABELS if isinstance(given.get(name), Tensor))
+            named = (
+                v for v in map(given.get, _LABELS) if isinstance(v, Tensor) and v.dtype == torch.int64 and v.dim() == 1
+            )
             targeted = given.get("targeted", takes_targets(self.wrapped))
             of_map = None if targeted else next(named, None) if labels is None else labels
             batch = Batch(images, labels, self.salience(images, of_map, mask), args, given)

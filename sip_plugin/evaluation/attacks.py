@@ -119,8 +119,9 @@ def verified_norms(
     clean = images.cpu()
     examples = candidates.detach().to("cpu", clean.dtype)
     examples = clip_rounding(torch.where(examples.isnan(), clean, examples).clamp(0, 1), clean, radii, norm)
+    model.eval()
     with torch.no_grad():
-        logits = model.eval()(examples.to(images.device))
+        logits = model(examples.to(images.device))
     nan = logits.isnan().any(1)
     fooled = (nan | (logits.argmax(1) != labels)).cpu()
     norms = perturbation_norms(examples, clean, norm)

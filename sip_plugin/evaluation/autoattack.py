@@ -50,7 +50,7 @@ def make_attacks(
     """The attacks of an evaluation, for what :func:`clean_statistics` says and images like this; ``eps`` is of its radii.
 
     Raises:
-        ValueError: If AutoAttack cannot attack this network, or images of this size; if two attacks have one name.
+        ValueError: If AutoAttack cannot attack this network, or images of this size.
     """
     made: list[Attack] = []
     for name, factory in parse_attacks(attack).items():
@@ -71,8 +71,6 @@ def make_attacks(
             made += [autoattack_member(model, each, version, norm, int(clean["classes"][0])) for each in names]
         else:
             made.append(callable_attack(name, model, factory, eps))
-    if len({each.name for each in made}) < len(made):
-        raise ValueError(f"Attacks need names of their own, got {', '.join(each.name for each in made)}.")
     return made
 
 
@@ -84,8 +82,11 @@ def _square_fits(height: int, width: int) -> bool:
 
 
 def attack_settings(attack: Attacks, version: str | Sequence[str]) -> dict[str, Any]:
-    """The attacks as the report's settings say them."""
+    """The attacks as the report's settings say them; a ValueError if two have one name."""
     attacks, names = parse_attacks(attack), list(attack_names(version))
+    listed = [each for name, factory in attacks.items() for each in (names if factory == "autoattack" else [name])]
+    if len({*listed}) < len(listed):
+        raise ValueError(f"Attacks need names of their own, got {', '.join(listed)}.")
     found: dict[str, Any] = dict.fromkeys(attacks, "factory")
     for name in [name for name, factory in attacks.items() if factory == "autoattack"]:
         package = autoattack_package().__name__

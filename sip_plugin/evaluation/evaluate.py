@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, get_args
@@ -122,7 +123,9 @@ def evaluate_robustness(
         show = progress and group.rank == 0
         store = None if checkpoint is None else Checkpoint(checkpoint)
         device = model_device(network)
-        with preserve_model_state(network), eval_mode(network):
+        # Attacks may take the current CUDA device for the network's.
+        on_device = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+        with preserve_model_state(network), eval_mode(network), on_device:
             some = images[: min(settings["batch_size"], _SOME)].to(device)
             if store is not None:
                 known = group.on_rank_zero(lambda: store.open(identity, diagnostics.stable_logits(network, some)))
@@ -132,8 +135,8 @@ def evaluate_robustness(
             dynamic, written = group.on_rank_zero(lambda: (diagnostics.is_dynamic(network, given), given._version > 0))
             if not dynamic:  # attacks need the image's gradient alone, but some compute the others', too
                 network.requires_grad_(False)
-            if written:
-                network = _CopiedInput(network).eval()
+            if written:  # and attacks need it again
+                network.register_forward_pre_hook(lambda _, inputs: inputs[0].clone())
             state = _Evaluation(network, images, labels, settings, store, group, device, show, return_adversarial)
             clean = state.classify()
             attacked, notes = network, []
@@ -169,17 +172,6 @@ def evaluate_robustness(
         if store is not None:
             group.on_rank_zero(lambda: store.finish(vars(report)))
     return report
-
-
-class _CopiedInput(nn.Module):
-    """A network that writes into its input, which attacks need again."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Any:
-        return self.network(images.clone())
 
 
 @dataclass

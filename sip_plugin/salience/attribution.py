@@ -7,7 +7,6 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -95,8 +94,7 @@ class AttributionSalience(ScoreSalience):
             method = copy.deepcopy(self.method, {id(value): value for value in shared})
             for layer in (getattr(part, "layer", None) for part in methods):
                 if isinstance(layer, nn.Module):
-                    check = partial(_check_axes, self.options.get("attribute_to_layer_input"))
-                    stack.callback(layer.register_forward_hook(check).remove)
+                    stack.callback(layer.register_forward_hook(_check_axes).remove)
             stack.enter_context(preserve_model_state(*networks))
             for network in networks:
                 network.eval()
@@ -133,18 +131,17 @@ class AttributionSalience(ScoreSalience):
         return torch.as_tensor(found).detach()
 
 
-def _check_axes(of_input: bool | None, layer: nn.Module, inputs: Any, output: Any) -> None:
-    """Refuse a layer whose output (or input) Captum would take for what it is not."""
-    result = inputs[0] if of_input else output
-    if isinstance(result, Tensor) and result.dim() == 4:
-        if result.grad_fn is None and not of_input:  # methods that take no gradient
+def _check_axes(layer: nn.Module, inputs: Any, output: Any) -> None:
+    """Refuse a layer whose output Captum would take for what it is not."""
+    if isinstance(output, Tensor) and output.dim() == 4:
+        if output.grad_fn is None:  # methods that take no gradient
             leaves = (t.detach().requires_grad_() if isinstance(t, Tensor) else t for t in inputs)
             with torch.enable_grad():
-                result = layer.forward(*(t.clone() if isinstance(t, Tensor) else t for t in leaves))
-        if channel_axis(result) == 3:
+                output = layer.forward(*(t.clone() if isinstance(t, Tensor) else t for t in leaves))
+        if channel_axis(output) == 3:
             raise ValueError(
-                f"The {'input' if of_input else 'output'} of {type(layer).__name__} is (N, h, w, K), and Captum takes it "
-                "for (N, K, h, w). Use CAMSalience, which takes both, or a layer behind a permutation."
+                f"The output of {type(layer).__name__} is (N, h, w, K), and Captum takes it for (N, K, h, w). Use "
+                "CAMSalience, which takes both, or a layer behind a permutation."
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import operator
 import zlib
@@ -63,21 +64,23 @@ def sample_indices(length: int) -> list[int]:
     return sorted({round(k * (length - 1) / 31) for k in range(32)})
 
 
-def check_unaugmented(dataset: Any) -> None:
-    """Raise a ValueError for a data set whose images are others each time."""
+def check_unaugmented(dataset: Any, with_labels: bool = False) -> None:
+    """Raise a ValueError for a data set whose images (or labels, if they count) are others each time."""
+    dataset = copy.copy(dataset)  # it may open a file at its first use
     with isolated_rng():
-        for index in sample_indices(len(dataset)):
-            first, again = (as_tensor(dataset[index][0]) for _ in range(2))
-            if not torch.equal(first, again):
+        for index in sample_indices(len(dataset)) if len(dataset) else ():
+            first, again = (dataset[index] for _ in range(2))
+            same = np.array_equal(as_tensor(first[0]), as_tensor(again[0]), equal_nan=True)
+            if not same or (with_labels and first[1] != again[1]):
                 raise ValueError(
-                    "The data set returns another image each time that one is fetched (a random transform?). Give the "
-                    "un-augmented one here, and the transform to SalientDataset, which moves image and map together."
+                    "The data set returns another image each time that one is fetched, or label (a random transform?). Give "
+                    "the un-augmented one here, and the transform to SalientDataset, which moves image and map together."
                 )
 
 
 def dataset_fingerprint(dataset: Any, with_labels: bool) -> tuple[tuple[int, ...], str]:
     """The shape of a data set's images, and a hash of its length and of some of its images (and labels, if they count)."""
-    check_unaugmented(dataset)
+    check_unaugmented(dataset, with_labels)
     images, labels, _ = next(load_batches(dataset, [sample_indices(len(dataset))], with_labels))
     shape = tuple(images.shape[1:])
     contents = image_contents(images, labels if with_labels else None)

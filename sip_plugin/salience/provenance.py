@@ -9,6 +9,7 @@ import inspect
 import json
 import re
 import types
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,9 @@ def provenance(source: Any) -> dict[str, Any]:
 def find_models(source: Any) -> list[nn.Module]:
     """The networks that a source of maps is, has or calls."""
     seen: dict[int, Any] = {}
-    waiting = [source]
+    waiting = deque([source])
     while waiting and len(seen) < 1000:  # a function may lead to all there is
-        value = waiting.pop(0)
+        value = waiting.popleft()
         if id(value) not in seen and not isinstance(value, (type, types.ModuleType)):
             seen[id(value)] = value
             if not isinstance(value, nn.Module):

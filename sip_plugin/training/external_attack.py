@@ -48,7 +48,7 @@ class ExternalAttack:
         ``salience`` is the map of the batch; None if there is none, or the wrapped attack is to use its own. Raises a
         ``TypeError`` or ``ValueError`` where there is a map and the attack is bare, and for what is no image in ``[0, 1]``.
         """
-        if takes_targets(self._owner):
+        if takes_targets(self._attack):
             raise ValueError(f"Training needs an untargeted attack, got a targeted one: {self!r}.")
         if salience is not None:
             self.check_keeps_salience()

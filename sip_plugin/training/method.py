@@ -65,7 +65,7 @@ class Method:
         super().__init_subclass__(**kwargs)
         if "name" not in vars(cls):
             cls.name = cls.__name__  # or a checkpoint of one method would pass for another's
-        if "patience" in vars(cls) and "fixed_length" not in vars(cls):
+        if cls.patience is not Method.patience and "fixed_length" not in vars(cls):
             cls.fixed_length = False
 
     def start(self, feasible: FeasibleSet) -> Tensor:

@@ -22,7 +22,7 @@ from sip_plugin.training.method import Method, TrainingProgress
 from sip_plugin.training.methods import as_method
 from sip_plugin.training.metrics import ForwardRecorder
 from sip_plugin.training.search import EarlyStop, Step, compiled_step, projected_ascent
-from sip_plugin.utils import short_repr
+from sip_plugin.utils import isolated_rng, short_repr
 
 _SEARCH = {"eps": 8 / 255, "alpha": 2 / 255, "steps": 10, "norm": "Linf", "random_start": True}
 _SEARCH |= {"compile": False, "fold_batchnorm": False}
@@ -200,7 +200,8 @@ class AdversarialTrainer:
             )
         self.method.load_state_dict(saved["state"])
         self.epoch, self.epochs = state["epoch"], state["epochs"]
-        if state["rng"].get("process", 0) != ProcessGroup().rank:
+        group = ProcessGroup()
+        if group.size > 1 and state["rng"].get("process", group.rank) != group.rank:
             return  # or all would draw the same
         torch.set_rng_state(state["rng"]["cpu"].cpu())  # a checkpoint may have been loaded onto another device
         for device, rng_state in zip(self._cuda_devices(), state["rng"]["cuda"], strict=False):
@@ -275,13 +276,14 @@ class AdversarialTrainer:
         start = method.start(feasible) if self.random_start else images
         search = partial(projected_ascent, network, method.objective, target, start, feasible, noise=method.step_noise)
         if self.compile and self._step is None:  # the step, with the network in it, once
-            search(alpha=0.0, steps=1)  # has the errors; compiled, a gradient that is cut off is 0
+            with isolated_rng():
+                search(alpha=0.0, steps=1)  # has the errors; compiled, a gradient that is cut off is 0
             self._step = compiled_step(images.device)
         return search(
             alpha=check_eps(alpha, self.norm, name="alpha"),
             steps=check_int(steps, "steps", 0),
             stop=None if patience is None else EarlyStop(labels, patience),
-            step=self._step,
+            step=self._step if self.compile else None,
         )
 
     def _fold(self, network: nn.Module, images: Tensor) -> nn.Module:

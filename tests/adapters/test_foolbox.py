@@ -3,6 +3,7 @@
 import copy
 import inspect
 import pickle
+import threading
 
 import eagerpy as ep
 import foolbox
@@ -15,6 +16,7 @@ from foolbox.criteria import Misclassification, TargetedMisclassification
 from torch import nn
 
 from sip_plugin import SIPWrapper
+from sip_plugin.adapters.base import call_lock
 from sip_plugin.adapters.specs import FOOLBOX
 from sip_plugin.salience import GradientSalience
 from tests.adapters import foolbox_rows
@@ -35,6 +37,25 @@ def test_every_attack_of_the_library_is_wrapped_or_refused():
     kinds = {kind for _, kind in inspect.getmembers(attacks, inspect.isclass) if issubclass(kind, Attack)} - {Attack}
     assert {kind.__name__ for kind in kinds} == set(FOOLBOX.specs) | set(FOOLBOX.refused)
     assert not set(FOOLBOX.specs) & set(FOOLBOX.refused)
+
+
+def test_two_attacks_upon_one_take_turns(network, model, images, labels, salience):
+    inner, patched = attacks.InversionAttack(), []
+
+    def ask(module, arguments):
+        def run():
+            if call_lock(inner).acquire(blocking=False):
+                call_lock(inner).release()
+                patched.append("run" in vars(inner))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+
+    network.register_forward_pre_hook(ask)
+    SIPWrapper(attacks.BoundaryAttack(init_attack=inner, steps=1), salience)(model, images, labels, epsilons=None)
+    assert not any(patched)
+    assert "run" not in vars(inner)
 
 
 def test_the_contract_runs_over_every_attack_that_can_be_wrapped():

@@ -168,8 +168,19 @@ def test_an_attack_that_takes_the_labels_for_targets_is_refused(network, evaluat
 
 
 def test_attacks_of_one_name_are_an_error_before_the_work(quick, network, evaluated):
+    network.register_forward_pre_hook(lambda *_: pytest.fail("a pass"))
     with pytest.raises(ValueError, match="square, square"):
         evaluate(network, evaluated, attack={"square": pgd, "autoattack": "autoattack"}, version=["square"])
+
+
+def test_a_network_whose_train_returns_nothing(network, evaluated):
+    class Frozen(nn.Sequential):
+        def train(self, mode=True):
+            super().train(mode)
+            self[1].eval()
+
+    report = evaluate(Frozen(*network), evaluated, attack=pgd)
+    assert torch.equal(report.norms, evaluate(network, evaluated, attack=pgd).norms)
 
 
 @pytest.mark.parametrize("fold", [False, True])

@@ -353,6 +353,15 @@ def test_a_network_may_write_into_its_input(quick, network, evaluated):
     assert torch.equal(found[0].adversarial[0.05], found[1].adversarial[0.05])
 
 
+def test_so_may_a_compiled_one(network, evaluated):
+    pair = [part[:6] for part in evaluated]
+    attack = {"attack": lambda model, eps: torchattacks.PGD(model, eps=eps, steps=2)}
+    compiled = torch.compile(WritesIntoItsInput(network, True).eval(), backend="eager")
+    found = [evaluate(model, pair, **attack) for model in (compiled, WritesIntoItsInput(network, False))]
+    assert torch.equal(found[0].norms, found[1].norms)
+    assert not compiled._forward_pre_hooks
+
+
 def test_a_network_without_a_gradient_is_an_error_before_the_work(quick, evaluated):
     network = nn.Sequential(nn.Flatten(), nn.Linear(768, 10))
     blind = torch.ao.quantization.quantize_dynamic(network, {nn.Linear})

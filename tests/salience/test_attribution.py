@@ -615,18 +615,6 @@ def test_a_layer_that_ends_in_its_channels_is_refused(method, images):
     assert AttributionSalience(make(network, network.stage[1]), **target)(images).any()
 
 
-def test_of_a_layers_input_the_inputs_axes_count(images):
-    network = EndsChannelsLast()
-    network.head = nn.Sequential(Permute(), Permute(), Permute(), nn.Flatten(1, 2), nn.Linear(8, 10))
-    network.forward = lambda x: network.head(network.stage(x))[:, 0]
-    network.eval()
-    options = {"attribute_to_layer_input": True}
-    source = AttributionSalience(captum.LayerGradientXActivation(network, network.stage[2]), **options)
-    assert source(images).any()
-    with pytest.raises(ValueError, match=r"input of Permute is \(N, h, w, K\)"):
-        AttributionSalience(captum.LayerGradientXActivation(network, network.head[0]), **options)(images)
-
-
 def test_a_layer_that_works_in_place(images):
     network = nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)

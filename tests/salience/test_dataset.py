@@ -8,6 +8,7 @@ import math
 import pickle
 import random
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -309,6 +310,22 @@ def test_a_data_set_that_augments_by_itself_is_refused():
     with pytest.raises(ValueError, match="another image each time"):
         SalientDataset(Flipping(IMAGE / 255, 40), torch.zeros(40, 1, HEIGHT, WIDTH))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Lazy(One):
+    """Opens its file at the first use, for each process anew."""
+
+    file = None
+
+    def __getitem__(self, index):
+        self.file = self.file or Path(__file__).open()  # noqa: SIM115
+        return super().__getitem__(index)
+
+
+def test_a_data_set_that_opens_a_file_when_it_is_used_and_an_empty_one():
+    data = SalientDataset(Lazy(IMAGE / 255, 2), torch.zeros(2, 1, HEIGHT, WIDTH))
+    assert data.dataset.file is None
+    assert len(SalientDataset(One(IMAGE / 255, 0), torch.zeros(0, 1, HEIGHT, WIDTH))) == 0
 
 
 def test_maps_per_element_need_the_images_channels():

@@ -431,9 +431,15 @@ def test_a_data_set_that_augments_is_refused(tmp_path, x):
         def __getitem__(self, index):
             return (x[index].flip(-1) if torch.rand(()) < 0.5 else x[index]), 0
 
-    with pytest.raises(ValueError, match=r"another image each time.*SalientDataset"):
-        MaskStore.build(tmp_path / "m", Flips(), bright, progress=False)
+    class Relabels(Flips):
+        def __getitem__(self, index):
+            return x[index], int(torch.randint(100, ()))
+
+    for dataset, mask_fn in ((Flips(), bright), (Relabels(), lambda images, labels: images > 0.5)):
+        with pytest.raises(ValueError, match=r"another image each time.*SalientDataset"):
+            MaskStore.build(tmp_path / "m", dataset, mask_fn, progress=False)
     assert not list(tmp_path.iterdir())
+    MaskStore.build(tmp_path / "m", Relabels(), bright, progress=False)  # whose maps do not depend on labels
 
 
 @pytest.mark.parametrize(
