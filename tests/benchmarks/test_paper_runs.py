@@ -84,6 +84,7 @@ def table(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("one table")
 def test_a_table_is_trained_evaluated_and_reported(table):
     folder, arguments = table
     cells = {method: result(folder, f"digits-convnet8-{method}-seed0") for method in METHODS}
@@ -376,6 +377,7 @@ def test_two_processes_train_and_evaluate_one_cell(teacher, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("one table")
 def test_a_result_or_checkpoint_of_other_settings_is_refused(table, tmp_path, capsys):
     arguments = ["run", "--dataset", "digits", "--method", "madry", "--results", str(table[0]), *TINY]
     assert main(arguments) == 0  # done already
