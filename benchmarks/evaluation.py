@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.paper.data import Source
+from benchmarks.paper.data import Source, add_data_arguments
 from benchmarks.paper.networks import ConvNet
 from benchmarks.record import run_record, write_json, write_text
 from benchmarks.small import CIFAR10, Data, load, train
@@ -209,13 +209,7 @@ def table(result: dict[str, Any]) -> str:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder that holds cifar-10-batches-py")
-    parser.add_argument("--download", action="store_true", help="fetch CIFAR-10 if it is not in --data-dir")
-    parser.add_argument(
-        "--unofficial-data",
-        metavar="FOLDER",
-        help="folder under --data-dir in CIFAR-10's layout that is not the archive",
-    )
+    add_data_arguments(parser, required=True)
     parser.add_argument("--network", type=Path, help="file of the trained network; made if it does not exist")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--images", type=int, default=256)

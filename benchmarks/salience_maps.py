@@ -20,7 +20,7 @@ import torchattacks
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from benchmarks.paper.data import Source
+from benchmarks.paper.data import Source, add_data_arguments
 from benchmarks.record import run_record, write_json, write_text
 from benchmarks.salience.networks import Trained, accuracies, trained
 from benchmarks.salience.sources import compared, other_sources, table
@@ -39,13 +39,7 @@ BATCH = 128
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Train, build, measure, compare, draw; the result is also in the output folder as JSON, Markdown and PNG."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-dir", type=Path, required=True, help="folder that holds cifar-10-batches-py")
-    parser.add_argument("--download", action="store_true", help="fetch CIFAR-10 if it is not in --data-dir")
-    parser.add_argument(
-        "--unofficial-data",
-        metavar="FOLDER",
-        help="folder under --data-dir in CIFAR-10's layout that is not the archive",
-    )
+    add_data_arguments(parser, required=True)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--bf16", action="store_true", help="train under autocast to bfloat16")
     parser.add_argument("--rounds", type=int, default=3, help="how often building is timed")

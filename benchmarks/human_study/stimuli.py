@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.human_study.assignment import IMAGES
-from benchmarks.paper.data import Source, load_splits
+from benchmarks.paper.data import Source, add_data_arguments, load_splits
 from benchmarks.paper.files import load
 from benchmarks.paper.networks import NETWORKS, build_network
 from benchmarks.record import run_record, write_json
@@ -38,9 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--dataset", choices=("digits", "cifar10", "cifar100", "cub"), help="its test images")
     which.add_argument("--images", type=Path, metavar="FOLDER", help="a folder of images for each class")
     data.add_argument("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="what --images are resized to")
-    data.add_argument("--data-dir", type=Path, help="folder that holds the data set")
-    data.add_argument("--download", action="store_true", help="fetch CIFAR if it is not there")
-    data.add_argument("--unofficial-data", metavar="FOLDER", help="as in benchmarks.paper")
+    add_data_arguments(data)
     data.add_argument("--per-class", type=int, default=5, help="images of each class (default: 5)")
     data.add_argument("--seed", type=int, default=0, help="of the choice of images and of the attack")
     data.add_argument(

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from benchmarks.paper.data import Source, add_data_arguments
 from benchmarks.paper.methods import METHODS
 from benchmarks.paper.networks import NETWORKS
 from benchmarks.paper.presets import PRESETS, Preset
@@ -67,7 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(cells: list[Cell], options: argparse.Namespace) -> int:
     from benchmarks.paper.cell import Place, run_cell
-    from benchmarks.paper.data import Source
 
     if options.threads is not None:
         if options.threads < 1:
@@ -190,11 +190,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data-dir", type=Path, help="folder that holds the data set")
-    parser.add_argument("--download", action="store_true", help="fetch CIFAR if it is not there")
-    parser.add_argument(
-        "--unofficial-data", metavar="FOLDER", help="folder under --data-dir in CIFAR's layout that is not the archive"
-    )
+    add_data_arguments(parser)
     parser.add_argument(
         "--unofficial-test", metavar="FOLDER", help="such a folder for the test images alone (default: that one)"
     )

@@ -50,6 +50,15 @@ class Source:
     unofficial_test: str | None = None
 
 
+def add_data_arguments(parser: Any, *, required: bool = False) -> None:
+    """The options of a command that say where its data come from."""
+    parser.add_argument("--data-dir", type=Path, required=required, help="folder that holds the data set")
+    parser.add_argument("--download", action="store_true", help="fetch CIFAR if it is not there")
+    parser.add_argument(
+        "--unofficial-data", metavar="FOLDER", help="folder under --data-dir in CIFAR's layout that is not the archive"
+    )
+
+
 @dataclass(frozen=True)
 class Splits:
     """A data set: images in [0, 1] as they are, without augmentation.
