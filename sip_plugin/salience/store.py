@@ -109,7 +109,7 @@ class MaskStore:
         # Workers are started before the lock is taken, so that those which outlive a killed build do not hold it.
         loaded = load_batches(dataset, mine, info["labels"], num_workers)
         lock, file, models = FileLock(folder / ".lock", timeout=0), folder / "maps.npy", find_models(mask_fn)
-        device = device or next((model_device(m) for m in models if [*m.parameters()]), "cpu")  # a loss has none
+        device = device or next((model_device(m) for m in models if [*m.parameters(), *m.buffers()]), "cpu")
         first: list[Tensor] = []  # the maps of the first batch, which tell how many channels are kept
 
         def compute(batch: list[int], images: Tensor, labels: Tensor, channels: int = -1) -> Tensor:
