@@ -93,7 +93,7 @@ def comparison_summary() -> str:
 
 
 def comparison_verdict(preset: str = "cifar10-cpu") -> str:
-    """The sentence beneath these rows: whether it is salience."""
+    """The sentence beneath these rows: whether it is salience; of another preset shorter, as it follows that one."""
     clean, *_, largest = gain("sip-s", "sip-random", preset)
     found = {
         (1, 0): "Here salience helps on clean images",
@@ -106,6 +106,8 @@ def comparison_verdict(preset: str = "cifar10-cpu") -> str:
         (0, -1): "Here random maps do better at 8/255",
         (-1, -1): "Here random maps do better than salience",
     }[clean.shown, largest.shown]
+    if preset != "cifar10-cpu":
+        return _paragraph(f"**{found}**: {clean} points on clean images, {largest} at 8/255.")
     return _paragraph(
         f"""**{found}**: SIP-S against the control with a random map of the same size is {clean} points on clean images and
         {largest} at 8/255 (95 % intervals over seeds and images)."""
