@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, things that are left as they were, optional packages."""
+"""Atomic writes, state that is restored after a block, optional packages, names and progress bars."""
 
 from __future__ import annotations
 
