@@ -10,7 +10,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 DATA=$1 OUT=$2 TIME=${3:-500} DEVICE=${4:-cuda}
 END=$((SECONDS + TIME)) HALF=$((SECONDS + TIME / 2))
-export OMP_WAIT_POLICY=PASSIVE PYTHONPATH=$PWD
+export OMP_WAIT_POLICY=PASSIVE PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$PWD
 mkdir -p "$OUT"
 PYTHON=${PYTHON:-python3}
 
@@ -26,7 +26,7 @@ once() {
 }
 
 if [ "$DEVICE" = cuda ]; then
-  once tests "$PYTHON" -m pytest -q -m gpu tests -p no:cacheprovider --timeout=120
+  once tests "$PYTHON" -m pytest -q -m gpu tests/test_devices.py -p no:cacheprovider --timeout=120
   for batch in 64 512; do
     once "training_step_$batch" "$PYTHON" -m benchmarks.speed.training_step --device cuda --bf16 --compile --no-peers \
       --width 64 --batch $batch --out "$OUT/training_step_$batch.json"
