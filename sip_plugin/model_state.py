@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 HOOKS = tuple(name for name in vars(nn.Module()) if "_hooks" in name)
 _lock = threading.RLock()
@@ -72,10 +73,13 @@ def _modes(model: nn.Module) -> Callable[[], None]:
 def _snapshot(model: nn.Module) -> Callable[[], None]:
     """All that using a network can change."""
     restore_modes = _modes(model)
-    hooks, buffers = [], []
+    hooks, buffers, alike = [], [], defaultdict(list)
     for module in model.modules():
         hooks += [(getattr(module, name), set(getattr(module, name))) for name in HOOKS]
-        buffers += [(module, name, b, b.detach().clone()) for name, b in module.named_buffers(recurse=False)]
+        buffers += [(module, name, buffer) for name, buffer in module.named_buffers(recurse=False)]
+    for _, _, buffer in buffers:
+        alike[buffer.device, buffer.dtype].append(buffer)
+    packed = [(group, _packed(group)) for group in alike.values()]
     parameters = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
     for parameter, _, _ in parameters:
         parameter.grad = None
@@ -85,16 +89,24 @@ def _snapshot(model: nn.Module) -> Callable[[], None]:
         for registry, before in hooks:
             for key in registry.keys() - before:
                 del registry[key]
-        for module, name, buffer, values in buffers:
+        for module, name, buffer in buffers:
             module._buffers[name] = buffer  # a module may have assigned another tensor instead of writing into it
-            # Compared by value: BatchNorm writes without counting a version. Written only if need be: a graph that the
-            # caller holds may have saved the buffer.
-            if not torch.equal(buffer, values):
-                with torch.no_grad():
-                    buffer.copy_(values)
+        # Compared by value: BatchNorm writes without counting a version; all at once, as a GPU is waited for each time.
+        # Written only if need be: a graph that the caller holds may have saved the buffer.
+        for group, values in packed:
+            if not torch.equal(_packed(group), values):
+                for buffer, value in zip(group, values.split([b.numel() for b in group]), strict=True):
+                    if not torch.equal(buffer.flatten(), value):
+                        with torch.no_grad():
+                            buffer.copy_(value.view_as(buffer))
         for parameter, grad, requires_grad in parameters:
             if parameter.requires_grad != requires_grad:
                 parameter.requires_grad_(requires_grad)
             parameter.grad = grad
 
     return restore
+
+
+def _packed(tensors: Sequence[Tensor]) -> Tensor:
+    """A copy of the values of tensors of one type."""
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
