@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from types import MethodType
 from typing import Any
 
@@ -63,13 +64,13 @@ class FoldedModel(nn.Module):
             return self._fold()
         for module, twin in self._shared:
             _take_over(module, twin)
-        for norm, twin in self._norms:
-            for ours, new in zip((twin.scale, twin.shift), _scale_shift(norm), strict=True):
+        known = _scales_shifts([norm for norm, _ in self._norms] + [norm for _, norm, _ in self._pairs])
+        for (_, twin), found in zip(self._norms, known, strict=False):
+            for ours, new in zip((twin.scale, twin.shift), found, strict=True):
                 ours.copy_(new)
-        for layer, norm, twin in self._pairs:
+        for (layer, _, twin), (scale, shift) in zip(self._pairs, known, strict=True):
             _take_attributes(layer, twin)
-            scale, shift = _scale_shift(norm)
-            twin.weight.copy_(layer.weight * scale.view(-1, *[1] * (layer.weight.dim() - 1)))
+            torch.mul(layer.weight, scale.view(-1, *[1] * (layer.weight.dim() - 1)), out=twin.weight)
             twin.bias.copy_(shift if layer.bias is None else shift + layer.bias * scale)
         return None
 
@@ -148,7 +149,7 @@ class _ScaleShift(nn.Module):
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
-        scale, shift = _scale_shift(norm)
+        ((scale, shift),) = _scales_shifts([norm])
         for name, value in {"scale": scale, "shift": shift, "zero": 0 * scale, "one": 0 * scale + 1}.items():
             self.register_buffer(name, value)
 
@@ -213,13 +214,23 @@ def _has_hooks(module: nn.Module) -> bool:
     return "forward" in vars(module) or any(vars(module).get(name) for name in HOOKS)
 
 
-def _scale_shift(norm: Any) -> tuple[Tensor, Tensor]:
-    """What a BatchNorm multiplies by and adds, in float32 at least."""
-    wide = torch.promote_types(norm.running_var.dtype, torch.float32)
-    scale = (norm.running_var.to(wide) + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight
-    shift = -norm.running_mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias
+def _scales_shifts(norms: Sequence[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    """What each BatchNorm multiplies by and adds, in float32 at least; together, as each operation is dear on a GPU."""
+    alike: dict[Any, list[Any]] = defaultdict(list)
+    found: dict[Any, tuple[Tensor, Tensor]] = {}
+    for norm in norms:
+        alike[norm.running_var.device, norm.running_var.dtype, norm.eps].append(norm)
+    for (_, dtype, eps), group in alike.items():
+        variance, mean = (
+            torch.cat([getattr(norm, name) for norm in group]) for name in ("running_var", "running_mean")
+        )
+        scale = (variance.to(torch.promote_types(dtype, torch.float32)) + eps).rsqrt()
+        scale = scale * torch.cat([torch.ones_like(n.running_var) if n.weight is None else n.weight for n in group])
+        shift = -mean * scale
+        shift = shift + torch.cat([torch.zeros_like(n.running_var) if n.bias is None else n.bias for n in group])
+        sizes = [len(norm.running_var) for norm in group]
+        found |= zip(group, zip(scale.split(sizes), shift.split(sizes), strict=True), strict=True)
+    return (found[norm] for norm in norms)
 
 
 def _twin(module: nn.Module, twins: dict[nn.Module, nn.Module]) -> nn.Module:

@@ -76,7 +76,7 @@ def _snapshot(model: nn.Module) -> Callable[[], None]:
     hooks, buffers, alike = [], [], defaultdict(list)
     for module in model.modules():
         hooks += [(getattr(module, name), set(getattr(module, name))) for name in HOOKS]
-        buffers += [(module, name, buffer) for name, buffer in module.named_buffers(recurse=False)]
+        buffers += [(module, name, buffer) for name, buffer in module._buffers.items() if buffer is not None]
     for _, _, buffer in buffers:
         alike[buffer.device, buffer.dtype].append(buffer)
     packed = [(group, _packed(group)) for group in alike.values()]
@@ -107,6 +107,7 @@ def _snapshot(model: nn.Module) -> Callable[[], None]:
     return restore
 
 
+@torch.no_grad()
 def _packed(tensors: Sequence[Tensor]) -> Tensor:
     """A copy of the values of tensors of one type."""
-    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+    return torch.cat([tensor.flatten() for tensor in tensors])
