@@ -221,13 +221,11 @@ def _scales_shifts(norms: Sequence[Any]) -> Iterator[tuple[Tensor, Tensor]]:
     for norm in norms:
         alike[norm.running_var.device, norm.running_var.dtype, norm.eps].append(norm)
     for (_, dtype, eps), group in alike.items():
-        variance, mean = (
-            torch.cat([getattr(norm, name) for norm in group]) for name in ("running_var", "running_mean")
-        )
-        scale = (variance.to(torch.promote_types(dtype, torch.float32)) + eps).rsqrt()
-        scale = scale * torch.cat([torch.ones_like(n.running_var) if n.weight is None else n.weight for n in group])
-        shift = -mean * scale
-        shift = shift + torch.cat([torch.zeros_like(n.running_var) if n.bias is None else n.bias for n in group])
+        ones = [torch.ones_like(norm.running_var) if norm.weight is None else norm.weight for norm in group]
+        zeros = [torch.zeros_like(norm.running_var) if norm.bias is None else norm.bias for norm in group]
+        variance = torch.cat([norm.running_var for norm in group]).to(torch.promote_types(dtype, torch.float32))
+        scale = (variance + eps).rsqrt() * torch.cat(ones)
+        shift = torch.cat(zeros) - torch.cat([norm.running_mean for norm in group]) * scale
         sizes = [len(norm.running_var) for norm in group]
         found |= zip(group, zip(scale.split(sizes), shift.split(sizes), strict=True), strict=True)
     return (found[norm] for norm in norms)

@@ -73,12 +73,12 @@ def _modes(model: nn.Module) -> Callable[[], None]:
 def _snapshot(model: nn.Module) -> Callable[[], None]:
     """All that using a network can change."""
     restore_modes = _modes(model)
-    hooks, buffers, alike = [], [], defaultdict(list)
+    hooks, alike = [], defaultdict(list)
     for module in model.modules():
         hooks += [(getattr(module, name), set(getattr(module, name))) for name in HOOKS]
-        buffers += [(module, name, buffer) for name, buffer in module._buffers.items() if buffer is not None]
-    for _, _, buffer in buffers:
-        alike[buffer.device, buffer.dtype].append(buffer)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                alike[buffer.device, buffer.dtype].append((module, name, buffer))
     packed = [(group, _packed(group)) for group in alike.values()]
     parameters = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
     for parameter, _, _ in parameters:
@@ -89,13 +89,13 @@ def _snapshot(model: nn.Module) -> Callable[[], None]:
         for registry, before in hooks:
             for key in registry.keys() - before:
                 del registry[key]
-        for module, name, buffer in buffers:
-            module._buffers[name] = buffer  # a module may have assigned another tensor instead of writing into it
         # Compared by value: BatchNorm writes without counting a version; all at once, as a GPU is waited for each time.
         # Written only if need be: a graph that the caller holds may have saved the buffer.
         for group, values in packed:
+            for module, name, buffer in group:
+                module._buffers[name] = buffer  # a module may have assigned another tensor instead of writing into it
             if not torch.equal(_packed(group), values):
-                for buffer, value in zip(group, values.split([b.numel() for b in group]), strict=True):
+                for (*_, buffer), value in zip(group, values.split([len(b.flatten()) for *_, b in group]), strict=True):
                     if not torch.equal(buffer.flatten(), value):
                         with torch.no_grad():
                             buffer.copy_(value.view_as(buffer))
@@ -108,6 +108,6 @@ def _snapshot(model: nn.Module) -> Callable[[], None]:
 
 
 @torch.no_grad()
-def _packed(tensors: Sequence[Tensor]) -> Tensor:
-    """A copy of the values of tensors of one type."""
-    return torch.cat([tensor.flatten() for tensor in tensors])
+def _packed(group: Sequence[tuple[Any, str, Tensor]]) -> Tensor:
+    """A copy of the values of buffers of one type."""
+    return torch.cat([buffer.flatten() for _, _, buffer in group])

@@ -110,10 +110,8 @@ def takes_targets(attack: Any) -> bool:
     attack = getattr(attack, "__self__", attack)  # of a method
     targeted = getattr(attack, "targeted", getattr(attack, "keywords", {}).get("targeted"))  # of a functools.partial
     # torchattacks' other modes, and ART's AutoAttack, find the targets themselves; ART's JSMA does not say that it has them.
-    from_label = getattr(attack, "attack_mode", "targeted(label)") == "targeted(label)" and not hasattr(
-        attack, "attacks"
-    )
-    return (bool(targeted) and from_label) or type(attack).__name__ == "SaliencyMapMethod"
+    finds = getattr(attack, "attack_mode", "targeted(label)") != "targeted(label)" or hasattr(attack, "attacks")
+    return (bool(targeted) and not finds) or type(attack).__name__ == "SaliencyMapMethod"
 
 
 def show_in_notebooks(figure: _T) -> _T:

@@ -127,7 +127,7 @@ def test_a_compiled_search(name, fold, there, device, request):
         for _ in range(3):  # the first calls of a CUDA graph warm up
             torch.manual_seed(0)
             found[compiled] = trainer.perturb(images, labels)
-    # TRADES starts where its gradient is nearly zero, so that rounding turns the first steps; so it does where the network is
+    # TRADES starts where its gradient is nearly zero, so that rounding turns the first steps; so it does if the network is
     # sure of an image, most of all if that may change little (PART).
     least = 0.8 if name == "trades" else 0.98
     assert ((found[True] - found[False]).abs() < 1e-5).float().mean() > least

@@ -23,7 +23,6 @@ from sip_plugin.adapters.art_estimator import (
     EstimatorProjection,
     budgets_of,
     estimators_projected,
-    inner_attacks,
     network_dtype,
     preserve_classifier_state,
     starts_projected,
@@ -31,6 +30,7 @@ from sip_plugin.adapters.art_estimator import (
 from sip_plugin.adapters.base import (
     Batch,
     SalienceAttack,
+    attacks_in,
     call_lock,
     check_ball,
     check_inner,
@@ -262,7 +262,7 @@ def _check_attack(attack: Any) -> None:
     known = ART.registered_name(attack)
     for member in attack.attacks if known == "AutoAttack" else ():
         _check_attack(member)
-    for inner in inner_attacks(attack) if known is None else ():
+    for inner in attacks_in(attack, Attack) if known is None else ():
         _check_attack(inner)
         spec = ART.spec_for(inner)
         check_inner(attack, inner, spec.mechanism is not MEMBERS and spec.at_once == "all")

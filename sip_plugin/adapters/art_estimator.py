@@ -15,6 +15,7 @@ from art.attacks.attack import Attack, EvasionAttack
 from art.estimators.estimator import BaseEstimator
 from torch import Tensor
 
+from sip_plugin.adapters.base import attacks_in
 from sip_plugin.adapters.projection import BatchProjection, salience_rows
 from sip_plugin.constraint import project
 from sip_plugin.model_state import preserve_model_state
@@ -134,7 +135,7 @@ def estimators_projected(
     """Put projecting stand-ins in place of every estimator that an attack, or one it is built upon, holds."""
     made: dict[int, Any] = {}
     with ExitStack() as stack:
-        for holder in (attack, *inner_attacks(attack)):
+        for holder in (attack, *attacks_in(attack, Attack)):
             for name, held in list(vars(holder).items()):
                 if not isinstance(held, BaseEstimator):
                     continue
@@ -174,22 +175,12 @@ def preserve_classifier_state(estimator: Any) -> Iterator[None]:
 def budgets_of(attack: EvasionAttack, rows: np.ndarray, count: int) -> Iterator[None]:
     """Cut budgets that an attack holds for each of ``count`` images to some of them."""
     with ExitStack() as stack:
-        for holder in (attack, *inner_attacks(attack)):
+        for holder in (attack, *attacks_in(attack, Attack)):
             for name in ("eps", "eps_step"):
                 held = vars(holder).get(name)
                 if isinstance(held, np.ndarray) and held.ndim == 4 and len(held) == count:
                     stack.enter_context(patched_attribute(holder, name, held[rows]))
         yield
-
-
-def inner_attacks(attack: Any) -> list[Any]:
-    """The attacks that an attack is built upon, to any depth: ProjectedGradientDescent calls the one for its framework."""
-    found = [attack]
-    for holder in found:
-        for held in vars(holder).values():
-            parts = held if isinstance(held, (list, tuple)) else [held]
-            found += [part for part in parts if isinstance(part, Attack) and part not in found]
-    return found[1:]
 
 
 def network_dtype(estimator: Any) -> torch.dtype:

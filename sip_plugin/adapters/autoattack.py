@@ -16,7 +16,6 @@ from sip_plugin.adapters.base import (
     SalienceAttack,
     call_lock,
     check_ball,
-    concat,
     map_tensors,
     one_map_if_empty,
     project_result,
@@ -107,7 +106,9 @@ class SalienceAutoAttack(SalienceAttack):
         def run(alone: bool) -> Any:
             if alone and kwargs.get("state_path") is not None:
                 raise ValueError("one_by_one runs one evaluation an image, which one state_path cannot hold.")
-            return map_tensors(concat, *map(evaluate, batch.split(1 if alone else len(images))))
+            return map_tensors(
+                lambda *parts: torch.cat(parts), *map(evaluate, batch.split(1 if alone else len(images)))
+            )
 
         with self._lock, preserve_model_state(self.wrapped.model):
             # The batch size under either package's name for it; the original also takes it by position.

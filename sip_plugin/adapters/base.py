@@ -145,6 +145,16 @@ def delegate(kind: type, names: Iterable[str]) -> None:
         setattr(kind, name, property(operator.attrgetter(f"wrapped.{name}")))
 
 
+def attacks_in(attack: Any, kind: type) -> list[Any]:
+    """The attacks of a library that an attack is built upon, to any depth but for what a wrapped one is built upon."""
+    found = [attack]
+    for holder in found:
+        for held in () if isinstance(holder, SalienceAttack) else vars(holder).values():
+            parts = held if isinstance(held, (list, tuple)) else [held]
+            found += [part for part in parts if isinstance(part, kind) and part not in found]
+    return found[1:]
+
+
 def check_inner(attack: Any, inner: Any, projectable: bool) -> None:
     """Refuse an attack of the user's own that is built upon one which a projection of its queries would not reach."""
     if isinstance(inner, SalienceAttack) or not projectable:
@@ -165,11 +175,6 @@ def call_lock(attack: Any) -> Any:
 def one_map_if_empty(salience: Tensor) -> Tensor:
     """The maps, as one for all images where they mark nothing: there are no rows to be told apart then."""
     return salience if bool(salience.any()) else salience[:1, :1, :1, :1]
-
-
-def concat(*parts: Tensor) -> Tensor:
-    """The parts of a batch in one tensor."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def map_tensors(function: Callable[..., Any], *results: Any) -> Any:

@@ -25,7 +25,7 @@ try:
 except ImportError as error:
     raise ImportError("Foolbox is not installed: pip install 'sip-plugin[foolbox]'") from error
 
-from sip_plugin.adapters.base import Batch, SalienceAttack, call_lock, delegate, map_tensors, project_result
+from sip_plugin.adapters.base import Batch, SalienceAttack, attacks_in, call_lock, delegate, map_tensors, project_result
 from sip_plugin.adapters.projection import BatchProjection, warn_if_not_queried
 from sip_plugin.adapters.specs import FOOLBOX
 from sip_plugin.checks import check_images
@@ -40,7 +40,7 @@ class SalienceFoolboxAttack(SalienceAttack, Attack):  # type: ignore[misc]
 
     def __init__(self, attack: Attack, mask_fn: MaskSource = None, *, one_by_one: bool = False) -> None:
         FOOLBOX.check_supported(attack)
-        for inner in _inner_attacks(attack):
+        for inner in attacks_in(attack, Attack):
             FOOLBOX.check_supported(inner)
         super().__init__(attack, mask_fn, one_by_one=one_by_one)
 
@@ -238,21 +238,13 @@ def _runs_projected(attack: Attack, projection: BatchProjection) -> Iterator[Non
         return projected
 
     with ExitStack() as stack:
-        for holder in (attack, *_inner_attacks(attack)):
+        for holder in (attack, *attacks_in(attack, Attack)):
             stack.enter_context(call_lock(holder))  # others may be built upon the same one
             names = () if isinstance(holder, SalienceFoolboxAttack) else ("run", FOOLBOX.spec_for(holder).start)
             for name in names:  # a wrapped one sees to itself
                 if hasattr(holder, name):
                     stack.enter_context(patched_attribute(holder, name, projecting(holder, getattr(holder, name))))
         yield
-
-
-def _inner_attacks(attack: Attack) -> list[Attack]:
-    """The attacks that an attack is built upon, to any depth."""
-    inner = [held for held in vars(attack).values() if isinstance(held, Attack)]
-    return inner + [
-        deeper for one in inner if not isinstance(one, SalienceFoolboxAttack) for deeper in _inner_attacks(one)
-    ]
 
 
 def _network(model: Any) -> nn.Module | None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from sip_plugin.adapters.base import Batch, SalienceAttack, concat, map_tensors, project_result
+from sip_plugin.adapters.base import Batch, SalienceAttack, map_tensors, project_result
 from sip_plugin.adapters.projection import (
     BatchProjection,
     ProjectedModel,
@@ -194,4 +194,4 @@ def _module(value: Any) -> nn.Module | None:
 def _joined(*parts: Any) -> Any:
     """The results for parts of a batch: rows in one tensor, anything else in a list."""
     rows = isinstance(parts[0], Tensor) and parts[0].shape[:1] == (1,)
-    return concat(*parts) if rows else parts[0] if len(parts) == 1 else list(parts)
+    return torch.cat(parts) if rows else parts[0] if len(parts) == 1 else list(parts)

@@ -16,16 +16,7 @@ try:
 except ImportError as error:
     raise ImportError("torchattacks is not installed: pip install 'sip-plugin[torchattacks]'") from error
 
-from sip_plugin.adapters.base import (
-    Batch,
-    SalienceAttack,
-    call_lock,
-    check_ball,
-    check_inner,
-    concat,
-    delegate,
-    project_result,
-)
+from sip_plugin.adapters.base import Batch, SalienceAttack, call_lock, check_ball, check_inner, delegate, project_result
 from sip_plugin.adapters.composite import MemberProxy
 from sip_plugin.adapters.projection import (
     BatchProjection,
@@ -131,7 +122,7 @@ def attack_batch(attack: Attack, batch: Batch, *, training: bool = False, alone:
             # The user's function says what it says of the whole batch.
             targets = iter(attack._target_map_function(_plain(attack, batch.images), batch.labels).split(size))
             stack.enter_context(patched_attribute(attack, "_target_map_function", lambda *_: next(targets)))
-        return concat(*(_attack_part(attack, spec, part, training) for part in parts))
+        return torch.cat([_attack_part(attack, spec, part, training) for part in parts])
 
 
 def _attack_part(attack: Attack, spec: AttackSpec, batch: Batch, training: bool) -> Tensor:
