@@ -213,6 +213,14 @@ def ratios(name: str) -> str:
     return "\n".join(lines)
 
 
+def epochs(name: str) -> str:
+    """Images per second and the share of the card's peak, by the way of the search."""
+    lines = ["| search | images per second | of the peak |", "|---|---:|---:|"]
+    for way, found in _speed(name)["results"].items():
+        lines.append(f"| {way} | {found['images_per_second']:,.0f} | {100 * found['share_of_peak']:.0f} % |")
+    return "\n".join(lines)
+
+
 def peak_memory() -> str:
     """Of a training step."""
     ours, theirs = (_speed("training_step")["peak_bytes"][name] for name in ("sip-plugin madry", "torchattacks.PGD"))
@@ -290,6 +298,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "maps-setting": maps_setting,
     "strength": strength,
     "ratios": ratios,
+    "epochs": epochs,
     "folded-training": folded_training,
     "peak-memory": peak_memory,
     "store-size": store_size,
