@@ -16,7 +16,7 @@ from benchmarks.paper.networks import NETWORKS
 from benchmarks.paper.presets import PRESETS, Preset
 from benchmarks.paper.settings import differences
 from sip_plugin.evaluation import RobustnessReport
-from sip_plugin.evaluation.comparison import Spread
+from sip_plugin.evaluation.comparison import RobustnessComparison, Spread
 from sip_plugin.evaluation.eps import EpsDict
 from sip_plugin.utils import atomic_write
 
@@ -112,30 +112,24 @@ def _check_one_table(results: dict[Path, dict[str, Any]]) -> None:
 def write_report(preset: Preset, folder: Path, seeds: Sequence[int] | None = None) -> None:
     """Write ``table.md``, ``table.tex`` and the curves beside the results, and print the table; see `read_results`.
 
-    ``curves.png`` has the accuracies, ``gains.png`` the differences to Madry where every row has Madry's seeds; for
+    ``curves.png`` has the accuracies, ``gains.png`` the differences to Madry over the seeds that all rows have; for
     ``shares.png`` of a preset with maps of several sizes see `draw_shares`.
     """
     runs = read_results(preset, folder, seeds)
-    comparison = RobustnessReport.compare(
-        {
-            NETWORK_NAMES.get(arch, arch): {
-                METHODS[method].label: list(reports.values()) for method, reports in rows.items()
-            }
-            for arch, rows in runs.items()
-        },
-        references=[REFERENCE] if any("standard" in rows for rows in runs.values()) else [],
-    )
+    comparison = _compared(runs)
     comparison.to_markdown(folder / "table.md")
     comparison.to_latex(folder / "table.tex")
     comparison.plot(folder / "curves.png")
     written = "table.md, table.tex, curves.png"
-    drawn = [(rows, reports) for rows in runs.values() for method, reports in rows.items() if method != "standard"]
-    if all(list(reports) == list(rows.get("madry", ())) for rows, reports in drawn):
-        comparison.plot(folder / "gains.png", relative_to=METHODS["madry"].label)
+    drawn = [set(reports) for rows in runs.values() for method, reports in rows.items() if method != "standard"]
+    shared = set.intersection(*drawn) if drawn and all("madry" in rows for rows in runs.values()) else set()
+    if shared:
+        gains = {a: {m: {s: r[s] for s in r if s in shared} for m, r in rows.items()} for a, rows in runs.items()}
+        _compared(gains).plot(folder / "gains.png", relative_to=METHODS["madry"].label)
         written += ", gains.png"
     else:
         (folder / "gains.png").unlink(missing_ok=True)  # of other cells
-        written += " (no gains.png: not every row has the seeds of a row of Madry's)"
+        written += " (no gains.png: there is no seed that all rows have, with one of Madry's)"
     if preset.base and len(runs) == 1 and any("madry" in rows for rows in runs.values()):
         draw_shares(preset, folder, seeds)
         written += ", shares.png"
@@ -278,6 +272,18 @@ def gains_over(runs: dict[str, dict[int, RobustnessReport]], method: str, other:
     if not seeds or method == other:
         return None
     return paired_differences(*([runs[name][seed] for seed in seeds] for name in (method, other)))
+
+
+def _compared(runs: Runs) -> RobustnessComparison:
+    """A row for each method that has been run, a group for each network."""
+    found = {
+        NETWORK_NAMES.get(arch, arch): {
+            METHODS[m].label: list(reports.values()) for m, reports in rows.items() if reports
+        }
+        for arch, rows in runs.items()
+    }
+    references = [REFERENCE] if any(REFERENCE in rows for rows in found.values()) else []
+    return RobustnessReport.compare(found, references=references)
 
 
 def _shared_seeds(runs: dict[str, dict[int, RobustnessReport]], *methods: str) -> list[int]:
