@@ -221,11 +221,15 @@ def _scales_shifts(norms: Sequence[Any]) -> Iterator[tuple[Tensor, Tensor]]:
     for norm in norms:
         alike[norm.running_var.device, norm.running_var.dtype, norm.eps].append(norm)
     for (_, dtype, eps), group in alike.items():
-        ones = [torch.ones_like(norm.running_var) if norm.weight is None else norm.weight for norm in group]
-        zeros = [torch.zeros_like(norm.running_var) if norm.bias is None else norm.bias for norm in group]
-        variance = torch.cat([norm.running_var for norm in group]).to(torch.promote_types(dtype, torch.float32))
-        scale = (variance + eps).rsqrt() * torch.cat(ones)
-        shift = torch.cat(zeros) - torch.cat([norm.running_mean for norm in group]) * scale
+        wide, parts = torch.promote_types(dtype, torch.float32), []
+        for norm in group:
+            weight = torch.ones_like(norm.running_var) if norm.weight is None else norm.weight
+            bias = torch.zeros_like(norm.running_var) if norm.bias is None else norm.bias
+            parts.append((norm.running_var, norm.running_mean, weight, bias))
+        # In wide types: under autocast torch.cat does not take float16 and bfloat16 together.
+        variance, mean, weight, bias = (torch.cat([t.to(wide) for t in each]) for each in zip(*parts, strict=True))
+        scale = (variance + eps).rsqrt() * weight
+        shift = bias - mean * scale
         sizes = [len(norm.running_var) for norm in group]
         found |= zip(group, zip(scale.split(sizes), shift.split(sizes), strict=True), strict=True)
     return (found[norm] for norm in norms)

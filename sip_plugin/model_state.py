@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -73,13 +73,10 @@ def _modes(model: nn.Module) -> Callable[[], None]:
 def _snapshot(model: nn.Module) -> Callable[[], None]:
     """All that using a network can change."""
     restore_modes = _modes(model)
-    hooks, alike = [], defaultdict(list)
+    hooks, buffers = [], []
     for module in model.modules():
         hooks += [(getattr(module, name), set(getattr(module, name))) for name in HOOKS]
-        for name, buffer in module._buffers.items():
-            if buffer is not None:
-                alike[buffer.device, buffer.dtype].append((module, name, buffer))
-    packed = [(group, _packed(group)) for group in alike.values()]
+        buffers += [(module, name, b, b.detach().clone()) for name, b in module._buffers.items() if b is not None]
     parameters = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
     for parameter, _, _ in parameters:
         parameter.grad = None
@@ -89,25 +86,23 @@ def _snapshot(model: nn.Module) -> Callable[[], None]:
         for registry, before in hooks:
             for key in registry.keys() - before:
                 del registry[key]
-        # Compared by value: BatchNorm writes without counting a version; all at once, as a GPU is waited for each time.
+        alike = defaultdict(list)
+        for module, name, buffer, values in buffers:
+            module._buffers[name] = buffer  # a module may have assigned another tensor instead of writing into it
+            usual = type(buffer) is Tensor and buffer.dtype in (torch.float32, torch.int64) and buffer.numel() < 2**16
+            alike[(buffer.device, buffer.dtype) if usual else id(buffer)].append((buffer, values))
+        # Compared by value: BatchNorm writes without counting a version. Together, as a GPU is waited for each time.
         # Written only if need be: a graph that the caller holds may have saved the buffer.
-        for group, values in packed:
-            for module, name, buffer in group:
-                module._buffers[name] = buffer  # a module may have assigned another tensor instead of writing into it
-            if not torch.equal(_packed(group), values):
-                for (*_, buffer), value in zip(group, values.split([len(b.flatten()) for *_, b in group]), strict=True):
-                    if not torch.equal(buffer.flatten(), value):
-                        with torch.no_grad():
-                            buffer.copy_(value.view_as(buffer))
+        with torch.no_grad():
+            for pairs in alike.values():
+                now, then = ([tensor.flatten() for tensor in each] for each in zip(*pairs, strict=True))
+                if len(pairs) == 1 or not torch.equal(torch.cat(now), torch.cat(then)):
+                    for buffer, values in pairs:
+                        if not torch.equal(buffer, values):
+                            buffer.copy_(values)
         for parameter, grad, requires_grad in parameters:
             if parameter.requires_grad != requires_grad:
                 parameter.requires_grad_(requires_grad)
             parameter.grad = grad
 
     return restore
-
-
-@torch.no_grad()
-def _packed(group: Sequence[tuple[Any, str, Tensor]]) -> Tensor:
-    """A copy of the values of buffers of one type."""
-    return torch.cat([buffer.flatten() for _, _, buffer in group])

@@ -127,9 +127,9 @@ def test_a_compiled_search(name, fold, there, device, request):
         for _ in range(3):  # the first calls of a CUDA graph warm up
             torch.manual_seed(0)
             found[compiled] = trainer.perturb(images, labels)
-    # TRADES starts where its gradient is nearly zero, so that rounding turns the first steps; so it does if the network is
-    # sure of an image, most of all if that may change little (PART).
-    least = 0.8 if name == "trades" else 0.98
+    # Rounding turns steps where the gradient is nearly zero: where TRADES starts, and where the network is sure of an image,
+    # most of all if that may change little (PART).
+    least = {"trades": 0.8, "part": 0.98}.get(name, 0.99)
     assert ((found[True] - found[False]).abs() < 1e-5).float().mean() > least
     assert torch.equal(found[True][salience], images[salience])
 

@@ -227,6 +227,18 @@ def test_other_precisions(dtype, network, images):
     assert (folded(images) - network(images)).abs().max() <= tolerance * network(images).abs().max()
 
 
+@pytest.mark.parametrize("narrow", [torch.bfloat16, torch.float16])
+def test_a_network_of_narrow_weights_is_folded_under_autocast_of_the_other_kind(narrow):
+    model = (
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 3), nn.BatchNorm2d(5)).to(narrow).eval()
+    )
+    model[1].running_mean.fill_(0.5)
+    with torch.autocast("cpu", torch.float16 if narrow == torch.bfloat16 else torch.bfloat16):
+        folded = FoldedModel(model)
+    images = torch.rand(2, 3, 8, 8, dtype=narrow)
+    assert torch.allclose(folded(images), model(images), atol=0.02)
+
+
 def test_under_autocast_gradients_are_as_close_to_float32_as_the_networks_own(network, images):
     def gradient(model, autocast):
         x = images.clone().requires_grad_()

@@ -90,6 +90,48 @@ def test_nested_and_concurrent_uses_restore_once_the_last_one_ends(network):
     assert all(module.training for module in network.modules())
 
 
+def buffers_of(kind):
+    if kind == "quantised":
+        return [torch.quantize_per_tensor(torch.tensor([v, 2 * v]), v / 2, 0, torch.quint8) for v in (0.01, 100.0)]
+    if kind == "integers":
+        return [torch.zeros(2), torch.tensor([2**24 + 1])]  # the latter is no float32
+    return [torch.ones(1, 3, 1).to(getattr(torch, kind)), torch.zeros(0).to(getattr(torch, kind)), torch.ones(2, 2)]
+
+
+@pytest.mark.parametrize("kind", ["quantised", "integers", "bfloat16", "float16", "float8_e4m3fn", "bool", "complex64"])
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
+def test_buffers_of_any_kind_are_put_back(kind, autocast):
+    module, values = nn.Module(), buffers_of(kind)
+    for number, buffer in enumerate(buffers_of(kind)):
+        module.register_buffer(str(number), buffer)
+    with torch.autocast("cpu", autocast), preserve_model_state(module):
+        for buffer in module.buffers():
+            if kind == "integers":
+                buffer.clamp_(max=2**24)
+            else:
+                buffer.copy_(buffer.flip(0).clone() if kind == "quantised" else torch.zeros_like(buffer))
+    assert all(map(torch.equal, values, module.buffers()))
+
+
+def test_only_buffers_that_were_changed_are_written_to():
+    module = nn.BatchNorm1d(3)
+    loss = (torch.ones(3, requires_grad=True) * module.running_mean).sum()
+    with preserve_model_state(module):
+        module.running_var.add_(1)
+    loss.backward()  # fails if what it needs was written to
+    assert torch.equal(module.running_var, torch.ones(3))
+
+
+def test_a_buffer_that_was_resized_does_not_keep_the_rest_from_being_put_back():
+    module = nn.BatchNorm1d(3)
+    module.register_buffer("scale", torch.ones(1))
+    with preserve_model_state(module):
+        module.scale.resize_(4).zero_()
+        module.running_mean.add_(1)
+    assert torch.equal(module.scale, torch.ones(4))
+    assert torch.equal(module.running_mean, torch.zeros(3))
+
+
 def test_something_that_is_no_network_is_left_alone():
     with preserve_model_state(lambda x: x):
         pass

@@ -194,4 +194,4 @@ def _module(value: Any) -> nn.Module | None:
 def _joined(*parts: Any) -> Any:
     """The results for parts of a batch: rows in one tensor, anything else in a list."""
     rows = isinstance(parts[0], Tensor) and parts[0].shape[:1] == (1,)
-    return torch.cat(parts) if rows else parts[0] if len(parts) == 1 else list(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(parts) if rows else list(parts)

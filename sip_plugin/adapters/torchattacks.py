@@ -122,7 +122,8 @@ def attack_batch(attack: Attack, batch: Batch, *, training: bool = False, alone:
             # The user's function says what it says of the whole batch.
             targets = iter(attack._target_map_function(_plain(attack, batch.images), batch.labels).split(size))
             stack.enter_context(patched_attribute(attack, "_target_map_function", lambda *_: next(targets)))
-        return torch.cat([_attack_part(attack, spec, part, training) for part in parts])
+        found = [_attack_part(attack, spec, part, training) for part in parts]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _attack_part(attack: Attack, spec: AttackSpec, batch: Batch, training: bool) -> Tensor:
