@@ -92,9 +92,29 @@ def comparison_summary() -> str:
     return "\n".join(lines)
 
 
-def comparison_verdict(preset: str = "cifar10-cpu") -> str:
+def comparison_verdict(preset: str = "cifar10-cpu", *methods: str) -> str:
     """The sentence beneath these rows: whether it is salience; of another preset shorter, as it follows that one."""
-    clean, *_, largest = gain("sip-s", "sip-random", preset)
+    if not methods:
+        words, figures, _ = _verdict("sip-s", preset)
+        return _paragraph(
+            f"""**{words}**: SIP-S against the control with a random map of the same size is {figures[0]} points on clean
+            images and {figures[1]} at 8/255 (95 % intervals over seeds and images)."""
+        )
+    seeds = _same(len(runs(preset)[method]) for method in methods)
+    sentences = []
+    for method in methods:
+        words, figures, control = _verdict(method, preset)
+        sentences.append(
+            f"**{words}**: {METHODS[method].label} against {control} {figures[0]} points on clean images, {figures[1]} at "
+            "8/255."
+        )
+    return _paragraph(" ".join(sentences) + f" {seeds} seeds each.")
+
+
+def _verdict(method: str, preset: str) -> tuple[str, list[Difference], str]:
+    control = METHODS[method].against
+    assert control is not None
+    clean, *_, largest = gain(method, control, preset)
     found = {
         (1, 0): "Here salience helps on clean images",
         (1, 1): "Here salience helps",
@@ -106,12 +126,7 @@ def comparison_verdict(preset: str = "cifar10-cpu") -> str:
         (0, -1): "Here random maps do better at 8/255",
         (-1, -1): "Here random maps do better than salience",
     }[clean.shown, largest.shown]
-    if preset != "cifar10-cpu":
-        return _paragraph(f"**{found}**: {clean} points on clean images, {largest} at 8/255.")
-    return _paragraph(
-        f"""**{found}**: SIP-S against the control with a random map of the same size is {clean} points on clean images and
-        {largest} at 8/255 (95 % intervals over seeds and images)."""
-    )
+    return found, [clean, largest], METHODS[control].label.removeprefix("control: ")
 
 
 def comparison_setting() -> str:
@@ -287,6 +302,7 @@ MAKERS: dict[str, Callable[..., str]] = {
     "published": report.published_table,
     "differences": report.differences_table,
     "against": report.against_table,
+    "controls": report.controls_table,
     "conclusions": conclusions,
     "table": committed_table,
     "comparison-summary": comparison_summary,

@@ -101,6 +101,8 @@ def _run(cells: list[Cell], options: argparse.Namespace) -> int:
         print(f"Another process is at: {', '.join(left)}.")
     if diverged:
         raise FloatingPointError(f"{' '.join(diverged)} Lower --learning-rate, for all cells of a table.")
+    if not left:
+        print(f"Done: {len(cells)} cell(s).")
     return 0
 
 

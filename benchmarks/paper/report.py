@@ -242,6 +242,19 @@ def against_table(method: str, ours: str) -> str:
     return "\n".join(lines)
 
 
+def controls_table(ours: str) -> str:
+    """What each row of a preset of ours has more than the row that it is to be compared with; as in `against_table`."""
+    lines = _head("")
+    for arch, runs in _results_so_far(ours).items():
+        for method, other in ((method, METHODS[method].against) for method in runs):
+            if other and (found := gains_over(runs, method, other)):
+                name = f"ours ({len(_shared_seeds(runs, method, other))}), {arch}"
+                lines.append(
+                    _row([f"{METHODS[method].label} against {METHODS[other].label}", name, *map(str, found.values())])
+                )
+    return "\n".join(lines)
+
+
 def conclusions(ours: str) -> str:
     """A sentence for each method of a preset: what its differences to Madry, and to one row more, show.
 

@@ -96,11 +96,13 @@ def unpack(state: Path, results: Path, work: Path) -> None:
             return
         folder, buffer = state / f"{generations[-1]}", io.BytesIO()
         for line in (folder / _INDEX).read_text().splitlines():
-            checksum, name = line.split()
-            piece = (folder / name).read_bytes()
+            checksum, _, name = line.partition("  ")
+            piece = (folder / name).read_bytes() if name else b""
             if hashlib.sha256(piece).hexdigest() != checksum:
-                raise ValueError(f"{folder / name} is damaged. Copy the folder again, or remove it to start anew.")
+                raise _damaged(folder / (name or _INDEX))
             buffer.write(piece)
+        if not buffer.tell():
+            raise _damaged(folder / _INDEX)
         cells: dict[Path, dict[str, tuple[float, bytes]]] = {}
         buffer.seek(0)
         with tarfile.open(fileobj=buffer) as archive:
@@ -133,4 +135,8 @@ def unpack(state: Path, results: Path, work: Path) -> None:
 
 
 def _generations(state: Path) -> list[int]:
-    return sorted(int(path.name) for path in state.glob("[0-9]*"))
+    return sorted(int(path.name) for path in state.glob("[0-9]*") if path.name.isdecimal())
+
+
+def _damaged(path: Path) -> ValueError:
+    return ValueError(f"{path} is damaged. Copy the folder again, or remove it to start anew.")

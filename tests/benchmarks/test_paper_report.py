@@ -74,10 +74,15 @@ def test_a_standard_row_without_a_seed_is_no_reason_to_leave_out_the_gains(resul
 
 @pytest.mark.results
 def test_the_committed_cells_are_the_presets():
+    pages = "".join(
+        (report.HERE.parents[1] / page).read_text() for page in ("docs/results.md", "benchmarks/paper/PAPER.md")
+    )
     for folder in (report.HERE.parent / "results" / "paper").iterdir():
         cells = {cell.name: cell for cell in PRESETS[folder.name].cells()}
         files = [path for path in (folder / "cells").glob("*.json") if ".report" not in path.name]
-        assert files
+        assert cells.keys() == {path.stem for path in files}
+        (parameters,) = {json.loads(path.read_text())["network"]["parameters"] for path in files}
+        assert f"{parameters:,} parameters" in pages
         for path in files:
             found, cell = json.loads(path.read_text()), cells[path.stem]
             assert cell.as_dict() == found["cell"]
@@ -86,12 +91,15 @@ def test_the_committed_cells_are_the_presets():
 
 
 @pytest.mark.results
-def test_the_committed_table_is_that_of_the_committed_cells(results, capsys):
-    committed = report.HERE.parent / "results" / "paper" / "cifar10-cpu"
-    shutil.copytree(committed / "cells", results / "again" / "cells")
-    report.write_report(PRESETS["cifar10-cpu"], results / "again")
+@pytest.mark.parametrize("preset", ["cifar10-cpu", "cifar10-cpu-maps", "cifar10-cpu-long"])
+def test_the_committed_table_is_that_of_the_committed_cells(preset, tmp_path, monkeypatch, capsys):
+    committed = report.HERE.parent / "results" / "paper"
+    for name in filter(None, (preset, PRESETS[preset].base)):
+        shutil.copytree(committed / name / "cells", tmp_path / name / "cells")
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    report.write_report(PRESETS[preset], tmp_path / preset)
     for name in ("table.md", "table.tex"):
-        assert (results / "again" / name).read_text() == (committed / name).read_text(), name
+        assert (tmp_path / preset / name).read_text() == (committed / preset / name).read_text(), name
 
 
 def test_the_picture_of_gains_is_of_the_seeds_that_all_rows_have(results, capsys):

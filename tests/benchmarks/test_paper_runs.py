@@ -270,6 +270,17 @@ def test_a_state_that_is_not_whole_is_refused_and_stays(place, tmp_path, capsys)
         assert contents(state) == before
 
 
+@pytest.mark.parametrize("left", [0, 40, -8])
+def test_a_list_of_pieces_that_is_cut_off_is_refused(left, place, tmp_path):
+    state, results, work = place
+    pack(state, results, work)
+    shutil.copytree(state / "1", state / "2.bak")  # is none
+    index = next(state.glob("1/pieces.txt"))
+    index.write_text(index.read_text()[:left])
+    with pytest.raises((ValueError, FileNotFoundError), match="state"):
+        unpack(state, tmp_path / "elsewhere", tmp_path / "there")
+
+
 @pytest.mark.parametrize("kind", ["work", "cells"])
 def test_of_state_and_work_the_newer_is_taken_all_or_nothing(kind, place):
     state, results, work = place
