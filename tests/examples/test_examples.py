@@ -154,7 +154,9 @@ def test_quickstart_on_digits(tmp_path, monkeypatch, capsys, quick_autoattack):
     quickstart = example("quickstart")
     monkeypatch.setitem(quickstart.BUDGET, "steps", 4)
     monkeypatch.setattr(quickstart, "TEST_EPS", (0.1, 0.3))
-    result = quickstart.main(["--epochs", "2", "--attacked", "3", "--seeds", "0", "1", "--out", str(tmp_path)])
+    result = quickstart.main(
+        ["--epochs", "2", "--attacked", "3", "--seeds", "0", "1", "--processes", "1", "--out", str(tmp_path)]
+    )
     printed = capsys.readouterr().out
     assert "300 training and 1497 test images" in printed
     assert "| SIP-AT (SIP-S) |" in printed
