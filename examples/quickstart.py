@@ -1,6 +1,6 @@
 """Train standard, Madry and SIP-AT networks on a few of scikit-learn's digits, and report their accuracy under AutoAttack.
 
-    python examples/quickstart.py        # about three minutes on two cores; writes to out/quickstart-digits/
+    python examples/quickstart.py        # about two minutes on two cores; writes to out/quickstart-digits/
 
 SIP-AT here is SIP-S: its salience maps come from the input gradient of the Madry network. The control has random maps with
 as many salient elements. The maps restrict training only: AutoAttack (standard version) may change every element.
@@ -14,6 +14,8 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from itertools import repeat
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -125,42 +127,44 @@ def picture(images: Tensor, maps: Tensor, perturbations: dict[str, Tensor], path
     figure.savefig(path, dpi=150)
 
 
-def run_seed(
-    seed: int, number: int, options: argparse.Namespace
-) -> tuple[dict[str, dict[str, Any]], dict[str, nn.Module]]:
-    """Train a network by each method, and attack it on test images that no other seed's are attacked on.
-
-    Returns:
-        What was found, and the networks.
-    """
+def train_all(seed: int, options: argparse.Namespace) -> dict[str, tuple[nn.Module, list[float]]]:
+    """A network trained by each method, from the same weights and with the same order of images; and its losses."""
     torch.set_num_threads(1)  # for images this small, several threads take longer than one
-    x, y, x_test, y_test = (part.to(options.device) for part in load_digits())
-    rows = slice(number * options.attacked, (number + 1) * options.attacked)
-    results: dict[str, dict[str, Any]] = {}
-    models: dict[str, nn.Module] = {}
+    x, y = (part.to(options.device) for part in load_digits()[:2])
+    trained: dict[str, tuple[nn.Module, list[float]]] = {}
     for method in METHODS:
-        torch.manual_seed(seed)  # the same initial weights and order of images for each method
-        model = models[method] = network().to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        torch.manual_seed(seed)
+        model: nn.Module = network().to(options.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         maps = None
         if method in ("sip-at", "random"):
-            maps = GradientSalience(models["madry"])(x)
+            maps = GradientSalience(trained["madry"][0])(x)
             if method == "random":  # as many elements, from a generator of its own
                 control = RandomLike(maps, seed)
                 maps = torch.stack([control[index] for index in range(len(control))])
         criterion = AdversarialTrainer(model, "sip-at" if method == "random" else method, **BUDGET)
         losses = train(criterion, x, y, options.epochs, f"{method}, seed {seed}", maps)
-        model.to(memory_format=torch.contiguous_format)
-        report = evaluate_robustness(model, (x_test[rows], y_test[rows]), eps=TEST_EPS, seed=seed)
-        report.to_json(options.out / f"{method}.{seed}.report.json")
-        results[method] = {
-            "seed": seed,
-            "clean_all": (model(x_test).argmax(1) == y_test).float().mean().item(),
-            "clean_attacked": report.clean_accuracy,
-            "robust": {f"{eps:g}": value for eps, value in report.robust_accuracy.items()},
-            "warnings": list(report.warnings),
-            "training_loss_per_epoch": losses,
-        }
-    return results, models
+        trained[method] = model.to(memory_format=torch.contiguous_format), losses  # type: ignore[call-overload]
+    return trained
+
+
+def attack(
+    method: str, number: int, trained: tuple[nn.Module, list[float]], options: argparse.Namespace
+) -> dict[str, Any]:
+    """What there is to say of a network; those of each seed are attacked on test images of their own."""
+    torch.set_num_threads(1)
+    (model, losses), seed = trained, options.seeds[number]
+    x, y = (part.to(options.device) for part in load_digits()[2:])
+    rows = slice(number * options.attacked, (number + 1) * options.attacked)
+    report = evaluate_robustness(model, (x[rows], y[rows]), eps=TEST_EPS, seed=seed)
+    report.to_json(options.out / f"{method}.{seed}.report.json")
+    return {
+        "seed": seed,
+        "clean_all": (model(x).argmax(1) == y).float().mean().item(),
+        "clean_attacked": report.clean_accuracy,
+        "robust": {f"{eps:g}": value for eps, value in report.robust_accuracy.items()},
+        "warnings": list(report.warnings),
+        "training_loss_per_epoch": losses,
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -171,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "--attacked", type=int, default=32, help="how many test images each seed's networks are attacked on"
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
-    parser.add_argument("--processes", type=int, default=2, help="how many seeds are run at once")
+    parser.add_argument("--processes", type=int, default=2, help="how many networks are trained, or attacked, at once")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path("out/quickstart-digits"), help="folder of the results")
     options = parser.parse_args(arguments)
@@ -180,14 +184,18 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     x, _, x_test, y_test = (part.to(options.device) for part in load_digits())
     print(f"{len(x)} training and {len(x_test)} test images; AutoAttack on {options.attacked} others for each seed.")
 
-    jobs = [(seed, number, options) for number, seed in enumerate(options.seeds)]
+    processes: Any = nullcontext()
     if options.processes > 1:
-        with ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn")) as pool:
-            done = list(pool.map(run_seed, *zip(*jobs, strict=True)))
-    else:
-        done = [run_seed(*job) for job in jobs]
-    results = {method: [found[method] for found, _ in done] for method in METHODS}
-    models = done[-1][1]
+        processes = ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn"))
+    with processes as pool:
+        run = pool.map if pool else map
+        trained = list(run(train_all, options.seeds, repeat(options)))
+        jobs = [
+            (method, number, models[method], options) for method in METHODS for number, models in enumerate(trained)
+        ]
+        found = list(run(attack, *zip(*jobs, strict=True)))
+    results = {m: [each for each, job in zip(found, jobs, strict=True) if job[0] == m] for m in METHODS}
+    standard, madry = (trained[-1][method][0] for method in ("standard", "madry"))
 
     settings = {"epochs": options.epochs, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "width": WIDTH}
     settings |= BUDGET | {"test_eps": TEST_EPS, "attacked": options.attacked, "seeds": list(options.seeds)}
@@ -196,9 +204,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     result["seconds"] = time.perf_counter() - began
     write_json(options.out / "result.json", result)
     write_text(options.out / "table.md", table(results))
-    attack, images = torchattacks.PGD(models["standard"], **BUDGET), (x_test[:4], y_test[:4])
-    maps = GradientSalience(models["madry"])(images[0])
-    changes = {"PGD": attack(*images), "PGD in SIPWrapper": SIPWrapper(attack, maps)(*images)}
+    pgd, images = torchattacks.PGD(standard, **BUDGET), (x_test[:4], y_test[:4])
+    maps = GradientSalience(madry)(images[0])
+    changes = {"PGD": pgd(*images), "PGD in SIPWrapper": SIPWrapper(pgd, maps)(*images)}
     changes = {name: adversarial - images[0] for name, adversarial in changes.items()}
     picture(images[0], maps, changes, options.out / "picture.png")
     print(f"\nAccuracy in per cent; networks trained at ε = {BUDGET['eps']}.\n\n{table(results)}\n{LOOK_AT}")
