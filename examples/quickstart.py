@@ -129,7 +129,6 @@ def picture(images: Tensor, maps: Tensor, perturbations: dict[str, Tensor], path
 
 def train_all(seed: int, options: argparse.Namespace) -> dict[str, tuple[nn.Module, list[float]]]:
     """A network trained by each method, from the same weights and with the same order of images; and its losses."""
-    torch.set_num_threads(1)  # for images this small, several threads take longer than one
     x, y = (part.to(options.device) for part in load_digits()[:2])
     trained: dict[str, tuple[nn.Module, list[float]]] = {}
     for method in METHODS:
@@ -151,7 +150,6 @@ def attack(
     method: str, number: int, trained: tuple[nn.Module, list[float]], options: argparse.Namespace
 ) -> dict[str, Any]:
     """What there is to say of a network; those of each seed are attacked on test images of their own."""
-    torch.set_num_threads(1)
     (model, losses), seed = trained, options.seeds[number]
     x, y = (part.to(options.device) for part in load_digits()[2:])
     rows = slice(number * options.attacked, (number + 1) * options.attacked)
@@ -180,21 +178,22 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--out", type=Path, default=Path("out/quickstart-digits"), help="folder of the results")
     options = parser.parse_args(arguments)
     began = time.perf_counter()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # for images this small, several threads take longer than one
     x, _, x_test, y_test = (part.to(options.device) for part in load_digits())
     print(f"{len(x)} training and {len(x_test)} test images; AutoAttack on {options.attacked} others for each seed.")
 
     processes: Any = nullcontext()
     if options.processes > 1:
-        processes = ProcessPoolExecutor(options.processes, multiprocessing.get_context("spawn"))
+        spawn = multiprocessing.get_context("spawn")
+        processes = ProcessPoolExecutor(options.processes, spawn, torch.set_num_threads, (1,))
     with processes as pool:
         run = pool.map if pool else map
         trained = list(run(train_all, options.seeds, repeat(options)))
         jobs = [
             (method, number, models[method], options) for method in METHODS for number, models in enumerate(trained)
         ]
-        found = list(run(attack, *zip(*jobs, strict=True)))
-    results = {m: [each for each, job in zip(found, jobs, strict=True) if job[0] == m] for m in METHODS}
+        found = run(attack, *zip(*jobs, strict=True))
+        results = {method: [next(found) for _ in trained] for method in METHODS}
     standard, madry = (trained[-1][method][0] for method in ("standard", "madry"))
 
     settings = {"epochs": options.epochs, "batch_size": BATCH_SIZE, "learning_rate": LEARNING_RATE, "width": WIDTH}

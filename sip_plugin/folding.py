@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from types import MethodType
 from typing import Any
 
@@ -64,11 +64,12 @@ class FoldedModel(nn.Module):
             return self._fold()
         for module, twin in self._shared:
             _take_over(module, twin)
-        known = _scales_shifts([norm for norm, _ in self._norms] + [norm for _, norm, _ in self._pairs])
-        for (_, twin), found in zip(self._norms, known, strict=False):
-            for ours, new in zip((twin.scale, twin.shift), found, strict=True):
+        found = _scales_shifts([norm for norm, _ in self._norms] + [norm for _, norm, _ in self._pairs])
+        for norm, twin in self._norms:
+            for ours, new in zip((twin.scale, twin.shift), found[norm], strict=True):
                 ours.copy_(new)
-        for (layer, _, twin), (scale, shift) in zip(self._pairs, known, strict=True):
+        for layer, norm, twin in self._pairs:
+            scale, shift = found[norm]
             _take_attributes(layer, twin)
             torch.mul(layer.weight, scale.view(-1, *[1] * (layer.weight.dim() - 1)), out=twin.weight)
             twin.bias.copy_(shift if layer.bias is None else shift + layer.bias * scale)
@@ -149,7 +150,7 @@ class _ScaleShift(nn.Module):
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
-        ((scale, shift),) = _scales_shifts([norm])
+        scale, shift = map(torch.clone, _scales_shifts([norm])[norm])
         for name, value in {"scale": scale, "shift": shift, "zero": 0 * scale, "one": 0 * scale + 1}.items():
             self.register_buffer(name, value)
 
@@ -214,10 +215,10 @@ def _has_hooks(module: nn.Module) -> bool:
     return "forward" in vars(module) or any(vars(module).get(name) for name in HOOKS)
 
 
-def _scales_shifts(norms: Sequence[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    """What each BatchNorm multiplies by and adds, in float32 at least; together, as each operation is dear on a GPU."""
+def _scales_shifts(norms: Iterable[Any]) -> dict[Any, Tensor]:
+    """What each BatchNorm multiplies by and adds, ``(2, channels)``; together, as each operation is dear on a GPU."""
     alike: dict[Any, list[Any]] = defaultdict(list)
-    found: dict[Any, tuple[Tensor, Tensor]] = {}
+    found: dict[Any, Tensor] = {}
     for norm in norms:
         alike[norm.running_var.device, norm.running_var.dtype, norm.eps].append(norm)
     for (_, dtype, eps), group in alike.items():
@@ -230,9 +231,8 @@ def _scales_shifts(norms: Sequence[Any]) -> Iterator[tuple[Tensor, Tensor]]:
         variance, mean, weight, bias = (torch.cat([t.to(wide) for t in each]) for each in zip(*parts, strict=True))
         scale = (variance + eps).rsqrt() * weight
         shift = bias - mean * scale
-        sizes = [len(norm.running_var) for norm in group]
-        found |= zip(group, zip(scale.split(sizes), shift.split(sizes), strict=True), strict=True)
-    return (found[norm] for norm in norms)
+        found |= zip(group, torch.stack((scale, shift)).split([len(n.running_var) for n in group], 1), strict=True)
+    return found
 
 
 def _twin(module: nn.Module, twins: dict[nn.Module, nn.Module]) -> nn.Module:

@@ -127,10 +127,12 @@ def test_a_compiled_search(name, fold, there, device, request):
         for _ in range(3):  # the first calls of a CUDA graph warm up
             torch.manual_seed(0)
             found[compiled] = trainer.perturb(images, labels)
-    # Rounding turns steps where the gradient is nearly zero: where TRADES starts, and where the network is sure of an image,
-    # most of all if that may change little (PART).
-    least = {"trades": 0.8, "part": 0.98}.get(name, 0.99)
-    assert ((found[True] - found[False]).abs() < 1e-5).float().mean() > least
+    # TRADES starts where its gradient is nearly zero, so that rounding turns the first steps. So is all the gradient of an
+    # image that the network is sure of but for rounding.
+    least = 0.8 if name == "trades" else 0.99
+    unsure = network(images).softmax(1).amax(1) < 1 - 1e-6
+    assert unsure.sum() >= len(images) - 1
+    assert ((found[True] - found[False]).abs() < 1e-5)[unsure].float().mean() > least
     assert torch.equal(found[True][salience], images[salience])
 
 

@@ -16,7 +16,7 @@ from benchmarks.paper.networks import NETWORKS
 from benchmarks.paper.presets import PRESETS, Preset
 from benchmarks.paper.settings import differences
 from sip_plugin.evaluation import RobustnessReport
-from sip_plugin.evaluation.comparison import RobustnessComparison, Spread
+from sip_plugin.evaluation.comparison import Spread
 from sip_plugin.evaluation.eps import EpsDict
 from sip_plugin.utils import atomic_write
 
@@ -112,24 +112,30 @@ def _check_one_table(results: dict[Path, dict[str, Any]]) -> None:
 def write_report(preset: Preset, folder: Path, seeds: Sequence[int] | None = None) -> None:
     """Write ``table.md``, ``table.tex`` and the curves beside the results, and print the table; see `read_results`.
 
-    ``curves.png`` has the accuracies, ``gains.png`` the differences to Madry over the seeds that all rows have; for
+    ``curves.png`` has the accuracies, ``gains.png`` the differences to Madry where every row has Madry's seeds; for
     ``shares.png`` of a preset with maps of several sizes see `draw_shares`.
     """
     runs = read_results(preset, folder, seeds)
-    comparison = _compared(runs)
+    comparison = RobustnessReport.compare(
+        {
+            NETWORK_NAMES.get(arch, arch): {
+                METHODS[method].label: list(reports.values()) for method, reports in rows.items()
+            }
+            for arch, rows in runs.items()
+        },
+        references=[REFERENCE] if any("standard" in rows for rows in runs.values()) else [],
+    )
     comparison.to_markdown(folder / "table.md")
     comparison.to_latex(folder / "table.tex")
     comparison.plot(folder / "curves.png")
     written = "table.md, table.tex, curves.png"
-    drawn = [set(reports) for rows in runs.values() for method, reports in rows.items() if method != "standard"]
-    shared = set.intersection(*drawn) if drawn and all("madry" in rows for rows in runs.values()) else set()
-    if shared:
-        gains = {a: {m: {s: r[s] for s in r if s in shared} for m, r in rows.items()} for a, rows in runs.items()}
-        _compared(gains).plot(folder / "gains.png", relative_to=METHODS["madry"].label)
+    drawn = [(rows, reports) for rows in runs.values() for method, reports in rows.items() if method != "standard"]
+    if all(list(reports) == list(rows.get("madry", ())) for rows, reports in drawn):
+        comparison.plot(folder / "gains.png", relative_to=METHODS["madry"].label)
         written += ", gains.png"
     else:
         (folder / "gains.png").unlink(missing_ok=True)  # of other cells
-        written += " (no gains.png: there is no seed that all rows have, with one of Madry's)"
+        written += " (no gains.png: not every row has the seeds of a row of Madry's)"
     if preset.base and len(runs) == 1 and any("madry" in rows for rows in runs.values()):
         draw_shares(preset, folder, seeds)
         written += ", shares.png"
@@ -221,10 +227,8 @@ def differences_table(ours: str, dataset: str | None = None) -> str:
             rows.append((method, f"paper, {NETWORK_NAMES[arch]}", gains))
     for arch, runs in _results_so_far(ours).items():
         for method in runs:
-            if found := gains_over(runs, method, "madry"):
-                rows.append(
-                    (method, f"ours ({len(_shared_seeds(runs, method, 'madry'))}), {arch}", [*map(str, found.values())])
-                )
+            if found := _gains(runs, arch, method, "madry"):
+                rows.append((method, *found))
     for method in METHODS:
         if method not in ("standard", "madry"):
             lines += [_row([METHODS[method].label, name, *gains]) for of, name, gains in rows if of == method]
@@ -236,9 +240,8 @@ def against_table(method: str, ours: str) -> str:
     lines = _head(f"{METHODS[method].label} against")
     for arch, runs in _results_so_far(ours).items():
         for other in runs:
-            if found := gains_over(runs, method, other):
-                name = f"ours ({len(_shared_seeds(runs, method, other))}), {arch}"
-                lines.append(_row([METHODS[other].label, name, *map(str, found.values())]))
+            if found := _gains(runs, arch, method, other):
+                lines.append(_row([METHODS[other].label, found[0], *found[1]]))
     return "\n".join(lines)
 
 
@@ -247,11 +250,8 @@ def controls_table(ours: str) -> str:
     lines = _head("")
     for arch, runs in _results_so_far(ours).items():
         for method, other in ((method, METHODS[method].against) for method in runs):
-            if other and (found := gains_over(runs, method, other)):
-                name = f"ours ({len(_shared_seeds(runs, method, other))}), {arch}"
-                lines.append(
-                    _row([f"{METHODS[method].label} against {METHODS[other].label}", name, *map(str, found.values())])
-                )
+            if other and (found := _gains(runs, arch, method, other)):
+                lines.append(_row([f"{METHODS[method].label} against {METHODS[other].label}", found[0], *found[1]]))
     return "\n".join(lines)
 
 
@@ -287,16 +287,13 @@ def gains_over(runs: dict[str, dict[int, RobustnessReport]], method: str, other:
     return paired_differences(*([runs[name][seed] for seed in seeds] for name in (method, other)))
 
 
-def _compared(runs: Runs) -> RobustnessComparison:
-    """A row for each method that has been run, a group for each network."""
-    found = {
-        NETWORK_NAMES.get(arch, arch): {
-            METHODS[m].label: list(reports.values()) for m, reports in rows.items() if reports
-        }
-        for arch, rows in runs.items()
-    }
-    references = [REFERENCE] if any(REFERENCE in rows for rows in found.values()) else []
-    return RobustnessReport.compare(found, references=references)
+def _gains(
+    runs: dict[str, dict[int, RobustnessReport]], arch: str, method: str, other: str
+) -> tuple[str, list[str]] | None:
+    """As `gains_over`, as cells of a table; and whose they are, of how many seeds."""
+    found = gains_over(runs, method, other)
+    whose = f"ours ({len(_shared_seeds(runs, method, other))}), {arch}"
+    return None if found is None else (whose, [*map(str, found.values())])
 
 
 def _shared_seeds(runs: dict[str, dict[int, RobustnessReport]], *methods: str) -> list[int]:

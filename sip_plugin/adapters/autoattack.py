@@ -106,8 +106,7 @@ class SalienceAutoAttack(SalienceAttack):
         def run(alone: bool) -> Any:
             if alone and kwargs.get("state_path") is not None:
                 raise ValueError("one_by_one runs one evaluation an image, which one state_path cannot hold.")
-            found = [evaluate(part) for part in batch.split(1 if alone else len(images))]
-            return found[0] if len(found) == 1 else map_tensors(lambda *parts: torch.cat(parts), *found)
+            return batch.in_parts(1 if alone else len(images), evaluate)
 
         with self._lock, preserve_model_state(self.wrapped.model):
             # The batch size under either package's name for it; the original also takes it by position.

@@ -77,6 +77,11 @@ class Batch:
             return [self]
         return [self.take(slice(start, start + size)) for start in range(0, count, size)]
 
+    def in_parts(self, size: int, run: Callable[[Batch], _Result]) -> _Result:
+        """What ``run`` gives for ``size`` images at a time, joined tensor by tensor; as it is where that is all of them."""
+        found = list(map(run, self.split(size)))
+        return found[0] if len(found) == 1 else map_tensors(lambda *parts: torch.cat(parts), *found)
+
 
 class SalienceAttack:
     """An attack of another library whose every step leaves salient elements alone.

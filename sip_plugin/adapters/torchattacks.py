@@ -116,14 +116,12 @@ def attack_batch(attack: Attack, batch: Batch, *, training: bool = False, alone:
     if spec.contiguous in ("any", getattr(attack, "norm", "none")):
         batch = dataclasses.replace(batch, images=batch.images.contiguous(), salience=batch.salience.contiguous())
     size = 1 if alone or (spec.alone and batch.marked) else _images_at_once(attack, len(batch.images))
-    parts = batch.split(size)
     with call_lock(attack), preserve_model_state(attack.model), ExitStack() as stack:
-        if len(parts) > 1 and attack.attack_mode == "targeted(custom)":
+        if size < len(batch.images) and attack.attack_mode == "targeted(custom)":
             # The user's function says what it says of the whole batch.
             targets = iter(attack._target_map_function(_plain(attack, batch.images), batch.labels).split(size))
             stack.enter_context(patched_attribute(attack, "_target_map_function", lambda *_: next(targets)))
-        found = [_attack_part(attack, spec, part, training) for part in parts]
-        return found[0] if len(found) == 1 else torch.cat(found)
+        return batch.in_parts(size, lambda part: _attack_part(attack, spec, part, training))
 
 
 def _attack_part(attack: Attack, spec: AttackSpec, batch: Batch, training: bool) -> Tensor:

@@ -102,14 +102,10 @@ def test_the_committed_table_is_that_of_the_committed_cells(preset, tmp_path, mo
         assert (tmp_path / preset / name).read_text() == (committed / preset / name).read_text(), name
 
 
-def test_the_picture_of_gains_is_of_the_seeds_that_all_rows_have(results, capsys):
+def test_no_picture_of_gains_is_left_where_a_row_lacks_a_seed(results, capsys):
     folder = results / "cifar10-cpu"
     report.write_report(PRESETS["cifar10-cpu"], folder)
-    gains = (folder / "gains.png").read_bytes()
     next((folder / "cells").glob("*-sip-s-seed1.json")).unlink()
-    report.write_report(PRESETS["cifar10-cpu"], folder)
-    assert (folder / "gains.png").read_bytes() != gains
-    next((folder / "cells").glob("*-madry-seed0.json")).unlink()
     report.write_report(PRESETS["cifar10-cpu"], folder)
     assert not (folder / "gains.png").exists()
     assert "no gains.png" in capsys.readouterr().out
